@@ -1,0 +1,7 @@
+"""NAYER kit: data-free knowledge distillation with noisy layers, taught and reproduced.
+
+The files read in the paper's order: text, generator, classifiers, losses, memory, methods, distill, results.
+Nothing happens at import: no download, no global seed, no heavy library.
+"""
+
+__version__ = "0.1.0"

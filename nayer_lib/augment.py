@@ -1,0 +1,37 @@
+"""Random crop and flip of a batch: per image, on the batch's device, differentiable.
+
+One gather does both. Library transforms draw one crop for a whole batch, or leave the device.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator) -> Tensor:
+    """Shift each image by a whole number of pixels, up to `padding` a side, zeros coming in; mirror half of them.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]; zeros are black there, before any normalisation.
+        padding: pixels; 4 for CIFAR (`method.md` 3.4, 3.5).
+        flip: mirror each image with probability 1/2.
+        rng: on the images' device.
+
+    Returns:
+        (B, C, H, W); the gradient of each pixel goes back to the pixel it came from.
+    """
+    batch, channels, height, width = images.shape
+    device = images.device
+
+    def offsets() -> Tensor:
+        return torch.randint(2 * padding + 1, (batch, 1), generator=rng, device=device)
+
+    rows = offsets() + torch.arange(height, device=device)
+    columns = torch.arange(width, device=device).expand(batch, -1)
+    if flip:
+        mirrored = torch.rand(batch, 1, generator=rng, device=device) < 0.5
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+    columns = offsets() + columns
+    pixels = rows.unsqueeze(2) * (width + 2 * padding) + columns.unsqueeze(1)
+    padded = F.pad(images, [padding] * 4).flatten(2)
+    return padded.gather(2, pixels.view(batch, 1, -1).expand(-1, channels, -1)).view_as(images)

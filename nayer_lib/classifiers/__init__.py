@@ -1,0 +1,35 @@
+"""The networks that teach and learn: `build` makes one from its name."""
+
+import re
+
+from torch import nn
+
+from ..errors import unknown
+from .resnet import dafl_resnet, he_resnet, imagenet_resnet50
+from .vgg import VGG11
+from .wide_resnet import WideResNet
+
+BUILDERS = {
+    "resnet18": lambda *shape: dafl_resnet(18, *shape),
+    "resnet34": lambda *shape: dafl_resnet(34, *shape),
+    "resnet20": lambda *shape: he_resnet(20, *shape),
+    "resnet44": lambda *shape: he_resnet(44, *shape),
+    "resnet50": imagenet_resnet50,
+    "vgg11": VGG11,
+}
+KNOWN = (*BUILDERS, "wrn10_half", "wrn10_1", "wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2")
+
+
+def build(name: str, num_classes: int, channels: int = 3) -> nn.Module:
+    """The freshly initialised network called `name`: one of `KNOWN`, or any `wrn{d}_{k}` with d = 6n+4.
+
+    It maps (B, channels, H, W) *normalised* images to (B, num_classes) logits, and its only `nn.Linear` is the head,
+    whose input is the pooled features. `k` is a whole number or `half`.
+    Errors: `UserError` for a name that is not known and for a wide ResNet's depth that is not 6n+4.
+    """
+    if name in BUILDERS:
+        return BUILDERS[name](num_classes, channels)
+    if wrn := re.fullmatch(r"wrn(\d+)_([1-9]\d*|half)", name):
+        depth, widen = wrn.groups()
+        return WideResNet(int(depth), 0.5 if widen == "half" else int(widen), num_classes, channels)
+    raise unknown("network", name, KNOWN)

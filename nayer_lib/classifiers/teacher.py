@@ -1,0 +1,224 @@
+"""The frame around every network that classifies: T and S, their normalisation, their files, T's training.
+
+An image is float NCHW in [0, 1] everywhere in this kit; a `Classifier` carries its own normalisation as its first
+layer, so nobody else ever normalises.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import files
+from ..errors import MissingFile, UserError
+from ..text.labels import check_names
+from . import build
+
+
+class Classifier(nn.Module):
+    """A network with its normalisation and its class names.
+
+    Args:
+        net: maps normalised images (B, C, H, W) to logits (B, K); its last nn.Linear is the head.
+        class_names: K names, in the order of the logits.
+        mean, std: C numbers each, in [0, 1] units: what the network was trained with.
+        name: the architecture's name in `classifiers.build`; "" if it is not one of ours.
+    """
+
+    def __init__(
+        self, net: nn.Module, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float], name: str = ""
+    ):
+        super().__init__()
+        if len(mean) != len(std) or min(std) <= 0:
+            raise UserError(f"normalisation needs one mean and one positive std a channel, not {mean} and {std}.")
+        self.net = net
+        self.class_names = check_names(class_names)
+        self.name = name
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.register_buffer("_mean", torch.tensor(self.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """(B, C, H, W) in [0, 1] -> logits (B, K), and on request the head's input (B, d): the pooled features."""
+        normalised = (images - self._mean) / self._std
+        if not return_features:
+            return self.net(normalised)
+        head = [module for module in self.net.modules() if isinstance(module, nn.Linear)][-1]
+        seen = []
+        handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            return self.net(normalised), seen[0]
+        finally:
+            handle.remove()
+
+    def batch_norms(self) -> list[nn.BatchNorm2d]:
+        """Its BatchNorm2d layers, in the order of definition: where L_BN looks."""
+        return [module for module in self.net.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def freeze(self) -> "Classifier":
+        """Eval mode and no gradients to its weights: a teacher. Gradients still flow through it to the images."""
+        return self.eval().requires_grad_(False)
+
+
+def make_classifier(
+    name: str, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float], seed: int
+) -> Classifier:
+    """A freshly initialised network of `classifiers.build` in its frame; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build(name, len(class_names), channels=len(mean))
+    return Classifier(net, class_names, mean, std, name)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def save_classifier(path: Path, classifier: Classifier, **provenance) -> None:
+    """Write weights as safetensors; the header has architecture, class names, normalisation and `provenance`."""
+    header = {
+        "network": classifier.name,
+        "class_names": classifier.class_names,
+        "mean": classifier.mean,
+        "std": classifier.std,
+        **provenance,
+    }
+    files.save_tensors(path, classifier.net.state_dict(), header)
+
+
+def load_classifier(path: Path) -> Classifier:
+    """Read a classifier of ours, whole: network, names, normalisation.
+
+    Raises:
+        MissingFile, UserError: no such file; cut short; not one of ours; weights of another network (keys named).
+    """
+    tensors, header = files.load_tensors(path)
+    missing = {"network", "class_names", "mean", "std"} - set(header)
+    if missing:
+        raise UserError(f"{path} is not a classifier of this kit (no {', '.join(sorted(missing))} in its header).")
+    classifier = make_classifier(header["network"], header["class_names"], header["mean"], header["std"], seed=0)
+    load_weights(classifier.net, tensors, path)
+    return classifier.eval()
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The weights of a foreign checkpoint: safetensors, or a torch file with a state_dict inside or as a whole.
+
+    `module.` prefixes of data-parallel training are dropped. Nothing is ever unpickled: a torch file is read with
+    weights_only, and one that holds anything but tensors and plain numbers is refused.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        weights = files.load_tensors(path)[0]
+    elif not path.is_file():
+        raise MissingFile(f"{path} does not exist.")
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds here; to the user they are one
+            raise UserError(
+                f"{path} cannot be read as weights: it is cut short, or holds more than tensors "
+                f"and is not executed for safety ({type(error).__name__})."
+            ) from error
+        weights = content.get("state_dict", content) if isinstance(content, dict) else {}
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{path} holds no state_dict: save `model.state_dict()` and pass that.")
+    return {key.removeprefix("module."): value for key, value in weights.items()}
+
+
+def load_weights(net: nn.Module, weights: dict[str, Tensor], source: object) -> None:
+    """Load strictly; the error names missing, unexpected and misshapen keys in one sentence."""
+    own = net.state_dict()
+    problems = {
+        # Old checkpoints do not count batches; torch starts that counter at 0.
+        "missing": {k for k in own.keys() - weights.keys() if not k.endswith("num_batches_tracked")},
+        "unexpected": weights.keys() - own.keys(),
+        "of another shape": {k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape},
+    }
+    told = [f"{kind}: {', '.join(sorted(keys)[:3])} ({len(keys)})" for kind, keys in problems.items() if keys]
+    if told:
+        raise UserError(f"{source} holds weights of another network ({'; '.join(told)}): check the network's name.")
+    net.load_state_dict(dict(weights))
+
+
+def teacher_path(dataset: str, network: str) -> Path:
+    """Where the kit keeps the teacher of a data set."""
+    return files.data_dir() / "teachers" / f"{dataset}-{network}.safetensors"
+
+
+def load_teacher(dataset: str, network: str, checkpoint: Path | None = None) -> Classifier:
+    """A frozen teacher: the kept one of a data set, or `checkpoint` (a file of `save_classifier`).
+
+    Raises:
+        MissingFile: there is none; the sentence says how to train it.
+    """
+    path = Path(checkpoint) if checkpoint else teacher_path(dataset, network)
+    if not path.is_file():
+        raise MissingFile(
+            f"no teacher for {dataset}/{network}: run `python -m nayer_lib teacher --dataset {dataset} "
+            f"--network {network}` or pass checkpoint=..."
+        )
+    return load_classifier(path).freeze()
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a teacher is trained. The defaults are appendix A.1's."""
+
+    epochs: int = 200
+    batch: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    one_cycle: bool = False  # else cosine annealing
+
+
+RECIPES = {"paper": Recipe(), "digits": Recipe(epochs=15, batch=64, nesterov=True, one_cycle=True)}
+
+
+def train_classifier(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    augment: Callable[[Tensor, torch.Generator], Tensor],
+    recipe: Recipe,
+    seed: int,
+) -> Iterator[float]:
+    """Supervised training on real data, one yield of the mean loss an epoch; the classifier is trained in place.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) class ids.
+        augment: a batch in [0, 1] and a generator -> the augmented batch.
+    """
+    device = images.device
+    rng = torch.Generator(device).manual_seed(seed)
+    optimizer = torch.optim.SGD(
+        classifier.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+    )
+    steps = max(1, len(images) // recipe.batch) * recipe.epochs
+    schedule = (
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
+        if recipe.one_cycle
+        else torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    )
+    for _ in range(recipe.epochs):
+        classifier.train()
+        order = torch.randperm(len(images), generator=rng, device=device)
+        total = torch.zeros((), device=device)
+        batches = [batch for batch in order.split(recipe.batch) if len(batch) == recipe.batch] or [order]
+        for batch in batches:
+            loss = F.cross_entropy(classifier(augment(images[batch].float() / 255, rng)), labels[batch])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.detach()
+        yield total.item() / len(batches)
+    classifier.eval()

@@ -1,0 +1,126 @@
+"""Algorithm 1's outer loop, for every method, and the one function that sets a run up."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .classifiers.teacher import Classifier, load_teacher, make_classifier
+from .config import Config, check
+from .datasets import dataset, load_split
+from .errors import UserError, unknown
+from .evaluate import Evaluator, Scores
+from .methods import METHODS
+from .methods.base import Method, NonFiniteLoss, SynthesisReport
+from .text.lte_pool import LTEPool, load_pool, pool_path
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch did.
+
+    Attributes:
+        epoch: counted from 0, warm-up included.
+        rounds: the reports of its synthesis rounds.
+        images: images in the memory at its end.
+        student_loss: mean of Eq. 6 over its steps; None in warm-up.
+        scores: of the student on the test split; None in warm-up.
+        seconds: wall time of "synthesis", "student" and "evaluation".
+    """
+
+    epoch: int
+    rounds: list[SynthesisReport]
+    images: int
+    student_loss: float | None
+    scores: Scores | None
+    seconds: dict[str, float]
+
+
+def distill(method: Method, evaluate: Callable[[Classifier], Scores], start: int = 0) -> Iterator[Epoch]:
+    """Algorithm 1 for any method, one `Epoch` at a time. It prints nothing and draws nothing: its caller does.
+
+    Args:
+        method: holds the student, which is trained in place.
+        evaluate: scores the student after each distillation epoch, e.g. an `Evaluator`.
+        start: the first epoch to run, for a method whose state was loaded.
+
+    Raises:
+        NonFiniteLoss: a loss became NaN or infinite; the epochs before were yielded.
+    """
+    config = method.config
+    for epoch in range(start, config.total_epochs):  # line 3
+        warmup = epoch < config.warmup_epochs
+        rounds, losses, seconds = [], [], {"synthesis": 0.0, "student": 0.0, "evaluation": 0.0}
+        if not warmup:
+            for group in method.student_optimizer.param_groups:
+                group["lr"] = config.lr(epoch)
+        method.begin_epoch(epoch)
+        for _ in range(method.repeats):
+            with _timed(seconds, "synthesis", method.device):
+                for _ in range(config.synthesis_rounds(epoch)):  # lines 4-11
+                    rounds.append(method.synthesize(epoch))
+            with _timed(seconds, "student", method.device):
+                for _ in range(0 if warmup else config.student_steps):  # lines 12-14
+                    losses.append(method.student_step(method.sample(config.student_batch)))
+        student_loss, scores = None, None
+        if not warmup:
+            student_loss = torch.stack(losses).mean().item()
+            if not math.isfinite(student_loss):
+                raise NonFiniteLoss(
+                    f"L_S became NaN or infinite in epoch {epoch}: lower student_lr. What was saved before is whole."
+                )
+            with _timed(seconds, "evaluation", method.device):
+                scores = evaluate(method.student)
+        yield Epoch(epoch, rounds, len(method.memory), student_loss, scores, seconds)
+
+
+class _timed:
+    """Add a block's wall time to `seconds[name]`, after the device has finished it."""
+
+    def __init__(self, seconds: dict[str, float], name: str, device: torch.device):
+        self.seconds, self.name, self.device = seconds, name, device
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[self.name] += time.perf_counter() - self.start
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a run needs, ready to go: `distill(setup.method, setup.evaluate)`."""
+
+    method: Method
+    evaluate: Evaluator
+    pool: LTEPool
+
+
+def prepare(config: Config, checkpoint: Path | None = None, device: str | None = None) -> Setup:
+    """Load the teacher, the pool and the test split of a config, build a fresh student and the method.
+
+    Args:
+        checkpoint: a teacher of `save_classifier`; None takes the kit's own for the data set.
+        device: None takes the GPU where there is one.
+
+    Raises:
+        UserError, MissingFile: the teacher, the pool or the test split is missing or does not fit.
+    """
+    check(config)
+    if config.method not in METHODS:
+        raise unknown("method", config.method, METHODS)
+    facts = dataset(config.dataset)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = load_teacher(config.dataset, config.teacher, checkpoint).to(device)
+    if teacher.class_names != facts.class_names:
+        raise UserError(f"the teacher's class names are not those of {facts.name}, in its order.")
+    pool = load_pool(pool_path(config.dataset, config.encoder, config.prompt), facts.class_names)
+    test = load_split(config.dataset, "test").to(device)
+    student = make_classifier(config.student, facts.class_names, facts.mean, facts.std, config.seed).to(device)
+    method = METHODS[config.method](teacher, student, config, pool.table.to(device))
+    return Setup(method, Evaluator(teacher, test), pool)

@@ -1,0 +1,21 @@
+"""Mistakes a user can make, told in one sentence that says what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can put right. The command line prints the sentence and nothing else."""
+
+
+class MissingFile(UserError, FileNotFoundError):
+    """A file that has to be made, downloaded or named first."""
+
+
+def unknown(kind: str, name: object, known: Iterable[object]) -> UserError:
+    """The error for a name that is not in a list: it names the nearest one and then all of them."""
+    known = [str(choice) for choice in known]
+    lower = {choice.lower(): choice for choice in known}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.0)
+    hint = f" Did you mean {lower[near[0]]!r}?" if near else ""
+    return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")

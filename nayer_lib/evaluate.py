@@ -1,0 +1,78 @@
+"""Scores on real test images: the same ruler for teacher and student, in the same run."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .classifiers.teacher import Classifier
+from .datasets import Split
+from .errors import UserError
+from .losses import kl_per_image
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a classifier does on a test split.
+
+    Attributes:
+        accuracy: in [0, 1].
+        agreement: the share of images on which it predicts the teacher's class, in [0, 1].
+        kl: mean KL(teacher || classifier) at temperature 1, in nats.
+        per_class: (K,) accuracy of each class; nan for a class without a test image.
+        predictions: (N,) predicted classes.
+    """
+
+    accuracy: float
+    agreement: float
+    kl: float
+    per_class: Tensor
+    predictions: Tensor
+
+
+class Evaluator:
+    """Scores classifiers on one split against one teacher; the teacher's logits are computed once.
+
+    Raises:
+        UserError: a label that the teacher has no class for.
+    """
+
+    def __init__(self, teacher: Classifier, split: Split, batch: int = 1000):
+        self.classes = len(teacher.class_names)
+        highest = int(split.labels.max())
+        if highest >= self.classes:
+            raise UserError(f"the test labels go up to {highest}, the teacher has {self.classes} classes.")
+        self.split, self.batch = split, batch
+        self.teacher_logits = self.logits(teacher)
+        self.teacher = self.score(self.teacher_logits)
+
+    @torch.no_grad()
+    def logits(self, classifier: Classifier) -> Tensor:
+        """(N, K) logits in eval mode; the classifier's own mode is put back."""
+        was_training = classifier.training
+        classifier.eval()
+        rows = [classifier(images.float() / 255) for images in self.split.images.split(self.batch)]
+        classifier.train(was_training)
+        return torch.cat(rows)
+
+    def score(self, logits: Tensor) -> Scores:
+        """Scores of (N, K) logits on the split."""
+        labels, predictions = self.split.labels, logits.argmax(1)
+        right = (predictions == labels).float()
+        count = torch.bincount(labels, minlength=self.classes)
+        return Scores(
+            accuracy=right.mean().item(),
+            agreement=(predictions == self.teacher_logits.argmax(1)).float().mean().item(),
+            kl=kl_per_image(self.teacher_logits, logits).mean().item(),
+            per_class=torch.bincount(labels, weights=right, minlength=self.classes).cpu() / count.cpu(),
+            predictions=predictions.cpu(),
+        )
+
+    def __call__(self, classifier: Classifier) -> Scores:
+        """Score a classifier."""
+        return self.score(self.logits(classifier))
+
+    @property
+    def teacher_at_chance(self) -> bool:
+        """Whether the teacher is below twice the chance level: most often a wrong normalisation or class order."""
+        return self.teacher.accuracy < 2 / self.classes

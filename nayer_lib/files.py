@@ -1,0 +1,119 @@
+"""Where files lie, and the only ways this library reads and writes them.
+
+Weights and embeddings are safetensors with a JSON header of provenance. A file is written under a temporary name
+and then renamed, so a killed run leaves the old file or the new one and never half of one.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import MissingFile, UserError
+
+HEADER = "nayer"  # safetensors metadata maps strings to strings: our JSON stands under this one key
+
+
+def data_dir() -> Path:
+    """The kit's `data/` folder: `$NAYER_DATA`, else the one in the clone this package was installed from."""
+    folder = Path(os.environ.get("NAYER_DATA") or Path(__file__).parents[1] / "data")
+    if not (folder / "paper").is_dir():
+        raise MissingFile(
+            f"{folder} is not the kit's data folder: install from a clone with `pip install -e .`, "
+            "or let NAYER_DATA point at the clone's data/."
+        )
+    return folder
+
+
+def runs_dir() -> Path:
+    """Where runs are written: `$NAYER_RUNS`, else `runs/` beside `data/` (git ignores it)."""
+    return Path(os.environ.get("NAYER_RUNS") or data_dir().parent / "runs")
+
+
+def datasets_dir() -> Path:
+    """Where downloaded data sets are kept: `$NAYER_DATASETS`, else the user's cache."""
+    return Path(os.environ.get("NAYER_DATASETS") or Path.home() / ".cache" / "nayer-kit")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it onto `path` if the block ends well, remove it if not."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}. Choose a folder you can write to.") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}. What stood there before is untouched.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict) -> None:
+    """Write named tensors and their provenance as one safetensors file."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})
+        except SafetensorError as error:  # safetensors reports a full disk as its own error
+            raise UserError(f"cannot write {path}: {error}. What stood there before is untouched.") from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Read a file of `save_tensors`: the tensors (on the CPU) and the header.
+
+    Raises:
+        MissingFile: there is no such file.
+        UserError: the file is cut short, or is no safetensors file. The header is {} if another program wrote it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFile(f"{path} does not exist.")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, header
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}): make or download it again.") from error
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_hash(text: str) -> str:
+    """sha256 of a text, as hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tensors_hash(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names, shapes, types and values of named tensors, in name order, as hex."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,122 @@
+"""The terms of Eq. 5 and Eq. 6, one function a term.
+
+    L_Z = alpha_cls * L_CE - alpha_adv * L_KL + alpha_bn * L_BN        (Eq. 5, minimised over G and Z)
+    L_S = L_KL                                                         (Eq. 6, minimised over S)
+
+t and s are the logits (B, K) of teacher and student on the same images, y the pseudo-labels (B,).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .classifiers.teacher import Classifier
+from .errors import UserError
+
+
+def classification(t: Tensor, y: Tensor) -> Tensor:
+    """L_CE of Eq. 5: the mean cross-entropy of the teacher's logits with the pseudo-labels, in nats."""
+    return F.cross_entropy(t, y)
+
+
+def kl_per_image(t: Tensor, s: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(softmax(t / T) || softmax(s / T)) of each image, (B,), in nats; gradients flow through both."""
+    log_p = F.log_softmax(t / temperature, 1)
+    log_q = F.log_softmax(s / temperature, 1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def adversarial(t: Tensor, s: Tensor, mask: bool) -> Tensor:
+    """-L_KL of Eq. 5, at temperature 1: low where the student is far from the teacher.
+
+    With `mask` only images on which both predict the same class count (the released code has it, the paper does not:
+    docs/divergences.md, D7); the mean is over all B either way.
+    """
+    divergence = kl_per_image(t, s)
+    if mask:
+        divergence = divergence * (t.argmax(1) == s.argmax(1))
+    return -divergence.mean()
+
+
+def distillation(t: Tensor, s: Tensor, temperature: float) -> Tensor:
+    """L_S of Eq. 6: the mean KL at temperature T, times T^2 so that its gradient keeps its size."""
+    return kl_per_image(t, s, temperature).mean() * temperature**2
+
+
+class BatchNormLoss:
+    """L_BN of Eq. 5: how far a batch's statistics inside the teacher are from its BatchNorm layers' running ones.
+
+        L_BN = sum over layers of ||v_run - v'||_2 + ||mu_run - mu'||_2,   v' = (1 - m) v + m v_mem
+
+    v and mu are the biased variance and the mean of the layer's input over (N, H, W). The memory (v_mem, mu_mem) is
+    empty in the run's first round (v' = v) and is updated once a round by `end_round`. With m = 0.9 the batch's own
+    share is 0.1, and so is the gradient: the momentum is also a tenfold smaller weight (docs/divergences.md, D8).
+
+    The teacher is hooked only inside `with loss.armed():`, so the student phase pays nothing for it.
+
+    Raises:
+        UserError: the teacher has no BatchNorm2d; the sentence says how to go on without the term.
+    """
+
+    def __init__(self, teacher: Classifier, momentum: float):
+        self.layers = teacher.batch_norms()
+        if not self.layers:
+            raise UserError(
+                "this teacher has no BatchNorm2d layer for L_BN to look at: set alpha_bn=0 to drop the term."
+            )
+        self.momentum = momentum
+        self.memory: list[tuple[Tensor, Tensor]] = []
+        self._batch: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @contextmanager
+    def armed(self) -> Iterator[None]:
+        """Watch the inputs of the teacher's BatchNorm layers while the block runs."""
+
+        def watch(index: int):
+            def hook(_module, inputs):
+                self._batch[index] = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
+
+            return hook
+
+        handles = [layer.register_forward_pre_hook(watch(i)) for i, layer in enumerate(self.layers)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._batch.clear()
+
+    def __call__(self) -> Tensor:
+        """The loss of the batch that the teacher saw last, a scalar."""
+        total = []
+        for i, layer in enumerate(self.layers):
+            var, mean = self._batch[i]
+            if self.memory:
+                old_var, old_mean = self.memory[i]
+                var = (1 - self.momentum) * var + self.momentum * old_var
+                mean = (1 - self.momentum) * mean + self.momentum * old_mean
+            total += [torch.linalg.vector_norm(layer.running_var - var)]
+            total += [torch.linalg.vector_norm(layer.running_mean - mean)]
+        return torch.stack(total).sum()
+
+    def end_round(self) -> None:
+        """mem <- m * mem + (1 - m) * batch, from the round's last batch; the first time a copy."""
+        if not self.momentum:
+            return
+        batch = [tuple(x.detach() for x in self._batch[i]) for i in range(len(self.layers))]
+        m = self.momentum
+        self.memory = [
+            tuple(m * old + (1 - m) * new for old, new in zip(*pair, strict=True))
+            for pair in zip(self.memory or batch, batch, strict=True)
+        ]
+
+    def state_dict(self) -> dict:
+        """The memory, for an exact resume."""
+        return {"memory": self.memory}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        self.memory = [tuple(pair) for pair in state["memory"]]

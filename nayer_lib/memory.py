@@ -1,0 +1,105 @@
+"""The memory M (Algorithm 1, lines 11 and 13): every image made so far, on the device, one byte a pixel."""
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+
+
+class Memory:
+    """Images as uint8 with their label and the round that made them; a ring if `capacity` bounds it (Table 10).
+
+    Drawing walks through a shuffled order, so every image is seen once before any is seen twice; new images are in
+    the order as soon as they are added.
+
+    Args:
+        image_shape: (C, H, W).
+        capacity: images to keep, the oldest leaving first; None keeps all of them.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], device: torch.device | str, capacity: int | None = None):
+        if capacity is not None and capacity < 1:
+            raise UserError(f"the memory must hold at least one image, not {capacity}.")
+        self.capacity = capacity
+        self._images = torch.empty(0, *image_shape, dtype=torch.uint8, device=device)
+        self._labels = torch.empty(0, dtype=torch.long, device=device)
+        self._rounds = torch.empty(0, dtype=torch.long, device=device)
+        self._count = 0  # images held
+        self._next = 0  # where the next one goes
+        self._order = torch.empty(0, dtype=torch.long, device=device)  # what is left to draw of the present shuffle
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def images(self) -> Tensor:
+        """(N, C, H, W) uint8."""
+        return self._images[: self._count]
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) pseudo-labels."""
+        return self._labels[: self._count]
+
+    @property
+    def rounds(self) -> Tensor:
+        """(N,) the synthesis round that made each image, from 0."""
+        return self._rounds[: self._count]
+
+    def add(self, images: Tensor, labels: Tensor, round: int) -> None:
+        """M <- M + images: (B, C, H, W) in [0, 1], floored to uint8 as an image file would be; labels (B,)."""
+        batch = (images.detach() * 255).to(torch.uint8)
+        if self.capacity is not None:
+            batch, labels = batch[-self.capacity :], labels[-self.capacity :]
+        if self.capacity is None or self._count < self.capacity:
+            self._grow(self._next + len(batch))
+        room = len(self._images) if self.capacity is None else self.capacity
+        places = (self._next + torch.arange(len(batch), device=batch.device)) % room
+        self._images[places] = batch
+        self._labels[places] = labels
+        self._rounds[places] = round
+        self._next = (self._next + len(batch)) % room if self.capacity is not None else self._next + len(batch)
+        self._count = min(self._count + len(batch), room)
+        self._order = self._order[:0]
+
+    def draw(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """n images in [0, 1], (n, C, H, W), and their labels: Algorithm 1, line 13.
+
+        Raises:
+            UserError: the memory is empty.
+        """
+        if not self._count:
+            raise UserError("the memory is empty: run at least one synthesis round before the student learns.")
+        while len(self._order) < n:
+            shuffle = torch.randperm(self._count, generator=rng, device=self._order.device)
+            self._order = torch.cat([self._order, shuffle])
+        chosen, self._order = self._order[:n], self._order[n:]
+        return self._images[chosen].float() / 255, self._labels[chosen]
+
+    def _grow(self, needed: int) -> None:
+        """Make room for `needed` images by doubling: adding costs the same on average however many there are."""
+        if needed <= len(self._images):
+            return
+        rows = max(needed, 2 * len(self._images))
+        if self.capacity is not None:
+            rows = min(rows, self.capacity)
+        for name in ("_images", "_labels", "_rounds"):
+            old = getattr(self, name)
+            new = old.new_empty(rows, *old.shape[1:])
+            new[: len(old)] = old
+            setattr(self, name, new)
+
+    def state_dict(self) -> dict:
+        """All of it, for an exact resume."""
+        return {
+            "images": self.images.clone(),
+            "labels": self.labels.clone(),
+            "rounds": self.rounds.clone(),
+            "next": self._next,
+            "order": self._order.clone(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        self._images, self._labels, self._rounds = (state[k].clone() for k in ("images", "labels", "rounds"))
+        self._count, self._next, self._order = len(self._images), state["next"], state["order"].clone()

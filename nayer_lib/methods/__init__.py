@@ -1,0 +1,5 @@
+"""Every method behind one seam (`base.Method`): a new paper is one file and one line here."""
+
+from .nayer import Nayer
+
+METHODS = {"nayer": Nayer}

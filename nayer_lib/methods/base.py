@@ -1,0 +1,147 @@
+"""The seam behind every row of Table 1: how images are made, and how the student learns from them.
+
+`distill()` runs every method the same way; a method overrides what makes it different. The defaults are NAYER-like.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import losses
+from ..augment import crop_and_flip
+from ..classifiers.teacher import Classifier
+from ..config import Config
+from ..datasets import dataset
+from ..errors import UserError
+from ..memory import Memory
+
+
+class NonFiniteLoss(UserError):
+    """A loss became NaN or infinite; the sentence names the term. What was saved before is whole."""
+
+
+@dataclass(frozen=True)
+class SynthesisReport:
+    """What one synthesis round did; the notebooks' curves are drawn from these.
+
+    Attributes:
+        steps: optimiser steps taken.
+        images: images added to the memory.
+        ce_per_step: L_CE before each step, nats.
+        bn, adv: L_BN and -L_KL of the last step, unweighted; 0 where the term is off.
+        seconds: wall time of the round.
+        extra: what a method wants to add.
+    """
+
+    steps: int
+    images: int
+    ce_per_step: list[float]
+    bn: float
+    adv: float
+    seconds: float
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the student sees in one step.
+
+    Attributes:
+        images: (B, C, H, W) in [0, 1], augmented.
+        labels: (B,) the pseudo-labels they were made for.
+        source: where they come from, e.g. "memory".
+    """
+
+    images: Tensor
+    labels: Tensor
+    source: str
+
+
+class Method:
+    """A data-free distillation method: one file, one class, one row of Table 1.
+
+    Args:
+        teacher: frozen here; nothing in this kit changes a teacher.
+        student: trained in place.
+        config: the run; its device is the teacher's.
+        table: (K, e), the pool P, for methods that read label text.
+
+    Attributes:
+        name, citation: the row's label, and the paper in author-year form.
+        repeats: how often an epoch goes through its syntheses and student steps (ZSKT: 80 times).
+    """
+
+    name: ClassVar[str]
+    citation: ClassVar[str]
+    repeats: ClassVar[int] = 1
+
+    def __init__(self, teacher: Classifier, student: Classifier, config: Config, table: Tensor | None = None):
+        if teacher.class_names != student.class_names:
+            raise UserError("teacher and student must have the same class names in the same order.")
+        self.teacher, self.student, self.config, self.table = teacher.freeze(), student, config, table
+        self.facts = dataset(config.dataset)
+        self.device = next(teacher.parameters()).device
+        self.rng = torch.Generator(self.device).manual_seed(config.seed)
+        self.memory = Memory((self.facts.channels, self.facts.size, self.facts.size), self.device, config.memory_size)
+        self.student_optimizer = self.make_student_optimizer()
+
+    # Phase 1.
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called once before an epoch's first synthesis, epochs counted from 0."""
+
+    def synthesize(self, epoch: int) -> SynthesisReport:
+        """One synthesis round: Algorithm 1, lines 5-11."""
+        raise NotImplementedError
+
+    # Phase 2.
+
+    def sample(self, n: int) -> Batch:
+        """n augmented images for the student: Algorithm 1, line 13."""
+        images, labels = self.memory.draw(n, self.rng)
+        return Batch(self.augment(images), labels, "memory")
+
+    def make_student_optimizer(self) -> torch.optim.Optimizer:
+        """A.2: SGD with momentum; `distill` sets its rate each epoch."""
+        c = self.config
+        return torch.optim.SGD(
+            self.student.parameters(), c.student_lr, c.student_momentum, weight_decay=c.student_weight_decay, fused=True
+        )
+
+    def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """Eq. 6."""
+        return losses.distillation(teacher_logits, student_logits, self.config.temperature)
+
+    def student_step(self, batch: Batch) -> Tensor:
+        """One update of the student: Algorithm 1, line 14. Returns the loss, a scalar still on the device."""
+        with torch.no_grad():
+            teacher_logits = self.teacher(batch.images)
+        loss = self.student_loss(batch, teacher_logits, self.student(batch.images))
+        self.student_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.student_optimizer.step()
+        return loss.detach()
+
+    # Shared pieces.
+
+    def augment(self, images: Tensor) -> Tensor:
+        """The data set's crop and flip."""
+        return crop_and_flip(images, self.facts.crop_padding, self.facts.flip, self.rng)
+
+    def state_dict(self) -> dict:
+        """Everything that decides what happens next."""
+        return {
+            "student": self.student.state_dict(),
+            "student_optimizer": self.student_optimizer.state_dict(),
+            "memory": self.memory.state_dict(),
+            "rng": self.rng.get_state(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`, on a method built with the same arguments."""
+        self.student.load_state_dict(state["student"])
+        self.student_optimizer.load_state_dict(state["student_optimizer"])
+        self.memory.load_state_dict(state["memory"])
+        self.rng.set_state(state["rng"])

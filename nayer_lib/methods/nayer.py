@@ -1,0 +1,151 @@
+"""NAYER: constant label text, redrawn layers (Section 3; Algorithm 1).
+
+The authors' code and the text differ in D1-D13; each is a field of `Config` (docs/divergences.md). One round here is
+the released code's `synthesize`, and with `variant="paper"` the text's lines 5-11.
+"""
+
+import math
+import time
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from .. import losses
+from ..classifiers.teacher import Classifier
+from ..config import Config
+from ..errors import UserError
+from ..generator.latents import build_latent
+from ..generator.networks import Generator
+from .base import Method, NonFiniteLoss, SynthesisReport
+
+
+class Nayer(Method):
+    """The method of the paper.
+
+    Attributes:
+        generator: the latent (Z over the pool P) followed by G: labels (B,) -> images (B, C, H, W) in [0, 1].
+        bn_loss: L_BN with its momentum memory; None where alpha_bn is 0.
+    """
+
+    name = "NAYER"
+    citation = "Tran et al. 2024"
+
+    def __init__(self, teacher: Classifier, student: Classifier, config: Config, table: Tensor):
+        super().__init__(teacher, student, config, table)
+        if len(table) != len(teacher.class_names):
+            raise UserError(f"the pool has {len(table)} classes, the teacher {len(teacher.class_names)}.")
+        self.bn_loss = losses.BatchNormLoss(self.teacher, config.bn_momentum) if config.alpha_bn else None
+        self.round = 0  # of the run
+        self._round_of_epoch = 0
+        self._rebuild()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Rebuild the whole generator every `generator_life` epochs, counted from the end of warm-up (D5)."""
+        self._round_of_epoch = 0
+        life = self.config.generator_life
+        if life is not None and epoch > 0 and (epoch - self.config.warmup_epochs) % life == 0:
+            self._rebuild()
+
+    def synthesize(self, epoch: int) -> SynthesisReport:
+        """One round: redraw the noisy layer, train it with G for g steps on Eq. 5, keep one batch of images."""
+        start = time.perf_counter()
+        config = self.config
+        adversarial = config.alpha_adv > 0 and epoch >= config.warmup_epochs  # no student to play against before
+        self.student.train(config.student_trains_in_synthesis and self._round_of_epoch > 0)  # D13
+        self.student.requires_grad_(False)
+
+        latent = self.generator[0]
+        latent.redraw(self.rng)  # line 5
+        labels = self._pseudo_labels()
+        optimizer = torch.optim.Adam(
+            self.generator.parameters(), config.generator_lr, config.generator_betas, fused=True
+        )  # a fresh one each round
+        best, parts = torch.full((), math.inf, device=self.device), []
+        with self.bn_loss.armed() if self.bn_loss else nullcontext():
+            for step in range(config.generator_steps):  # line 7
+                images = self.generator(labels)  # lines 6 and 8, Eq. 4
+                seen = self.augment(images) if config.augment_synthesis else images  # D12
+                terms = self._terms(seen, labels, adversarial)
+                loss = config.alpha_cls * terms[0] + config.alpha_bn * terms[1] + config.alpha_adv * terms[2]  # line 9
+                # D11: chosen on the device, without waiting for the loss's value.
+                better = loss.detach() < best
+                best = torch.where(better, loss.detach(), best)
+                if step == 0 or config.keep == "last":
+                    kept = images.detach()
+                else:
+                    kept = torch.where(better, images.detach(), kept)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()  # line 10
+                parts.append(terms.detach())
+            if self.bn_loss:
+                self.bn_loss.end_round()
+
+        ce, bn, adv = torch.stack(parts).T.tolist()  # the round's one wait for the device
+        for term, values in (("L_CE", ce), ("L_BN", bn), ("L_KL", adv)):
+            if not all(map(math.isfinite, values)):
+                raise NonFiniteLoss(
+                    f"{term} became NaN or infinite in synthesis round {self.round} (epoch {epoch}): lower "
+                    "generator_lr, or check the teacher's normalisation. What was saved before is whole."
+                )
+        self.memory.add(kept, labels, self.round)  # line 11
+        self.student.requires_grad_(True).train()
+        self.round += 1
+        self._round_of_epoch += 1
+        return SynthesisReport(config.generator_steps, len(labels), ce, bn[-1], adv[-1], time.perf_counter() - start)
+
+    def _terms(self, images: Tensor, labels: Tensor, adversarial: bool) -> Tensor:
+        """The three terms of Eq. 5, unweighted, the adversarial one with its minus: (3,)."""
+        teacher_logits = self.teacher(images)
+        zero = teacher_logits.new_zeros(())
+        return torch.stack(
+            [
+                losses.classification(teacher_logits, labels),
+                self.bn_loss() if self.bn_loss else zero,
+                losses.adversarial(teacher_logits, self.student(images), self.config.adversarial_mask)
+                if adversarial
+                else zero,
+            ]
+        )
+
+    def _pseudo_labels(self) -> Tensor:
+        """All classes in order until the batch is full, the remainder at random: each head sees each class once."""
+        classes, batch = len(self.teacher.class_names), self.config.generator_batch
+        whole = torch.arange(classes, device=self.device).repeat(batch // classes)
+        rest = torch.randint(classes, (batch % classes,), generator=self.rng, device=self.device)
+        return torch.cat([whole, rest])
+
+    def _rebuild(self) -> None:
+        """A new latent and a new G with PyTorch's default initialisation."""
+        config = self.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=self.rng, device=self.device)))
+            latent = build_latent(
+                config.latent, self.table.cpu(), config.noise_dim, config.generator_batch, config.redraw_norm
+            )
+            network = Generator(
+                config.noise_dim,
+                self.facts.size,
+                self.facts.channels,
+                config.generator_width,
+                config.generator_layout,
+                config.spectral_norm,
+            )
+        self.generator = nn.Sequential(latent, network).to(self.device).train()
+
+    def state_dict(self) -> dict:
+        """The method's part on top of `Method.state_dict`; a round's Adam does not outlive it."""
+        return super().state_dict() | {
+            "generator": self.generator.state_dict(),
+            "bn_loss": self.bn_loss.state_dict() if self.bn_loss else {},
+            "round": self.round,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self.generator.load_state_dict(state["generator"])
+        if self.bn_loss:
+            self.bn_loss.load_state_dict(state["bn_loss"])
+        self.round = state["round"]

@@ -1,0 +1,70 @@
+"""The paper's numbers, from `data/paper/`: one file a table, one row a printed cell, and the list of misprints.
+
+The numbers are those of the ICLR-2024 submission text, not of the CVPR version. No number stands twice: code, tests
+and notebooks ask here. A cell that the paper leaves out ("-") is a row with a missing value. A cell that contradicts
+another one, or differs from the source it names, keeps the printed number and has the misprint's id beside it.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+from ..errors import unknown
+from ..files import data_dir
+
+if TYPE_CHECKING:
+    import pandas
+
+EDITION = "ICLR-2024 submission"
+TABLES = range(1, 12)
+
+
+def table(number: int) -> "pandas.DataFrame":
+    """Table `number` (1 to 11) of the paper, in its printed order.
+
+    Accuracies are top-1 in percent, `hours` A100 hours, `speed_up` times DeepInv's speed, `steps` generator steps,
+    `memory` images (missing: all are kept). Missing numbers are NaN or NA, missing words "". Tables 1, 2, 10 and 11
+    have a column `misprint`: an id of `misprints()`, or "". `source` in Table 1 is the superscript: a Fang et al. 2022,
+    b Patel et al. 2023, c Do et al. 2022, d Yu et al. 2023, e the authors' own run.
+
+    Raises:
+        UserError: the paper has no such table.
+    """
+    import pandas as pd
+
+    if number not in TABLES:
+        raise unknown("table of the paper", number, map(str, TABLES))
+    types = {"epochs": "Int64", "memory": "Int64", "source": str, "misprint": str}
+    frame = pd.read_csv(data_dir() / "paper" / f"table{number}.csv", dtype=types)
+    return frame.fillna({name: "" for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])})
+
+
+def misprints() -> "pandas.DataFrame":
+    """What does not fit: `id`, `table`, `where`, `printed`, `expected` ("" if unknown) and `evidence`, one row each.
+
+    `where` begins with the kind of place: cell(s), column, caption or text. Several printed numbers are separated by
+    "; ", in the order of their cells. "Differs from its source" does not say which of the two is right.
+    """
+    import pandas as pd
+
+    frame = pd.read_csv(data_dir() / "paper" / "misprints.csv", dtype=str, keep_default_na=False)
+    return frame.astype({"table": int})
+
+
+def accuracy(method: str, dataset: str, teacher: str, student: str, epochs: int | None = None) -> float | None:
+    """One cell of Table 1: top-1 accuracy in percent, or None where the paper prints "-".
+
+    `epochs` is 100, 200 or 300 for NAYER and None for all others; the reference rows are the methods "Teacher" and
+    "Student" (the student trained with the data).
+
+    Raises:
+        UserError: Table 1 has no such row or column.
+    """
+    rows = table(1)
+    wanted = {"method": method, "epochs": epochs, "dataset": dataset, "teacher": teacher, "student": student}
+    for column, value in wanted.items():
+        names = rows[column].astype("string").fillna("None")
+        if str(value) not in set(names):
+            raise unknown(f"{column} in the paper's Table 1", value, set(names))
+        rows = rows[names == str(value)]
+    percent = rows["accuracy"].item()
+    return None if math.isnan(percent) else percent

@@ -1,0 +1,40 @@
+"""Class names in the index order of each data set: the y of Section 3.2.
+
+One line a class in `data/labels/<dataset>.txt`; line k is class k. Order matters more than anything else here: an
+embedding given to the wrong class is worse than noise, so a pool carries `labels_hash` and is refused when it differs.
+"""
+
+from collections.abc import Sequence
+
+from ..errors import UserError, unknown
+from ..files import data_dir, text_hash
+
+
+def class_names(dataset: str) -> tuple[str, ...]:
+    """The K class names of a data set, in index order.
+
+    Raises:
+        UserError: no list of that name in data/labels.
+    """
+    folder = data_dir() / "labels"
+    path = folder / f"{dataset}.txt"
+    if not path.is_file():
+        raise unknown("data set (no class names in data/labels)", dataset, (p.stem for p in folder.glob("*.txt")))
+    return check_names(path.read_text(encoding="utf-8").splitlines())
+
+
+def check_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names as a tuple, if there are some and no two classes share one: equal names would get equal embeddings."""
+    names = tuple(names)
+    blank = [k for k, name in enumerate(names) if not isinstance(name, str) or not name.strip()]
+    if not names or blank:
+        raise UserError(f"class names must be non-empty texts, one a class; not so: {blank or 'no names at all'}.")
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise UserError(f"two classes are called {twice[0]!r}: tell them apart, as 'crane bird' and 'crane machine'.")
+    return names
+
+
+def labels_hash(names: Sequence[str]) -> str:
+    """sha256 of the names in order: equal exactly if names and order are."""
+    return text_hash("\n".join(names))
