@@ -1,0 +1,181 @@
+"""`python -m nayer_lib ...`: the same calls as in the notebooks, without one."""
+
+import ast
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from . import datasets, files
+from .augment import crop_and_flip
+from .classifiers.teacher import RECIPES, make_classifier, save_classifier, teacher_path, train_classifier
+from .config import make_config
+from .demo import demo
+from .distill import prepare
+from .errors import UserError, unknown
+from .evaluate import Evaluator
+from .results import runs as cards
+from .text.lte_pool import build_pool, pool_path, save_pool
+
+
+def distill(
+    preset: str | None = None,
+    variant: str = "released",
+    profile: str = "quick",
+    seed: int = 0,
+    set: tuple[str, ...] = (),
+    teacher: Path | None = None,
+    device: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Distil a student without data and leave a run folder.
+
+    Args:
+        preset: a column of Table 1 ("cifar10-wrn40_2-wrn16_2", ...) or a digit set; default: the profile's own.
+        variant: "released" (the authors' code) or "paper" (the text).
+        profile: "quick" (laptop), "lab" (one GPU) or "full" (Table 8).
+        seed: of the student, the generator and every draw.
+        set: overrides of config fields, as name=value.
+        teacher: a checkpoint in place of the kit's own teacher.
+        device: "cpu" or "cuda"; default: the GPU where there is one.
+        out: the run folder; default: a new one under runs/.
+    """
+    from tqdm import tqdm
+
+    config = make_config(preset, variant, profile, seed=seed, **_overrides(set))
+    setup = prepare(config, teacher, device)
+    _warn_at_chance(setup.evaluate)
+    run = cards.Run(setup, out)
+    with tqdm(run, total=config.total_epochs, unit="epoch") as bar:
+        for epoch in bar:
+            if epoch.scores:
+                bar.set_description(f"student {100 * epoch.scores.accuracy:.1f} %")
+    card = run.card
+    print(
+        f"teacher {100 * card['teacher']['accuracy']:.1f} %, student {100 * card['accuracy_last']:.1f} % (last epoch; "
+        f"best on test {100 * card['accuracy_best']:.1f} %), {card['images']} images, "
+        f"{card['seconds']['total']:.0f} s\n{run.folder}"
+    )
+
+
+def teacher(
+    dataset: str, network: str, recipe: str = "digits", split: str = "train", seed: int = 0, out: Path | None = None
+) -> None:
+    """Train a teacher on real data and save it where `distill` finds it.
+
+    Args:
+        dataset: "digits", "color_digits" or "cifar10".
+        network: "wrn10_1", "wrn40_2", "resnet34", ...
+        recipe: "paper" (appendix A.1) or "digits" (15 epochs).
+        split: "train", or "fit" to keep the validation part unseen.
+        seed: of the weights and the batches.
+        out: default: data/teachers/<dataset>-<network>.safetensors.
+    """
+    from tqdm import tqdm
+
+    if recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
+    facts, chosen = datasets.dataset(dataset), RECIPES[recipe]
+    data = datasets.load_split(dataset, split)
+    classifier = make_classifier(network, facts.class_names, facts.mean, facts.std, seed)
+    losses = train_classifier(
+        classifier,
+        data.images,
+        data.labels,
+        lambda images, rng: crop_and_flip(images, facts.crop_padding, facts.flip, rng),
+        chosen,
+        seed,
+    )
+    with tqdm(losses, total=chosen.epochs, unit="epoch") as bar:
+        for loss in bar:
+            bar.set_description(f"loss {loss:.3f}")
+    scored_on = "validation" if split == "fit" else "test"
+    accuracy = Evaluator(classifier, datasets.load_split(dataset, scored_on)).teacher.accuracy
+    path = out or teacher_path(dataset, network)
+    save_classifier(
+        path,
+        classifier,
+        dataset=dataset,
+        split=split,
+        recipe=dataclasses.asdict(chosen),
+        seed=seed,
+        accuracy={scored_on: accuracy},
+    )
+    print(f"teacher {100 * accuracy:.1f} % on {scored_on}\n{path}")
+
+
+def lte(dataset: str, encoder: str = "sbert", prompt: str = "a", model: str | None = None) -> None:
+    """Encode a data set's class names once and save the pool (Eq. 1).
+
+    Args:
+        dataset: its name; the class names stand in data/labels.
+        encoder: "sbert", or "random" for the control.
+        prompt: an id of text/prompts.py, "a", "p2", "photo", ...
+        model: a model name or local folder of the encoder.
+    """
+    pool = build_pool(datasets.dataset(dataset).class_names, encoder, prompt, model)
+    path = pool_path(dataset, encoder, prompt)
+    save_pool(path, pool)
+    print(f"{len(pool.table)} x {pool.table.shape[1]} embeddings\n{path}")
+
+
+def runs(keep: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None) -> None:
+    """List the runs on this machine, or keep one: copy its card to data/runs.
+
+    Args:
+        keep: the id of a finished run.
+    """
+    if keep:
+        print(cards.keep(keep))
+        return
+    for path in sorted(files.runs_dir().glob("*/card.json")):
+        card = cards.read_card(path)
+        accuracy = f"{100 * card['accuracy_last']:.1f} %" if "accuracy_last" in card else ""
+        print(f"{card['id']}  {card['status']}  {accuracy}")
+
+
+def report() -> None:
+    """Print the results table of the kept cards, paper beside ours, and write it between the README's markers."""
+    table = cards.results_table(cards.kept_cards())
+    readme = files.data_dir().parent / "README.md"
+    files.write_text(readme, cards.with_table(readme.read_text(encoding="utf-8"), table))
+    print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. A user's mistake is one sentence on stderr and exit status 2."""
+    commands = {f.__name__: f for f in (demo, distill, teacher, lte, runs, report)}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="nayer_lib", args=arguments)
+    except UserError as error:
+        print(f"nayer_lib: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nayer_lib: stopped; the files of the last whole epoch are in the run folder.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _overrides(pairs: tuple[str, ...]) -> dict:
+    """("epochs=8", ...) -> {"epochs": 8, ...}; values are read as Python literals, else as text."""
+    values = {}
+    for pair in pairs:
+        name, found, text = pair.partition("=")
+        if not found:
+            raise UserError(f"--set takes name=value, not {pair!r}.")
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    return values
+
+
+def _warn_at_chance(evaluate: Evaluator) -> None:
+    if evaluate.teacher_at_chance:
+        print(
+            f"warning: the teacher scores {100 * evaluate.teacher.accuracy:.1f} %, about chance: check its "
+            "normalisation and the order of its classes.",
+            file=sys.stderr,
+        )

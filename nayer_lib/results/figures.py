@@ -1,0 +1,116 @@
+"""Every figure of the kit, one function each: it takes an Axes and data, and returns the Axes.
+
+Colours are seaborn's colour-blind-safe palette and never carry a meaning alone. Accuracies are in percent.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ..methods.base import SynthesisReport
+
+
+def new_figure(columns: int = 1, width: float = 6.0, height: float = 3.2) -> "tuple[Figure, list[Axes]]":
+    """A figure in the kit's style with `columns` Axes side by side; width and height in inches, of one Axes."""
+    import seaborn
+    from matplotlib.figure import Figure
+
+    seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.85)
+    figure = Figure(figsize=(width * columns, height), dpi=110, layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def mosaic(images: Tensor, columns: int) -> Tensor:
+    """(N, C, H, W) in [0, 1] -> (rows * (H + 1) + 1, columns * (W + 1) + 1, 3): white lines between, row by row."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    canvas = torch.ones(rows * (height + 1) + 1, columns * (width + 1) + 1, 3)
+    for i, image in enumerate(images.cpu()):
+        top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
+        canvas[top : top + height, left : left + width] = image.expand(3, -1, -1).permute(1, 2, 0)
+    return canvas
+
+
+def image_grid(ax: "Axes", images: Tensor, labels: Tensor, names: Sequence[str], per_class: int = 10) -> "Axes":
+    """The newest images of each class, one row a class (the idea of Fig. 7).
+
+    Args:
+        images: (N, C, H, W), uint8 or in [0, 1]; labels: (N,). Later ones are newer.
+        names: of the classes to show, by class id; a class without an image keeps an empty row.
+    """
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    rows = torch.ones(len(names), per_class, *images.shape[1:])
+    for k in range(len(names)):
+        newest = images[labels == k].flip(0)[:per_class]
+        rows[k, : len(newest)] = newest
+    ax.imshow(mosaic(rows.flatten(0, 1), per_class).numpy(), interpolation="nearest")
+    step = images.shape[2] + 1
+    ax.set_yticks([step * k + step / 2 for k in range(len(names))], names)
+    ax.set_xticks([])
+    ax.grid(False)
+    return ax
+
+
+def learning_curve(
+    ax: "Axes", epochs: Sequence[int], accuracy: Sequence[float], teacher: float, chance: float, label: str = "student"
+) -> "Axes":
+    """Test accuracy in percent after each epoch, with the teacher's and chance as lines (the idea of Fig. 1)."""
+    ax.plot(epochs, accuracy, marker="o", markersize=4, label=label)
+    if not getattr(ax, "has_reference_lines", False):  # several curves share one pair of lines
+        ax.axhline(teacher, color="black", linestyle="--", linewidth=1.2, label=f"teacher {teacher:.1f} %")
+        ax.axhline(chance, color="grey", linestyle=":", linewidth=1.2, label=f"chance {chance:.0f} %")
+        ax.has_reference_lines = True
+    ax.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(0, 102))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(loc="lower right")
+    return ax
+
+
+def memory_growth(ax: "Axes", epochs: Sequence[int], images: Sequence[int], warmup: int) -> "Axes":
+    """Images in the memory M after each epoch; the warm-up epochs are hatched."""
+    bars = ax.bar(epochs, images)
+    for bar in bars[:warmup]:
+        bar.set_hatch("//")
+    ax.set(xlabel="epoch (hatched: warm-up, synthesis alone)", ylabel="images in M")
+    return ax
+
+
+def ce_per_step(ax: "Axes", reports: "Sequence[SynthesisReport]", labels: Sequence[str]) -> "Axes":
+    """L_CE before each generator step of some rounds (the first column of Fig. 5); every line ends in its label."""
+    for report, label in zip(reports, labels, strict=True):
+        steps = range(1, len(report.ce_per_step) + 1)
+        ax.plot(steps, report.ce_per_step, marker=".", label=label)
+    ax.set(xlabel="generator step g of the round", ylabel="cross-entropy (nats)", ylim=(0, None))
+    ax.legend()
+    return ax
+
+
+def disagreements(ax: "Axes", images: Tensor, labels: Tensor, teacher: Tensor, student: Tensor) -> "Axes":
+    """Test images on which teacher and student differ, at most twelve, each with what both say.
+
+    Args:
+        images: (N, C, H, W) uint8; labels, teacher, student: (N,) true and predicted classes.
+    """
+    chosen = (teacher != student).nonzero().flatten()[:12]
+    columns = 6
+    canvas = mosaic(images[chosen].float() / 255, columns) if len(chosen) else torch.ones(1, 1, 3)
+    ax.imshow(canvas.numpy(), interpolation="nearest")
+    height, width = images.shape[2] + 1, images.shape[3] + 1
+    for place, i in enumerate(chosen.tolist()):
+        ax.text(
+            (place % columns) * width + 1,
+            (place // columns) * height + 1.5,
+            f"is {labels[i]}: T {teacher[i]}, S {student[i]}",
+            fontsize=7,
+            va="top",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+    ax.axis("off")
+    return ax
