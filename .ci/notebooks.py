@@ -1,0 +1,98 @@
+"""`make notebooks`: renders the shared parts of each notebook, executes it in the quick profile, writes its outputs.
+
+Shared parts are the Colab badge, the stated time and the bootstrap cell: the repository's address comes from
+pyproject.toml, the times from data/times.json, which this script measures. `--check` executes nothing and fails when
+a notebook's shared parts differ from what would be rendered. Names after the options choose notebooks (default: all).
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMES = ROOT / "data" / "times.json"
+ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+BADGE, TIME, BOOTSTRAP = "[![Open in Colab]", "**Time**:", "import sys\n"
+CODE = f"""import sys
+
+if "google.colab" in sys.modules:  # elsewhere this cell does nothing
+    from importlib.metadata import version
+
+    keep = " ".join(f"{{name}}=={{version(name)}}" for name in ("torch", "torchvision", "numpy"))
+    !test -d /content/kit || git clone -q {ADDRESS} /content/kit
+    %pip install -q -e /content/kit {{keep}}
+    %cd -q /content/kit/notebooks
+    sys.path.append("/content/kit")"""
+
+
+def stated(seconds: dict) -> str:
+    """One line of times a notebook: what was measured, and "not measured" for the rest."""
+    told = [f"{p} {seconds[p]}" if p in seconds else f"{p} not measured" for p in ("quick", "lab", "full")]
+    return f"{TIME} " + " · ".join(told) + "."
+
+
+def render(path: Path, notebook: nbformat.NotebookNode, times: dict) -> None:
+    """Put badge and time into the first cell, the bootstrap code into the second."""
+    head, boot = notebook.cells[:2]
+    blocks = head.source.split("\n\n")
+    blocks = [b for b in blocks if not b.startswith((BADGE, TIME))]
+    place = ADDRESS.removeprefix("https://github.com/")
+    colab = f"https://colab.research.google.com/github/{place}/blob/main/notebooks/{path.name}"
+    blocks.insert(1, f"{BADGE}(https://colab.research.google.com/assets/colab-badge.svg)]({colab})")
+    head.source = "\n\n".join([*blocks, stated(times.get(path.stem, {}))])
+    boot.source = CODE
+
+
+def execute(path: Path, notebook: nbformat.NotebookNode) -> float:
+    """Run all cells from the top; returns seconds. Outputs stay, timestamps and widget states do not."""
+    from nbconvert.preprocessors import ExecutePreprocessor
+
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    start = time.perf_counter()
+    ExecutePreprocessor(timeout=900, kernel_name="python3", record_timing=False, store_widget_state=False).preprocess(
+        notebook, {"metadata": {"path": str(path.parent)}}
+    )
+    notebook.metadata = {
+        key: notebook.metadata[key] for key in ("accelerator", "kernelspec") if key in notebook.metadata
+    } | {"language_info": {"name": "python"}}
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("names", nargs="*", help="beginnings of notebook names, e.g. 04")
+    arguments = parser.parse_args()
+    times = json.loads(TIMES.read_text()) if TIMES.is_file() else {}
+    paths = [
+        p for p in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")) if p.name.startswith(tuple(arguments.names) or "")
+    ]
+    for path in paths:
+        notebook = nbformat.read(path, as_version=4)
+        before = [cell.source for cell in notebook.cells[:2]]
+        if not arguments.check:
+            os.environ.update(NAYER_PROFILE="quick", CI="1", JUPYTER_PREFER_ENV_PATH="1")
+            render(path, notebook, times)
+            seconds = execute(path, notebook)
+            times.setdefault(path.stem, {})["quick"] = f"{5 * round(seconds / 5 + 0.5)} s on {os.cpu_count()} CPU cores"
+            TIMES.write_text(json.dumps(times, indent=1) + "\n")
+            print(f"{path.name}: {seconds:.0f} s")
+        render(path, notebook, times)
+        if arguments.check and before != [cell.source for cell in notebook.cells[:2]]:
+            print(f"{path.name}: badge, time or bootstrap cell is not what `make notebooks` renders.")
+            return 1
+        if not arguments.check:
+            nbformat.write(notebook, path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+# Every target sets up what it needs in .venv, once. `make demo` and `make test` are the two to know.
+PYTHON ?= python3
+CONSTRAINTS ?= -c constraints.txt
+BIN := .venv/bin
+STAMP := .venv/.installed
+QUICK := NAYER_PROFILE=quick OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: demo test test-slow notebooks bench lint clean
+
+demo: $(STAMP)
+	@$(BIN)/python -m nayer_lib demo
+
+test: $(STAMP)
+	@$(QUICK) $(BIN)/pytest -n 2 --dist loadscope -m "not slow" tests \
+		--cov=nayer_lib --cov-report=term:skip-covered --cov-fail-under=90 \
+		--nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=300 notebooks
+
+test-slow: $(STAMP)
+	@$(QUICK) $(BIN)/pytest -m slow tests
+
+# Runs every notebook in place, or the ones whose names begin with ONLY="00 04".
+notebooks: $(STAMP)
+	@$(QUICK) $(BIN)/python .ci/notebooks.py $(ONLY)
+
+bench: $(STAMP)
+	@$(BIN)/python tests/bench.py
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/python .ci/environment.py --check
+
+clean:
+	@rm -rf .venv build *.egg-info .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis
+	@find nayer_lib tests .ci -name __pycache__ -prune -exec rm -rf {} +
+
+# uv installs about ten times faster than pip; where uv cannot be had or fails, pip does the same.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Setting up .venv: once; on Linux a download of 3.3 GB and 6 GB of disk (PyTorch brings CUDA)."
+	@rm -f $@
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv .venv
+	@{ $(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
+		&& $(BIN)/uv pip install --quiet --python $(BIN)/python $(CONSTRAINTS) -e ".[all]"; } \
+		|| { echo "uv did not manage it: installing with pip, which takes some minutes."; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[all]"; }
+	@touch $@
