@@ -137,10 +137,12 @@ def runs(keep: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None) -> Non
 
 
 def report() -> None:
-    """Print the results table of the kept cards, paper beside ours, and write it between the README's markers."""
-    table = cards.results_table(cards.kept_cards())
-    readme = files.data_dir().parent / "README.md"
+    """Print the results table of the kept cards, paper beside ours; put it and its picture into the README."""
+    kept, root = cards.kept_cards(), files.data_dir().parent
+    table = cards.results_table(kept)
+    readme = root / "README.md"
     files.write_text(readme, cards.with_table(readme.read_text(encoding="utf-8"), table))
+    cards.draw_results(kept, root / "docs" / "results.png")
     print(table)
 
 

@@ -1,4 +1,4 @@
-"""What the notebooks use to show things: source code, figures with alt text, a live curve. Only this file knows IPython."""
+"""What notebooks use to show things: source code, figures with alt text, a live curve. Only this file knows IPython."""
 
 import inspect
 import io

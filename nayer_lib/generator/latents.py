@@ -52,7 +52,7 @@ class Noise(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         """(B,) -> (B, r); the labels do not enter."""
-        return self.z[: len(labels)]
+        return self.z[: len(labels)].clone()  # `redraw` writes in place
 
 
 LATENTS = ("noisy", "noise")

@@ -79,6 +79,7 @@ def memory_growth(ax: "Axes", epochs: Sequence[int], images: Sequence[int], warm
     for bar in bars[:warmup]:
         bar.set_hatch("//")
     ax.set(xlabel="epoch (hatched: warm-up, synthesis alone)", ylabel="images in M")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     return ax
 
 
@@ -88,6 +89,7 @@ def ce_per_step(ax: "Axes", reports: "Sequence[SynthesisReport]", labels: Sequen
         steps = range(1, len(report.ce_per_step) + 1)
         ax.plot(steps, report.ce_per_step, marker=".", label=label)
     ax.set(xlabel="generator step g of the round", ylabel="cross-entropy (nats)", ylim=(0, None))
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
     return ax
 
@@ -99,18 +101,25 @@ def disagreements(ax: "Axes", images: Tensor, labels: Tensor, teacher: Tensor, s
         images: (N, C, H, W) uint8; labels, teacher, student: (N,) true and predicted classes.
     """
     chosen = (teacher != student).nonzero().flatten()[:12]
-    columns = 6
-    canvas = mosaic(images[chosen].float() / 255, columns) if len(chosen) else torch.ones(1, 1, 3)
-    ax.imshow(canvas.numpy(), interpolation="nearest")
-    height, width = images.shape[2] + 1, images.shape[3] + 1
+    columns, room = 6, images.shape[2] // 4  # white rows above each image, for the words
+    shown = torch.nn.functional.pad(images[chosen].float() / 255, (0, 0, room, 0), value=1.0)
+    ax.imshow(mosaic(shown, columns).numpy(), interpolation="nearest")
+    height, width = shown.shape[2] + 1, shown.shape[3] + 1
     for place, i in enumerate(chosen.tolist()):
+        words = f"is {labels[i]}: T {teacher[i]}, S {student[i]}"
         ax.text(
-            (place % columns) * width + 1,
-            (place // columns) * height + 1.5,
-            f"is {labels[i]}: T {teacher[i]}, S {student[i]}",
-            fontsize=7,
-            va="top",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            (place % columns + 0.5) * width, (place // columns + 0.02) * height, words, va="top", ha="center", size=8
         )
     ax.axis("off")
+    return ax
+
+
+def per_class(ax: "Axes", names: Sequence[str], teacher: Tensor, student: Tensor) -> "Axes":
+    """Accuracy of each class, teacher and student side by side; teacher and student: (K,) in [0, 1]."""
+    places = torch.arange(len(names))
+    ax.bar(places - 0.2, 100 * teacher, width=0.4, label="teacher", hatch="//")
+    ax.bar(places + 0.2, 100 * student, width=0.4, label="student")
+    ax.set_xticks(places, names, rotation=30, ha="right")
+    ax.set(ylabel="test accuracy (%)", ylim=(min(80.0, 100 * float(student.min()) - 5), 101))
+    ax.legend(loc="lower right")
     return ax

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -25,7 +26,7 @@ from ..config import Config
 from ..distill import Epoch, Setup, distill
 from ..errors import MissingFile, UserError, unknown
 from . import paper
-from .figures import image_grid, new_figure
+from .figures import image_grid, learning_curve, new_figure
 
 CURVE = ("epoch", "images", "ce_first", "ce_last", "student_loss", "accuracy", "agreement", "kl", "seconds")
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "safetensors")
@@ -180,7 +181,7 @@ def kept_cards() -> list[dict]:
 
 
 def keep(run_id: str) -> Path:
-    """Copy a finished run's card to data/runs, where tables and README find it.
+    """Copy a finished run's card, and the picture of its images, to data/runs, where tables and README find them.
 
     Raises:
         UserError: no such run (the nearest is named), or one that did not finish.
@@ -193,6 +194,8 @@ def keep(run_id: str) -> Path:
         raise UserError(f"{run_id} is {card['status']}: only finished runs are kept.")
     target = files.data_dir() / "runs" / f"{run_id}.json"
     files.write_text(target, json.dumps(card, indent=1) + "\n")
+    with files.replacing(target.with_suffix(".png")) as temporary:
+        shutil.copyfile(folder / "images.png", temporary)
     return target
 
 
@@ -277,6 +280,28 @@ def with_table(text: str, table: str) -> str:
     if text.count(begin) != 1 or text.count(end) != 1:
         raise UserError(f"the text must hold {begin!r} and {end!r} once each.")
     return text[: text.index(begin) + len(begin)] + f"\n{table}\n" + text[text.index(end) :]
+
+
+def draw_results(cards: list[dict], path: Path) -> None:
+    """The README's picture: what the student saw, and its accuracy over the seeds of the kept quick run on digits."""
+    import matplotlib.image
+
+    chosen = [c for c in cards if (c["config"]["dataset"], c["config"]["profile"]) == ("digits", "quick")]
+    if not chosen:
+        raise UserError("no kept run of the quick profile on digits to draw: keep one with `python -m nayer_lib runs`.")
+    figure, [left, right] = new_figure(columns=2, width=4.6, height=4.2)
+    left.imshow(matplotlib.image.imread(files.data_dir() / "runs" / f"{chosen[0]['id']}.png"))
+    left.set_title("what the student learned from (10 of each class)")
+    left.axis("off")
+    for card in chosen:
+        rows = [row for row in card["curve"] if row["accuracy"] is not None]
+        accuracy = [100 * row["accuracy"] for row in rows]
+        teacher = 100 * card["teacher"]["accuracy"]
+        seed = card["config"]["seed"]
+        learning_curve(right, [row["epoch"] for row in rows], accuracy, teacher, 10.0, f"student, seed {seed}")
+    right.set_title("and what it learned: real test digits")
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _printed(config: Config) -> str:

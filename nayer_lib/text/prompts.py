@@ -32,7 +32,7 @@ def fill(prompt: str, names: Sequence[str]) -> list[str]:
     text = template(prompt)
     try:
         filled = [text.format(name=name, index=index) for index, name in enumerate(names)]
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"the prompt {text!r} has a slot that is neither {{name}} nor {{index}} ({error}).") from error
     if len(set(filled)) < len(filled):
         raise UserError(f"the prompt {text!r} gives two classes the same text: it needs a {{name}} or {{index}} slot.")
