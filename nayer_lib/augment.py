@@ -12,7 +12,7 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator
     """Shift each image by a whole number of pixels, up to `padding` a side, zeros coming in; mirror half of them.
 
     Args:
-        images: (B, C, H, W) in [0, 1]; zeros are black there, before any normalisation.
+        images: (B, C, H, W) in [0, 1], or uint8 from the memory; zero is black in both, before any normalisation.
         padding: pixels; 4 for CIFAR (`method.md` 3.4, 3.5).
         flip: mirror each image with probability 1/2.
         rng: on the images' device.

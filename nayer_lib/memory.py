@@ -63,7 +63,7 @@ class Memory:
         self._order = self._order[:0]
 
     def draw(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n images in [0, 1], (n, C, H, W), and their labels: Algorithm 1, line 13.
+        """n images, (n, C, H, W) uint8, and their labels: Algorithm 1, line 13.
 
         Raises:
             UserError: the memory is empty.
@@ -74,7 +74,7 @@ class Memory:
             shuffle = torch.randperm(self._count, generator=rng, device=self._order.device)
             self._order = torch.cat([self._order, shuffle])
         chosen, self._order = self._order[:n], self._order[n:]
-        return self._images[chosen].float() / 255, self._labels[chosen]
+        return self._images.index_select(0, chosen), self._labels.index_select(0, chosen)
 
     def _grow(self, needed: int) -> None:
         """Make room for `needed` images by doubling: adding costs the same on average however many there are."""

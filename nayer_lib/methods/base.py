@@ -101,7 +101,7 @@ class Method:
     def sample(self, n: int) -> Batch:
         """n augmented images for the student: Algorithm 1, line 13."""
         images, labels = self.memory.draw(n, self.rng)
-        return Batch(self.augment(images), labels, "memory")
+        return Batch(self.augment(images).float() / 255, labels, "memory")  # cropped as bytes: a quarter to move
 
     def make_student_optimizer(self) -> torch.optim.Optimizer:
         """A.2: SGD with momentum; `distill` sets its rate each epoch."""

@@ -76,7 +76,7 @@ class Run:
             "lte": setup.pool.header,
             "commit": _commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "device": _device_name(method.device),
+            "device": device_name(method.device),
             "threads": torch.get_num_threads(),
             "curve": [],
         }
@@ -336,7 +336,7 @@ def _commit() -> str:
         return ""
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's and its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

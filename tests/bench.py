@@ -1,0 +1,180 @@
+"""`make bench`: the library's inner loops against plain ones, alternately, on the same device with the same nets.
+
+WRN-40-2 -> WRN-16-2 on 32 px images with random weights: time does not depend on them. On the CPU the clock is the
+process's CPU seconds, so that other programs disturb less; on a GPU it is synchronised wall time.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+
+import torch
+from plain_loop import PlainLoop
+
+from nayer_lib import files, losses
+from nayer_lib.classifiers.teacher import make_classifier
+from nayer_lib.config import make_config
+from nayer_lib.datasets import dataset
+from nayer_lib.generator.networks import Generator
+from nayer_lib.methods.base import Batch
+from nayer_lib.methods.nayer import Nayer
+from nayer_lib.results.runs import device_name
+
+
+DRAW = 512  # images of a memory draw: Table 8's student batch
+
+
+def build(device: str, batch: int):
+    """Our method and the plain loop with equal weights, and a folder for the plain one's PNG files."""
+    config = make_config(
+        "cifar10-wrn40_2-wrn16_2", profile="full", generator_batch=batch, student_batch=batch, generator_steps=3
+    )
+    facts, names = dataset("cifar10"), dataset("cifar10").class_names
+
+    def net(name, seed):
+        """A random network whose BatchNorm layers have seen some images, so that its logits are of an ordinary size."""
+        classifier = make_classifier(name, names, facts.mean, facts.std, seed).train()
+        rng = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for _ in range(20):
+                classifier(torch.rand(16, 3, 32, 32, generator=rng))
+        return classifier.to(device)
+
+    # Student 3 agrees with teacher 0 on some images, so that the masked adversarial term is not just zero.
+    table = torch.randn(10, 512, generator=torch.Generator().manual_seed(0)).to(device)
+    ours = Nayer(net("wrn40_2", 0), net("wrn16_2", 3), config, table)
+    folder = tempfile.TemporaryDirectory()
+    network = Generator(config.noise_dim, facts.size, facts.channels).to(device)
+    plain = PlainLoop(net("wrn40_2", 0).eval(), net("wrn16_2", 3), table, network, config, folder.name)
+    return ours, plain, folder
+
+
+def same_losses(ours: Nayer, plain: PlainLoop) -> dict[str, tuple[float, float]]:
+    """Every loss of both loops on the same images, labels and weights, before any step."""
+    device = ours.device
+    images = torch.rand(ours.config.generator_batch, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
+    labels = torch.arange(len(images), device=device) % 10
+    for student in (ours.student, plain.student):
+        student.eval()
+    with torch.no_grad():
+        with ours.bn_loss.armed():
+            mine = ours._terms(images, labels, adversarial=True)
+        theirs = plain.terms(images, labels)
+        t, s = ours.teacher(images), ours.student(images)
+        pairs = {name: (float(a), float(b)) for name, a, b in zip(("L_CE", "L_BN", "-L_KL"), mine, theirs, strict=True)}
+        pairs["L_S"] = (float(losses.distillation(t, s, ours.config.temperature)), float(plain.student_loss(images)))
+    for student in (ours.student, plain.student):
+        student.train()
+    return pairs
+
+
+def measure(ours: Nayer, plain: PlainLoop, repeats: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Milliseconds of each phase, (ours, plain), one pair a repeat; the first pair warms up and is dropped."""
+    config, device = ours.config, ours.device
+    steps, labels = config.generator_steps, torch.arange(config.generator_batch, device=device) % 10
+    stored = torch.rand(2 * DRAW, 3, 32, 32, device=device)
+    ours.memory.add(stored, torch.arange(len(stored), device=device) % 10, 0)
+    plain.store(stored)
+    stream = plain.draws(DRAW)
+    batch = Batch(stored[: config.student_batch], labels[:1].expand(config.student_batch), "bench")
+
+    def plain_round():
+        plain.begin_round()
+        for _ in range(steps):
+            plain.synthesis_step(labels)
+
+    phases = {
+        "synthesis step": (lambda: ours.synthesize(config.warmup_epochs), plain_round, steps),
+        "student step": (lambda: ours.student_step(batch), lambda: plain.student_step(batch.images), 1),
+        "memory draw": (lambda: ours.sample(DRAW), lambda: next(stream), 1),
+    }
+    times = {name: ([], []) for name in phases}
+    for repeat in range(repeats + 1):
+        for name, (mine, theirs, per) in phases.items():
+            for place, call in enumerate((mine, theirs)):
+                took = clock(call, device) / per
+                if repeat:
+                    times[name][place].append(1000 * took)
+    return times
+
+
+def clock(call, device: torch.device) -> float:
+    """Seconds of one call: CPU seconds of this process, or synchronised wall time on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    if arguments.device == "cpu":
+        torch.set_num_threads(1)
+    ours, plain, folder = build(arguments.device, arguments.batch)
+    with folder:
+        pairs = same_losses(ours, plain)
+        times = measure(ours, plain, arguments.repeats)
+
+    unit = "wall" if ours.device.type == "cuda" else "CPU"
+    print(f"{device_name(ours.device)}, torch {torch.__version__}, batch {arguments.batch} (draw {DRAW}), {unit} time")
+    print("\nboth loops on the same inputs:")
+    for name, (mine, theirs) in pairs.items():
+        print(f"  {name:6} ours {mine:.6f}  plain {theirs:.6f}")
+    print(f"\n{'phase':16}{'ours ms':>10}{'plain ms':>10}{'ratio':>8}  {'(min - max)':14}{'ours images/s':>14}")
+    phases = {}
+    for name, (mine, theirs) in times.items():
+        ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
+        row = {
+            "ours_ms": statistics.median(mine),
+            "plain_ms": statistics.median(theirs),
+            "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+        }
+        phases[name] = row
+        spread = f"({row['ratio_min']:.2f} - {row['ratio_max']:.2f})"
+        speed = 1000 * (DRAW if name == "memory draw" else arguments.batch) / row["ours_ms"]
+        print(f"{name:16}{row['ours_ms']:10.1f}{row['plain_ms']:10.1f}{row['ratio']:7.2f}x  {spread:14}{speed:14.0f}")
+    if ours.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(ours.device) / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"\npeak memory {peak:.0f} MiB")
+
+    card = {
+        "kind": "bench",
+        "device": device_name(ours.device),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "batch": arguments.batch,
+        "draw": DRAW,
+        "repeats": arguments.repeats,
+        "clock": unit,
+        "phases": phases,
+        "losses": pairs,
+        "peak_mib": peak,
+    }
+    path = files.runs_dir() / time.strftime("bench-%Y%m%d-%H%M%S.json")
+    files.write_text(path, json.dumps(card, indent=1) + "\n")
+    print(path)
+    far = [name for name, (a, b) in pairs.items() if abs(a - b) > 1e-3 * max(1.0, abs(b))]
+    if far:
+        print(f"the loops disagree on {', '.join(far)}", file=sys.stderr)
+    return 1 if far else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
