@@ -205,7 +205,7 @@ def make_config(preset: str | None = None, variant: str = "released", profile: s
             raise unknown("config field", name, fields)
 
     config = Config(**{**PRESETS[preset], **VARIANTS[variant]}, variant=variant, profile=profile)
-    shrunk = {name: value for name, value in PROFILES[profile].items() if getattr(config, name) is not None}
+    shrunk = {k: min(v, getattr(config, k)) for k, v in PROFILES[profile].items() if getattr(config, k) is not None}
     return check(dataclasses.replace(config, **{**shrunk, **overrides}))
 
 

@@ -52,14 +52,14 @@ def replacing(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}. Choose a folder you can write to.") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}. Choose a folder you can write to.") from error
     temporary = Path(name)
     try:
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}. What stood there before is untouched.") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}. What stood there before is untouched.") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -123,7 +123,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                 f"and is not executed for safety ({type(error).__name__})."
             ) from error
         weights = content.get("state_dict", content) if isinstance(content, dict) else {}
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+    named = isinstance(weights, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items())
+    if not named or not weights:
         raise UserError(f"{path} holds no state_dict: save `model.state_dict()` and pass that.")
     return {key.removeprefix("module."): value for key, value in weights.items()}
 

@@ -1,0 +1,119 @@
+"""Scores, worked by hand on six images and three classes."""
+
+import math
+
+import pytest
+import reference
+import torch
+from torch import nn
+
+from nayer_lib.classifiers.teacher import Classifier
+from nayer_lib.datasets import Split
+from nayer_lib.errors import UserError
+from nayer_lib.evaluate import Evaluator
+
+NAMES = ("a", "b", "c")
+SPLIT = Split(torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1), torch.tensor([0, 0, 0, 0, 1, 1]))
+
+
+class Lookup(nn.Module):
+    """Image k, which is the number k, gets row k of a table of logits; notes how it was called."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.register_buffer("logits", logits)
+        self.calls = []
+
+    def forward(self, images):
+        self.calls.append((len(images), self.training, torch.is_grad_enabled()))
+        return self.logits[images.flatten().round().long()]
+
+
+def predicting(*classes, sure=2.0):
+    """A classifier with the logit `sure` for these classes of the six images, and 0 else."""
+    logits = torch.zeros(len(classes), 3)
+    logits[torch.arange(len(classes)), torch.tensor(classes)] = sure
+    return Classifier(Lookup(logits), NAMES, (0.0,), (1 / 255,))
+
+
+TEACHER = predicting(0, 0, 0, 1, 1, 1)  # five of six
+
+
+def test_accuracy_and_per_class_by_hand():
+    evaluate = Evaluator(TEACHER, SPLIT)
+    scores = evaluate(predicting(0, 0, 2, 1, 1, 0))
+    assert scores.accuracy == pytest.approx(3 / 6)
+    assert scores.per_class.tolist()[:2] == pytest.approx([2 / 4, 1 / 2])
+    assert scores.predictions.tolist() == [0, 0, 2, 1, 1, 0]
+    assert evaluate.teacher.accuracy == pytest.approx(5 / 6)
+
+
+def test_a_class_without_a_test_image_has_no_accuracy():
+    assert math.isnan(Evaluator(TEACHER, SPLIT)(TEACHER).per_class[2])
+
+
+def test_agreement_is_with_the_teacher_not_with_the_labels():
+    scores = Evaluator(TEACHER, SPLIT)(predicting(0, 0, 2, 1, 1, 0))
+    assert scores.agreement == pytest.approx(4 / 6)
+    assert Evaluator(TEACHER, SPLIT)(predicting(2, 2, 2, 2, 2, 2)).agreement == 0
+
+
+def test_kl_is_of_the_teacher_to_the_classifier_in_nats():
+    student = predicting(0, 0, 2, 1, 1, 0, sure=1.0)
+    rows = zip(TEACHER.net.logits, student.net.logits, strict=True)
+    expected = sum(reference.kl_divergence(*pair).item() for pair in rows) / 6
+    assert Evaluator(TEACHER, SPLIT)(student).kl == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_teacher_is_scored_with_the_same_ruler_and_agrees_with_itself():
+    evaluate = Evaluator(TEACHER, SPLIT)
+    again = evaluate(TEACHER)
+    assert (evaluate.teacher.agreement, evaluate.teacher.kl) == (again.agreement, again.kl) == (1, 0)
+    assert again.accuracy == evaluate.teacher.accuracy
+
+
+def test_scores_do_not_depend_on_the_batch():
+    student = predicting(0, 0, 2, 1, 1, 0)
+    whole, parts = (Evaluator(TEACHER, SPLIT, batch)(student) for batch in (1000, 4))
+    assert (whole.accuracy, whole.agreement, whole.kl) == (parts.accuracy, parts.agreement, parts.kl)
+    assert [size for size, *_ in student.net.calls] == [6, 4, 2]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scoring_is_in_eval_mode_without_gradients_and_puts_the_mode_back(training):
+    student = predicting(0, 0, 0, 0, 0, 0).train(training)
+    Evaluator(TEACHER, SPLIT)(student)
+    assert student.net.calls == [(6, False, False)]
+    assert student.training == student.net.training == training
+
+
+def test_the_teacher_is_asked_once():
+    teacher = predicting(0, 0, 0, 1, 1, 1)
+    evaluate = Evaluator(teacher, SPLIT)
+    for _ in range(3):
+        evaluate(predicting(0, 0, 0, 0, 0, 0))
+    assert len(teacher.net.calls) == 1
+
+
+def test_a_label_beyond_the_teachers_classes_is_refused():
+    split = Split(SPLIT.images, torch.tensor([0, 0, 0, 0, 1, 3]))
+    with pytest.raises(UserError, match="labels go up to 3, the teacher has 3 classes"):
+        Evaluator(TEACHER, split)
+
+
+def test_images_are_given_in_0_1():
+    """255 is white."""
+    seen = []
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 3))
+    classifier = Classifier(net, NAMES, (0.0,), (1.0,))
+    net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    Evaluator(classifier, Split(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2), torch.tensor([0])))
+    assert seen[0].flatten().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "at_chance"), [((0, 0, 0, 1, 1, 1), False), ((0, 0, 0, 2, 2, 1), False), ((0, 0, 0, 2, 2, 2), True)]
+)
+def test_a_teacher_below_twice_the_chance_level_is_noticed(predictions, at_chance):
+    """Three classes: below two thirds."""
+    assert Evaluator(predicting(*predictions), SPLIT).teacher_at_chance == at_chance

@@ -1,0 +1,193 @@
+"""The memory M: bytes as an image file would hold them, a ring where it is bounded, and fair draws."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nayer_lib.errors import UserError
+from nayer_lib.memory import Memory
+
+few = settings(max_examples=40, deadline=None)
+sizes = st.lists(st.integers(0, 7), max_size=8)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def numbered(start, count):
+    """`count` images of one pixel and their labels, both saying the image's number."""
+    numbers = torch.arange(start, start + count)
+    return ((numbers + 0.5) / 255).view(-1, 1, 1, 1), numbers
+
+
+def filled(counts, capacity=None):
+    """A memory after rounds of these sizes; images are numbered through."""
+    memory, start = Memory((1, 1, 1), "cpu", capacity), 0
+    for round, count in enumerate(counts):
+        memory.add(*numbered(start, count), round)
+        start += count
+    return memory
+
+
+def contents(memory):
+    """(image, label, round) of each image, oldest first."""
+    rows = zip(memory.images.flatten().tolist(), memory.labels.tolist(), memory.rounds.tolist(), strict=True)
+    return sorted(rows, key=lambda row: row[1])
+
+
+def expected_contents(counts, capacity=None):
+    """The same, by keeping a list."""
+    rounds = [round for round, count in enumerate(counts) for _ in range(count)]
+    rows = [(number, number, round) for number, round in enumerate(rounds)]
+    return rows[-capacity:] if capacity else rows
+
+
+# --- bytes
+
+
+def test_images_are_floored_to_bytes():
+    """Section 3.1: truncated, as the released code's image files are; 0.999 becomes 254, not 255."""
+    values, expected = [0.0, 0.0039, 0.004, 0.25, 0.5, 0.999, 1.0], [0, 0, 1, 63, 127, 254, 255]
+    memory = Memory((1, 1, len(values)), "cpu")
+    memory.add(torch.tensor(values).view(1, 1, 1, -1), torch.tensor([3]), 0)
+    assert memory.images.dtype == torch.uint8
+    assert memory.images.flatten().tolist() == expected == [math.floor(value * 255) for value in values]
+    images, labels = memory.draw(1, seeded())
+    assert images.dtype == torch.uint8 and images.shape == (1, 1, 1, 7) and labels.tolist() == [3]
+    assert images.flatten().tolist() == expected
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20))
+@few
+def test_no_pixel_gains_and_none_loses_a_whole_step(values):
+    given_, memory = torch.tensor(values).view(-1, 1, 1, 1), Memory((1, 1, 1), "cpu")
+    memory.add(given_, torch.zeros(len(values), dtype=torch.long), 0)
+    loss = given_.double() * 255 - memory.images.double()
+    assert (loss > -1e-4).all() and (loss < 1).all()
+
+
+def test_the_memory_keeps_no_gradient():
+    images = torch.rand(2, 1, 1, 1, requires_grad=True)
+    memory = Memory((1, 1, 1), "cpu")
+    memory.add(images, torch.tensor([0, 1]), 0)
+    assert not memory.images.requires_grad and images.grad is None
+
+
+def test_what_was_drawn_or_saved_is_a_copy():
+    memory = filled([3])
+    images, _ = memory.draw(3, seeded())
+    state = memory.state_dict()
+    for tensor in (images, state["images"]):
+        tensor.fill_(77)
+    assert contents(memory) == expected_contents([3])
+
+
+# --- growth and the ring
+
+
+@given(sizes)
+@few
+def test_without_a_capacity_every_image_stays(counts):
+    memory = filled(counts)
+    assert len(memory) == sum(counts) and contents(memory) == expected_contents(counts)
+
+
+@given(sizes, st.integers(1, 10))
+@few
+def test_with_a_capacity_the_newest_stay(counts, capacity):
+    """Table 10: the oldest leave first, also where one round alone is too large."""
+    memory = filled(counts, capacity)
+    assert len(memory) == min(sum(counts), capacity)
+    assert contents(memory) == expected_contents(counts, capacity)
+    assert [row[2] for row in contents(memory)] == sorted(memory.rounds.tolist())
+
+
+def test_the_ring_never_takes_more_room_than_its_capacity():
+    memory = Memory((1, 1, 1), "cpu", capacity=10)
+    for round in range(12):
+        memory.add(*numbered(3 * round, 3), round)
+        assert len(memory._images) <= 10 and len(memory) == min(3 * round + 3, 10)
+
+
+def test_growing_copies_each_image_a_few_times_at_most():
+    """By doubling: 200 rounds need 9 new blocks, not 200."""
+    memory, blocks = Memory((1, 1, 1), "cpu"), set()
+    for round in range(200):
+        memory.add(*numbered(0, 2), round)
+        blocks.add(len(memory._images))
+    assert len(memory) == 400 and len(blocks) <= 9 and max(blocks) < 800
+
+
+def test_an_empty_memory_has_nothing_to_draw():
+    memory = Memory((1, 1, 1), "cpu")
+    assert len(memory) == 0 and memory.images.shape == (0, 1, 1, 1)
+    with pytest.raises(UserError, match="memory is empty: run at least one synthesis round"):
+        memory.draw(1, seeded())
+
+
+@pytest.mark.parametrize("capacity", [0, -1])
+def test_a_memory_for_no_image_is_refused(capacity):
+    with pytest.raises(UserError, match=f"at least one image, not {capacity}"):
+        Memory((1, 1, 1), "cpu", capacity)
+
+
+# --- draws: Algorithm 1, line 13
+
+
+@given(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 99))
+@few
+def test_each_image_is_seen_once_before_any_is_seen_twice(count, draws, seed):
+    memory, rng = filled([count]), seeded(seed)
+    drawn = [label for n in draws for label in memory.draw(n, rng)[1].tolist()]
+    assert len(drawn) == sum(draws)
+    for start in range(0, len(drawn), count):
+        part = drawn[start : start + count]
+        assert len(set(part)) == len(part)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
+@few
+def test_new_images_enter_the_draws_at_once(old, before, new, seed):
+    memory, rng = filled([old]), seeded(seed)
+    memory.draw(before, rng)
+    memory.add(*numbered(old, new), 1)
+    assert sorted(memory.draw(old + new, rng)[1].tolist()) == list(range(old + new))
+
+
+@given(sizes.filter(any), st.integers(1, 10), st.integers(1, 20))
+@few
+def test_a_label_stays_with_its_image(counts, capacity, n):
+    images, labels = filled(counts, capacity).draw(n, seeded())
+    assert images.shape == (n, 1, 1, 1)
+    assert images.flatten().tolist() == labels.tolist()
+
+
+def test_draws_are_shuffled_by_the_generator_alone():
+    def drawn(seed):
+        torch.manual_seed(seed + 1)
+        return filled([50]).draw(50, seeded(seed))[1].tolist()
+
+    assert drawn(0) == drawn(0) != drawn(1) != list(range(50))
+
+
+@given(sizes.filter(any), st.one_of(st.none(), st.integers(1, 10)), st.integers(1, 9), st.integers(0, 99))
+@few
+def test_a_resumed_memory_goes_on_as_if_it_had_never_stopped(counts, capacity, n, seed):
+    memory, rng = filled(counts, capacity), seeded(seed)
+    memory.draw(n, rng)
+    resumed, resumed_rng = Memory((1, 1, 1), "cpu", capacity), seeded()
+    state = memory.state_dict()
+    resumed.load_state_dict(state)
+    resumed_rng.set_state(rng.get_state())
+    for each, its_rng in ((memory, rng), (resumed, resumed_rng)):
+        assert contents(each) == expected_contents(counts, capacity)
+        each.now = [each.draw(n, its_rng)[1].tolist() for _ in range(3)]
+        each.add(*numbered(sum(counts), 4), len(counts))
+        each.now += [each.draw(n, its_rng)[1].tolist() for _ in range(3)]
+    assert memory.now == resumed.now
+    assert contents(memory) == contents(resumed) == expected_contents([*counts, 4], capacity)
+    assert len(state["images"]) == min(sum(counts), capacity or math.inf)  # what was saved is a copy
