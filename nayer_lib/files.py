@@ -46,7 +46,7 @@ def datasets_dir() -> Path:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it onto `path` if the block ends well, remove it if not."""
-    path = Path(path)
+    path, untouched = Path(path), "What stood there before is untouched."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -59,7 +59,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}. What stood there before is untouched.") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}. {untouched}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -25,7 +25,6 @@ from nayer_lib.methods.base import Batch
 from nayer_lib.methods.nayer import Nayer
 from nayer_lib.results.runs import device_name
 
-
 DRAW = 512  # images of a memory draw: Table 8's student batch
 
 

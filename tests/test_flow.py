@@ -15,12 +15,12 @@ nayer_lib
 errors files
 text.labels text.prompts text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks
-classifiers.wide_resnet classifiers.resnet classifiers.vgg classifiers classifiers.teacher
+classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
 datasets augment losses memory evaluate config
 methods.base methods.nayer methods
 distill
-results.paper results.runs results.figures
-notebook cli __main__
+results.paper results.figures results.runs
+notebook demo cli __main__
 """.split()
 
 HEAVY = "open_clip sentence_transformers gensim seaborn matplotlib pandas torchvision IPython".split()
