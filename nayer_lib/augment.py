@@ -13,7 +13,7 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator
 
     Args:
         images: (B, C, H, W) in [0, 1], or uint8 from the memory; zero is black in both, before any normalisation.
-        padding: pixels; 4 for CIFAR (`method.md` 3.4, 3.5).
+        padding: pixels; 4 for CIFAR, as in the released code.
         flip: mirror each image with probability 1/2.
         rng: on the images' device.
 

@@ -46,7 +46,6 @@ def distill(
 
     config = make_config(preset, variant, profile, seed=seed, **_overrides(set))
     setup = prepare(config, teacher, device)
-    _warn_at_chance(setup.evaluate)
     run = cards.Run(setup, out)
     with tqdm(run, total=config.total_epochs, unit="epoch") as bar:
         for epoch in bar:
@@ -77,6 +76,8 @@ def teacher(
 
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
+    if split not in ("train", "fit"):
+        raise unknown("split to train on", split, ("train", "fit"))
     facts, chosen = datasets.dataset(dataset), RECIPES[recipe]
     data = datasets.load_split(dataset, split)
     classifier = make_classifier(network, facts.class_names, facts.mean, facts.std, seed)
@@ -167,17 +168,10 @@ def _overrides(pairs: tuple[str, ...]) -> dict:
         name, found, text = pair.partition("=")
         if not found:
             raise UserError(f"--set takes name=value, not {pair!r}.")
+        if name in ("preset", "variant", "profile", "seed"):
+            raise UserError(f"{name} has its own option: use --{name} {text}.")
         try:
             values[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             values[name] = text
     return values
-
-
-def _warn_at_chance(evaluate: Evaluator) -> None:
-    if evaluate.teacher_at_chance:
-        print(
-            f"warning: the teacher scores {100 * evaluate.teacher.accuracy:.1f} %, about chance: check its "
-            "normalisation and the order of its classes.",
-            file=sys.stderr,
-        )

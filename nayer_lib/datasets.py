@@ -24,7 +24,7 @@ class DataSet:
 
     Attributes:
         channels, size: of an image, size in pixels.
-        mean, std: the normalisation that its teachers are trained with, in [0, 1] units (`method.md` 3.6 for CIFAR).
+        mean, std: the normalisation that its teachers are trained with, in [0, 1] units (CIFAR: the released code's).
         crop_padding: pixels of zero padding for the random crop, in synthesis and for the student.
         flip: whether a mirrored image keeps its class (a flipped 2 is no 2).
     """

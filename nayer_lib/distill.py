@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ def prepare(config: Config, checkpoint: Path | None = None, device: str | None =
     if config.method not in METHODS:
         raise unknown("method", config.method, METHODS)
     facts = dataset(config.dataset)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(device)
     teacher = load_teacher(config.dataset, config.teacher, checkpoint).to(device)
     if teacher.class_names != facts.class_names:
         raise UserError(f"the teacher's class names are not those of {facts.name}, in its order.")
@@ -123,4 +124,21 @@ def prepare(config: Config, checkpoint: Path | None = None, device: str | None =
     test = load_split(config.dataset, "test").to(device)
     student = make_classifier(config.student, facts.class_names, facts.mean, facts.std, config.seed).to(device)
     method = METHODS[config.method](teacher, student, config, pool.table.to(device))
-    return Setup(method, Evaluator(teacher, test), pool)
+    evaluate = Evaluator(teacher, test)
+    if evaluate.teacher_at_chance:
+        warnings.warn(
+            f"the teacher scores {100 * evaluate.teacher.accuracy:.1f} %, about chance: check its normalisation "
+            "and the order of its classes.",
+            stacklevel=2,
+        )
+    return Setup(method, evaluate, pool)
+
+
+def _device(name: str | None) -> torch.device:
+    """A device by its name; None takes the GPU where there is one."""
+    cuda = torch.cuda.is_available()
+    if name not in (None, "cpu", "cuda"):
+        raise unknown("device", name, ("cpu", "cuda"))
+    if name == "cuda" and not cuda:
+        raise UserError("there is no CUDA device that torch can use: leave the device out, or take cpu.")
+    return torch.device(name or ("cuda" if cuda else "cpu"))

@@ -58,6 +58,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}. {untouched}") from error
     finally:

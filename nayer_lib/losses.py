@@ -108,10 +108,11 @@ class BatchNormLoss:
             return
         batch = [tuple(x.detach() for x in self._batch[i]) for i in range(len(self.layers))]
         m = self.momentum
-        self.memory = [
+        mixed = [
             tuple(m * old + (1 - m) * new for old, new in zip(*pair, strict=True))
-            for pair in zip(self.memory or batch, batch, strict=True)
+            for pair in zip(self.memory, batch, strict=False)
         ]
+        self.memory = mixed or batch
 
     def state_dict(self) -> dict:
         """The memory, for an exact resume."""

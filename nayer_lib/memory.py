@@ -96,10 +96,18 @@ class Memory:
             "labels": self.labels.clone(),
             "rounds": self.rounds.clone(),
             "next": self._next,
+            "capacity": self.capacity,
             "order": self._order.clone(),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        self._images, self._labels, self._rounds = (state[k].clone() for k in ("images", "labels", "rounds"))
-        self._count, self._next, self._order = len(self._images), state["next"], state["order"].clone()
+        """The inverse of `state_dict`, onto this memory's own device.
+
+        Raises:
+            UserError: the state is of a memory with another capacity.
+        """
+        if state["capacity"] != self.capacity:
+            raise UserError(f"this state holds a memory of {state['capacity']} images, not of {self.capacity}.")
+        for name in ("images", "labels", "rounds", "order"):
+            setattr(self, f"_{name}", state[name].to(self._images.device, copy=True))
+        self._count, self._next = len(self._images), state["next"]

@@ -1,12 +1,13 @@
 """The losses and the augmentation written out plainly, straight from the specification: the oracle of the tests.
 
 Nothing here is fast and nothing is shared with the library: loops over images and layers, formulas instead of
-library losses. Sections are those of the method's specification; t and s are logits (B, K), y class ids (B,).
+library losses. The formulas are those of the paper and of the released algorithm. t and s are logits (B, K), y (B,)
+class ids.
 """
 
 import torch
 
-# --- Section 2: the generator's loss, Eq. 5
+# --- the generator's loss: Eq. 5
 
 
 def log_softmax(row):
@@ -52,7 +53,7 @@ def channel_statistics(inputs):
 
 
 class BatchNormTerm:
-    """L_BN = sum over layers of ||v_run - v'||_2 + ||mu_run - mu'||_2, with the momentum memory of Section 2.
+    """L_BN = sum over layers of ||v_run - v'||_2 + ||mu_run - mu'||_2, with the momentum memory.
 
     v' = v in the run's first round, afterwards v' = (1 - m) v + m v_mem, and mu' likewise. The memory is updated once
     a round from its last batch: first a copy, then mem <- m mem + (1 - m) stat, without gradient.
@@ -102,7 +103,7 @@ def run_and_record(model, layers, images):
     return output, [seen[index] for index in range(len(handles))]
 
 
-# --- Section 2: the student's loss, Eq. 6
+# --- the student's loss: Eq. 6
 
 
 def distillation(t, s, temperature):
@@ -115,7 +116,7 @@ def distillation(t, s, temperature):
     return total / len(t) * temperature**2
 
 
-# --- Section 3.5: crop and flip, one image at a time
+# --- crop and flip, one image at a time
 
 
 def crop(image, padding, row, column):

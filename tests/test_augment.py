@@ -1,4 +1,4 @@
-"""Crop and flip: each image its own, equal to slicing a padded image, and differentiable (Section 3.5)."""
+"""Crop and flip: each image its own, equal to slicing a padded image, and differentiable."""
 
 from collections import Counter
 from itertools import product

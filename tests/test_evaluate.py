@@ -112,8 +112,8 @@ def test_images_are_given_in_0_1():
 
 
 @pytest.mark.parametrize(
-    ("predictions", "at_chance"), [((0, 0, 0, 1, 1, 1), False), ((0, 0, 0, 2, 2, 1), False), ((0, 0, 0, 2, 2, 2), True)]
+    ("predictions", "at_chance"), [((0, 0, 0, 1, 1, 1), False), ((0, 0, 0, 2, 2, 2), False), ((0, 0, 2, 2, 2, 2), True)]
 )
-def test_a_teacher_below_twice_the_chance_level_is_noticed(predictions, at_chance):
-    """Three classes: below two thirds."""
+def test_a_teacher_within_ten_points_of_chance_is_noticed(predictions, at_chance):
+    """Three classes: below 43.3 %."""
     assert Evaluator(predicting(*predictions), SPLIT).teacher_at_chance == at_chance

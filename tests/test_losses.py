@@ -122,7 +122,7 @@ def test_the_mask_stops_the_gradient_of_disagreeing_images():
 
 
 def test_the_adversarial_gradient_flows_through_teacher_and_student():
-    """Section 2: no detach on either side."""
+    """Neither side is detached: the generator moves both predictions apart."""
     t, s = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
     for gradient in gradients(adversarial(t, s, mask=False), t, s):
         assert gradient.abs().sum(1).min() > 0
@@ -352,7 +352,7 @@ def test_a_resumed_loss_goes_on_as_if_it_had_never_stopped():
 
 
 def test_freezing_teacher_and_student_changes_no_bit_of_the_generators_gradient():
-    """Section 6.1: the released code computes their weight gradients too, and throws them away."""
+    """The released code computes their weight gradients too, and never uses them."""
 
     def generator_gradients(frozen):
         torch.manual_seed(0)

@@ -50,7 +50,7 @@ def expected_contents(counts, capacity=None):
 
 
 def test_images_are_floored_to_bytes():
-    """Section 3.1: truncated, as the released code's image files are; 0.999 becomes 254, not 255."""
+    """Truncated, as the released code's image files are: 0.999 becomes 254, not 255."""
     values, expected = [0.0, 0.0039, 0.004, 0.25, 0.5, 0.999, 1.0], [0, 0, 1, 63, 127, 254, 255]
     memory = Memory((1, 1, len(values)), "cpu")
     memory.add(torch.tensor(values).view(1, 1, 1, -1), torch.tensor([3]), 0)

@@ -32,7 +32,7 @@ class Classifier(nn.Module):
         self, net: nn.Module, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float], name: str = ""
     ):
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
+        if not mean or len(mean) != len(std) or not all(s > 0 for s in std):
             raise UserError(f"normalisation needs one mean and one positive std a channel, not {mean} and {std}.")
         self.net = net
         self.class_names = check_names(class_names)

@@ -30,8 +30,8 @@ class NoisyLayer(nn.Module):
 
     def __init__(self, embed_dim: int, noise_dim: int, batch: int, per_head: int):
         super().__init__()
-        self.per_head = per_head
-        heads = math.ceil(batch / per_head)
+        self.per_head = min(per_head, batch)
+        heads = math.ceil(batch / self.per_head)
         self.norm = nn.BatchNorm1d(embed_dim)
         self.weight = nn.Parameter(torch.empty(heads, embed_dim, noise_dim))
         self.bias = nn.Parameter(torch.empty(heads, 1, noise_dim))

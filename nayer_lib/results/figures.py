@@ -116,9 +116,9 @@ def disagreements(ax: "Axes", images: Tensor, labels: Tensor, teacher: Tensor, s
 
 def per_class(ax: "Axes", names: Sequence[str], teacher: Tensor, student: Tensor) -> "Axes":
     """Accuracy of each class, teacher and student side by side; teacher and student: (K,) in [0, 1]."""
-    places = torch.arange(len(names))
-    ax.bar(places - 0.2, 100 * teacher, width=0.4, label="teacher", hatch="//")
-    ax.bar(places + 0.2, 100 * student, width=0.4, label="student")
+    places = range(len(names))
+    ax.bar([k - 0.2 for k in places], (100 * teacher).tolist(), width=0.4, label="teacher", hatch="//")
+    ax.bar([k + 0.2 for k in places], (100 * student).tolist(), width=0.4, label="student")
     ax.set_xticks(places, names, rotation=30, ha="right")
     ax.set(ylabel="test accuracy (%)", ylim=(min(80.0, 100 * float(student.min()) - 5), 101))
     ax.legend(loc="lower right")

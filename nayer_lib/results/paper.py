@@ -64,7 +64,7 @@ def accuracy(method: str, dataset: str, teacher: str, student: str, epochs: int 
     for column, value in wanted.items():
         names = rows[column].astype("string").fillna("None")
         if str(value) not in set(names):
-            raise unknown(f"{column} in the paper's Table 1", value, set(names))
+            raise unknown(f"{column} in the paper's Table 1", value, sorted(set(names)))
         rows = rows[names == str(value)]
     percent = rows["accuracy"].item()
     return None if math.isnan(percent) else percent

@@ -22,7 +22,7 @@ import torch
 
 from .. import files
 from ..classifiers.teacher import save_classifier
-from ..config import Config
+from ..config import PRESETS, Config, make_config
 from ..distill import Epoch, Setup, distill
 from ..errors import MissingFile, UserError, unknown
 from . import paper
@@ -256,13 +256,11 @@ def results_table(cards: list[dict]) -> str:
     measured = cells(cards)
     for cell in measured:
         lines.append(_row(cell.config.dataset, cell.config, _printed(cell.config), cell))
-    done = {(c.config.dataset, c.config.teacher, c.config.student) for c in measured if c.config.profile == "full"}
-    table = paper.table(1)
-    for row in table[(table["method"] == "NAYER") & (table["epochs"] == 300)].itertuples():
-        if (row.dataset, row.teacher, row.student) not in done and row.accuracy == row.accuracy:
+    for config in _paper_configs("released", epochs=(300,)):
+        if config not in [_seedless(cell.config) for cell in measured]:
             lines.append(
-                f"| {row.dataset} | {row.teacher} → {row.student} | released, full, E = 300 | {row.accuracy:.2f} | "
-                "not run | | | 0 | | |"
+                f"| {config.dataset} | {config.teacher} → {config.student} | released, full, E = 300 | "
+                f"{_printed(config)} | not run | | | 0 | | |"
             )
     return "\n".join(lines)
 
@@ -304,11 +302,21 @@ def draw_results(cards: list[dict], path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
+def _paper_configs(variant: str, epochs: tuple[int, ...] = (100, 200, 300)) -> list[Config]:
+    """The configs behind Table 1's NAYER cells, in its order."""
+    presets = [name for name, row in PRESETS.items() if row["dataset"] in set(paper.table(1)["dataset"])]
+    return [make_config(name, variant, "full", epochs=e) for name in presets for e in epochs]
+
+
+def _seedless(config: Config) -> Config:
+    return dataclasses.replace(config, seed=0)
+
+
 def _printed(config: Config) -> str:
-    """The paper's cell for a config, or a dash where it has none: only full runs are compared with it."""
-    if config.profile != "full" or config.dataset not in set(paper.table(1)["dataset"]):
-        return "–"
-    value = paper.accuracy("NAYER", config.dataset, config.teacher, config.student, config.epochs)
+    """The paper's number for a config, or a dash where it has none: only unchanged full runs are compared with it."""
+    value = None
+    if _seedless(config) in _paper_configs(config.variant):
+        value = paper.accuracy("NAYER", config.dataset, config.teacher, config.student, config.epochs)
     return "–" if value is None else f"{value:.2f}"
 
 

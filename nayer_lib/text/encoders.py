@@ -30,8 +30,8 @@ def encode(texts: Sequence[str], encoder: str, model: str | None = None) -> Enco
     """
     if encoder not in ENCODERS:
         raise unknown("text encoder", encoder, ENCODERS)
-    if any(not isinstance(text, str) or not text.strip() for text in texts):
-        raise UserError("every text to encode must be a non-empty string.")
+    if not texts or any(not isinstance(text, str) or not text.strip() for text in texts):
+        raise UserError("every text to encode must be a non-empty string, and there must be one.")
     rows, provenance = ENCODERS[encoder](list(texts), model)
     if not torch.isfinite(rows).all():
         raise UserError(f"the encoder {encoder!r} gave rows that are not finite: its weights are damaged.")

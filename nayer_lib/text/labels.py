@@ -26,9 +26,9 @@ def class_names(dataset: str) -> tuple[str, ...]:
 def check_names(names: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple, if there are some and no two classes share one: equal names would get equal embeddings."""
     names = tuple(names)
-    blank = [k for k, name in enumerate(names) if not isinstance(name, str) or not name.strip()]
-    if not names or blank:
-        raise UserError(f"class names must be non-empty texts, one a class; not so: {blank or 'no names at all'}.")
+    odd = [k for k, name in enumerate(names) if not isinstance(name, str) or not name.strip() or "\n" in name]
+    if not names or odd:
+        raise UserError(f"class names must be texts of one line, one a class; not so: {odd or 'no names at all'}.")
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise UserError(f"two classes are called {twice[0]!r}: tell them apart, as 'crane bird' and 'crane machine'.")

@@ -42,8 +42,15 @@ def build_pool(names: Sequence[str], encoder: str, prompt: str, model: str | Non
 
 
 def save_pool(path: Path, pool: LTEPool) -> None:
-    """Write a pool in float16: CLIP's own precision, and a rounding far below any distance between labels."""
-    files.save_tensors(path, {"lte": pool.table.half()}, pool.header)
+    """Write a pool in float16: CLIP's own precision, and a rounding far below any distance between labels.
+
+    Raises:
+        UserError: an embedding that float16 cannot hold.
+    """
+    table = pool.table.half()
+    if not torch.isfinite(table).all():
+        raise UserError("these embeddings are too large for a pool (beyond 65504): scale them down first.")
+    files.save_tensors(path, {"lte": table}, pool.header)
 
 
 def load_pool(path: Path, names: Sequence[str]) -> LTEPool:

@@ -1,5 +1,6 @@
 """Prompt templates: from a class name to the text Y_y that the encoder reads (Section 3.2; Table 5)."""
 
+import string
 from collections.abc import Sequence
 
 from ..errors import UserError, unknown
@@ -31,9 +32,10 @@ def fill(prompt: str, names: Sequence[str]) -> list[str]:
     """
     text = template(prompt)
     try:
+        slots = {slot for _, slot, _, _ in string.Formatter().parse(text) if slot is not None}
         filled = [text.format(name=name, index=index) for index, name in enumerate(names)]
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"the prompt {text!r} has a slot that is neither {{name}} nor {{index}} ({error}).") from error
-    if len(set(filled)) < len(filled):
+    if not slots or len(set(filled)) < len(filled):
         raise UserError(f"the prompt {text!r} gives two classes the same text: it needs a {{name}} or {{index}} slot.")
     return filled

@@ -176,7 +176,7 @@ def test_a_refused_file_changes_no_weight():
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_torch_checkpoint_is_read_with_and_without_its_wrappings(tmp_path, nested, prefix, old_format):
-    """Section 1.5: an entry `state_dict`, beside it what the trainer kept; `module.` is from data-parallel training."""
+    """An entry `state_dict`, beside it what the trainer kept; `module.` is from data-parallel training."""
     made, path = classifier(), tmp_path / "c.pth"
     content = {prefix + key: value for key, value in made.net.state_dict().items()}
     if nested:
@@ -211,7 +211,7 @@ def test_a_malicious_file_is_never_executed(tmp_path, kind, suffix):
     path, marker = tmp_path / f"c{suffix}", tmp_path / "executed"
     content = {"state_dict": {"weight": torch.zeros(1)}, "extra": Malicious(marker)}
     if kind == "pickle":
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "torch")
     sentence = "not a whole safetensors file" if suffix == ".safetensors" else "not executed for safety"
@@ -344,6 +344,14 @@ def test_an_epoch_shows_each_image_once_in_whole_batches_in_0_1(drawings):
     for epoch in (seen[:3], seen[3:]):
         shown = [(image * 255).round().to(torch.uint8).numpy().tobytes() for image in torch.cat(epoch)]
         assert set(shown) <= every and len(set(shown)) == 144
+
+
+def test_every_epoch_trains_in_training_mode_also_after_an_evaluation(drawings):
+    made = make_classifier("wrn10_half", dataset("digits").class_names, (0.3,), (0.4,), seed=0).eval()
+    epochs = train_classifier(made, *drawings, lambda batch, rng: batch, Recipe(epochs=2, batch=32), seed=0)
+    for number, _ in enumerate(epochs, 1):
+        assert all(layer.num_batches_tracked == 5 * number for layer in made.batch_norms())
+        made.eval()
 
 
 def test_fewer_images_than_a_batch_are_one_batch(drawings):

@@ -51,7 +51,7 @@ def test_between_two_redraws_the_same_labels_give_the_same_inputs(table, name):
 
 
 def test_k_to_1_has_a_head_for_every_k_images(table):
-    """Section 1.4: H = ceil(B / K), "a maximum of 10" classes a head for CIFAR-10."""
+    """H = ceil(B / K): a head makes "a maximum of 100 for CIFAR100 or 10 for CIFAR10" samples (Section 3.3)."""
     for batch, heads in ((2, 1), (3, 1), (6, 2), (7, 3)):
         assert len(build_latent("noisy", table, NOISE, batch).layer.weight) == heads
 
@@ -63,7 +63,7 @@ def test_noisy_text_is_the_noisy_layer_of_the_labels_own_rows(table):
 
 
 def test_the_embeddings_are_constant(table):
-    """Section 1.1: the table is neither parameter nor state; training and redraws leave it alone."""
+    """The table is neither parameter nor state; training and redraws leave it alone."""
     latent, labels, before = build_latent("noisy", table, NOISE, 6), torch.arange(6) % CLASSES, table.clone()
     train_a_step(latent, labels)
     latent.redraw()

@@ -76,14 +76,14 @@ BLOCK = ["Conv2d", "BatchNorm2d", "LeakyReLU"]
 
 @pytest.mark.parametrize("size", [8, 32, 64])
 def test_layers_of_the_released_small_generator(size):
-    """Section 1.1, items 3 to 13."""
+    """As the authors' code builds it (D1): BatchNorm after the reshape, then a doubling before each block."""
     generator = Generator(10, size, 3, width=4)
     expected = ["Linear", "Unflatten", "BatchNorm2d", "Upsample", *BLOCK, "Upsample", *BLOCK, "Conv2d", "Sigmoid"]
     assert kinds(generator) == expected
 
 
 def test_layers_of_the_released_large_generator():
-    """Section 1.2: no BatchNorm after the reshape, five blocks, a doubling before all but the first."""
+    """D1: no BatchNorm after the reshape, five blocks, a doubling before all but the first."""
     with torch.device("meta"):
         generator = Generator(1000, 224, 3)
     expected = ["Linear", "Unflatten", *BLOCK, *(["Upsample", *BLOCK] * 4), "Conv2d", "Sigmoid"]

@@ -52,7 +52,7 @@ def test_a_batch_may_be_smaller_than_the_heads_allow_for(size):
 
 
 def test_the_running_statistics_do_not_enter_in_training():
-    """Section 1.1: BatchNorm is in training mode always, so the batch's own statistics count."""
+    """BatchNorm is in training mode always, so the batch's own statistics count."""
     layer, lte = noisy_layer(), torch.randn(6, 6)
     before = layer(lte)
     for _ in range(5):
@@ -81,7 +81,7 @@ def test_the_pad_of_a_ragged_head_adds_no_gradient():
 
 
 def test_two_images_of_one_class_differ_only_through_their_heads():
-    """Section 1.4: K-to-1 with each class once a head."""
+    """K-to-1 (Section 3.3): each class once a head."""
     layer, table = noisy_layer(batch=6, per_head=3), torch.randn(3, 6)
     out = layer(table.repeat(2, 1))
     assert (out[:3] - out[3:]).norm(dim=1).min() > 0.1

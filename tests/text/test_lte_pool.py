@@ -101,11 +101,17 @@ def test_another_order_or_other_names_are_refused(path, names):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
 def test_rows_that_are_not_finite_are_refused(tmp_path, bad):
-    table = torch.randn(3, 5)
+    table, path = torch.randn(3, 5), tmp_path / "pool.safetensors"
     table[1, 2] = bad
-    save_pool(tmp_path / "pool.safetensors", pool_of(table))
+    files.save_tensors(path, {"lte": table}, pool_of(table).header)
     with pytest.raises(UserError, match="not finite: build it again"):
-        load_pool(tmp_path / "pool.safetensors", NAMES)
+        load_pool(path, NAMES)
+
+
+def test_rows_that_float16_cannot_hold_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="too large for a pool"):
+        save_pool(tmp_path / "pool.safetensors", pool_of(torch.full((3, 5), 1e5)))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

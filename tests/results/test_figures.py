@@ -1,0 +1,156 @@
+"""Every figure takes the Axes it is given and returns it, shows what it was given, and needs no display."""
+
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from nayer_lib.methods.base import SynthesisReport
+from nayer_lib.results.figures import (
+    ce_per_step,
+    disagreements,
+    image_grid,
+    learning_curve,
+    memory_growth,
+    mosaic,
+    new_figure,
+    per_class,
+)
+
+NAMES = ("zero", "one")
+
+
+@pytest.fixture
+def ax():
+    return new_figure()[1][0]
+
+
+def shown(ax) -> torch.Tensor:
+    """The picture that an Axes shows."""
+    [image] = ax.get_images()
+    return torch.as_tensor(image.get_array())
+
+
+def report(ce) -> SynthesisReport:
+    return SynthesisReport(len(ce), 20, ce, 1.0, 0.0, 0.1)
+
+
+def draw(ax):
+    FigureCanvasAgg(ax.figure).draw()
+
+
+CALLS = {
+    "image_grid": lambda ax: image_grid(ax, torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 0, 1]), NAMES),
+    "learning_curve": lambda ax: learning_curve(ax, [1, 2], [50.0, 90.0], 99.0, 10.0),
+    "memory_growth": lambda ax: memory_growth(ax, [0, 1, 2], [20, 40, 60], 1),
+    "ce_per_step": lambda ax: ce_per_step(ax, [report([2.0, 1.0])], ["round 1"]),
+    "disagreements": lambda ax: disagreements(
+        ax, torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(3), torch.arange(3), torch.tensor([0, 2, 1])
+    ),
+    "per_class": lambda ax: per_class(ax, NAMES, torch.tensor([1.0, 0.9]), torch.tensor([0.95, 0.6])),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_figure_takes_an_axes_and_returns_it_drawn(name, ax, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    assert CALLS[name](ax) is ax
+    assert ax.has_data()
+    draw(ax)
+
+
+def test_a_new_figure_has_its_axes_side_by_side_and_opens_no_window():
+    from matplotlib import pyplot
+
+    figure, axes = new_figure(columns=3, width=2, height=1)
+    assert len(axes) == 3 and figure.axes == axes
+    assert figure.get_size_inches().tolist() == [6, 1]
+    assert pyplot.get_fignums() == []  # pyplot does not know it: nothing to show, nothing to leak
+
+
+# --- pictures of images
+
+
+def test_a_mosaic_is_its_images_between_white_lines():
+    images = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1, 1).expand(3, 1, 2, 1)  # three images of 2 x 1 pixels
+    wanted = torch.tensor(
+        [
+            [1, 1, 1, 1, 1],
+            [1, 0.1, 1, 0.2, 1],
+            [1, 0.1, 1, 0.2, 1],
+            [1, 1, 1, 1, 1],
+            [1, 0.3, 1, 1, 1],
+            [1, 0.3, 1, 1, 1],
+            [1, 1, 1, 1, 1],
+        ]
+    )
+    assert torch.equal(mosaic(images, columns=2), wanted.unsqueeze(2).expand(7, 5, 3))
+
+
+def test_a_mosaic_keeps_colours():
+    image = torch.tensor([0.1, 0.5, 0.9]).view(1, 3, 1, 1)
+    assert torch.equal(mosaic(image, 1)[1, 1], image.flatten())
+
+
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_an_image_grid_shows_the_newest_of_each_class_first(as_bytes, ax):
+    grey = torch.tensor([0, 51, 102, 153, 204], dtype=torch.uint8)
+    images = grey.view(5, 1, 1, 1) if as_bytes else grey.view(5, 1, 1, 1) / 255
+    image_grid(ax, images, torch.tensor([0, 1, 0, 0, 1]), ("zero", "one", "two"), per_class=2)
+    picture = (shown(ax)[1::2, 1::2, 0] * 255).round()
+    assert picture.tolist() == [[153, 102], [204, 51], [255, 255]]  # no image of class two: an empty row
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["zero", "one", "two"]
+    assert ax.get_yticks().tolist() == [1, 3, 5]  # the middle of each row
+
+
+def test_disagreements_are_the_images_on_which_both_differ_with_what_both_say(ax):
+    images = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 1, 4, 4) * 10
+    labels, teacher, student = torch.tensor([5, 6, 7, 8]), torch.tensor([5, 6, 7, 1]), torch.tensor([5, 2, 7, 8])
+    disagreements(ax, images, labels, teacher, student)
+    assert [text.get_text() for text in ax.texts] == ["is 6: T 6, S 2", "is 8: T 1, S 8"]
+    assert {round(value * 255) for value in shown(ax).unique().tolist()} == {10, 30, 255}
+
+
+def test_at_most_twelve_disagreements_are_shown(ax):
+    images = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
+    disagreements(ax, images, torch.zeros(20), torch.zeros(20), torch.ones(20))
+    assert len(ax.texts) == 12 and shown(ax).shape == (2 * 11 + 1, 6 * 9 + 1, 3)
+    draw(ax)
+
+
+def test_without_a_disagreement_there_is_an_empty_picture(ax):
+    same = torch.zeros(3, dtype=torch.long)
+    disagreements(ax, torch.zeros(3, 1, 8, 8, dtype=torch.uint8), same, same, same)
+    assert not ax.texts and (shown(ax) == 1).all()
+    draw(ax)
+
+
+# --- curves and bars
+
+
+def test_a_learning_curve_has_the_teachers_line_and_chance_once(ax):
+    learning_curve(ax, [1, 2, 3], [20.0, 60.0, 90.0], 99.0, 10.0, "seed 0")
+    learning_curve(ax, [1, 2, 3], [30.0, 70.0, 95.0], 99.0, 10.0, "seed 1")
+    told = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert sorted(told) == ["chance 10 %", "seed 0", "seed 1", "teacher 99.0 %"]
+    assert ax.get_lines()[0].get_xydata().tolist() == [[1, 20], [2, 60], [3, 90]]
+    assert len(ax.get_lines()) == 4
+
+
+def test_the_memorys_warm_up_epochs_are_hatched(ax):
+    memory_growth(ax, [0, 1, 2], [20, 40, 60], warmup=2)
+    assert [bar.get_height() for bar in ax.patches] == [20, 40, 60]
+    assert [bool(bar.get_hatch()) for bar in ax.patches] == [True, True, False]
+
+
+def test_cross_entropy_is_drawn_from_step_1_for_each_round(ax):
+    ce_per_step(ax, [report([3.0, 2.0]), report([1.0])], ["first", "second"])
+    assert [line.get_xydata().tolist() for line in ax.get_lines()] == [[[1, 3], [2, 2]], [[1, 1]]]
+    with pytest.raises(ValueError, match="argument"):
+        ce_per_step(ax, [report([3.0])], [])
+
+
+def test_per_class_bars_are_percent_and_none_is_cut_off(ax):
+    per_class(ax, NAMES, torch.tensor([1.0, 0.9]), torch.tensor([0.95, 0.6]))
+    assert [round(bar.get_height()) for bar in ax.patches] == [100, 90, 95, 60]
+    assert ax.get_ylim()[0] < 60
+    assert {bool(bar.get_hatch()) for bar in ax.patches[:2]} == {True}  # told apart without colour

@@ -1,0 +1,216 @@
+"""`python -m nayer_lib`: each command does what its notebook call does, and a user's mistake is one sentence."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import TINY, copy_data, read_json
+
+from nayer_lib import cli, files
+from nayer_lib.classifiers.teacher import RECIPES, load_classifier, make_classifier, save_classifier
+from nayer_lib.datasets import DATASETS
+from nayer_lib.results.runs import MARKERS, kept_cards, read_card, results_table
+from nayer_lib.text.labels import class_names
+from nayer_lib.text.lte_pool import load_pool
+
+TINY_SET = ["--set", *(f"{name}={value}" for name, value in TINY.items())]
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch) -> Path:
+    """A folder with data/, README.md and runs/ of its own."""
+    monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))
+    monkeypatch.setenv("NAYER_RUNS", str(tmp_path / "runs"))
+    return tmp_path
+
+
+def call(capsys, *arguments: str) -> str:
+    """What a command prints; it must succeed."""
+    status = cli.main(list(arguments))
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    return said.out
+
+
+# --- distill, runs
+
+
+def test_distill_leaves_a_run_folder_and_prints_teacher_and_student(tmp_path, capsys):
+    out = call(capsys, "distill", "--seed", "5", "--out", str(tmp_path / "run"), "--device", "cpu", *TINY_SET)
+    card = read_card(tmp_path / "run")
+    assert card["status"] == "finished" and card["config"]["seed"] == 5
+    assert {name: card["config"][name] for name in TINY} == TINY
+    assert (tmp_path / "run" / "student.safetensors").is_file()
+    first, folder = out.splitlines()
+    teacher, student, best = (f"{100 * accuracy:.1f} %" for accuracy in accuracies(card))
+    assert first.startswith(f"teacher {teacher}, student {student} (last epoch; best on test {best}), 100 images, ")
+    assert folder == str(tmp_path / "run")
+
+
+def accuracies(card):
+    return card["teacher"]["accuracy"], card["accuracy_last"], card["accuracy_best"]
+
+
+def test_distill_takes_preset_variant_and_profile(clone, capsys):
+    shrink = TINY_SET + ["memory_size=30", "keep=best", "warmup_rounds=None", "generator_betas=(0.4,0.9)"]
+    call(capsys, "distill", "--preset", "color_digits", "--variant", "paper", "--profile", "lab", *shrink)
+    [card] = [read_json(path) for path in (clone / "runs").glob("*/card.json")]
+    config = card["config"]
+    assert (config["dataset"], config["variant"], config["profile"]) == ("color_digits", "paper", "lab")
+    assert (config["memory_size"], config["keep"], config["warmup_rounds"]) == (30, "best", None)
+    assert config["generator_betas"] == [0.4, 0.9] and card["images"] == 30
+
+
+def test_distill_takes_a_teacher_of_ones_own_and_warns_if_it_is_at_chance(tmp_path, capsys):
+    facts = DATASETS["digits"]
+    untrained = make_classifier("wrn10_half", facts.class_names, facts.mean, facts.std, seed=0)
+    save_classifier(tmp_path / "teacher.safetensors", untrained)
+    with pytest.warns(UserWarning) as warned:
+        arguments = ["--teacher", f"{tmp_path}/teacher.safetensors", "--out", f"{tmp_path}/run", *TINY_SET]
+        assert cli.main(["distill", *arguments]) == 0
+    [said] = warned
+    assert re.match(r"the teacher scores \d+\.\d %, about chance: check its normalisation", str(said.message))
+    assert read_card(tmp_path / "run")["teacher"]["sha256"] == files.tensors_hash(untrained.net.state_dict())
+
+
+def test_runs_lists_and_keeps(clone, capsys):
+    assert call(capsys, "runs") == ""
+    call(capsys, "distill", *TINY_SET)
+    [folder] = (clone / "runs").iterdir()
+    accuracy = 100 * read_card(folder)["accuracy_last"]
+    assert call(capsys, "runs") == f"{folder.name}  finished  {accuracy:.1f} %\n"
+    before = len(kept_cards())
+    assert call(capsys, "runs", "--keep", folder.name) == f"{clone / 'data' / 'runs' / folder.name}.json\n"
+    assert len(kept_cards()) == before + 1
+
+    half = clone / "runs" / "another"
+    half.mkdir()
+    (half / "card.json").write_text(json.dumps({"id": "another", "status": "running", "config": {}}))
+    assert call(capsys, "runs").splitlines()[-1].split() == ["another", "running"]
+
+
+# --- teacher, lte, report
+
+
+@pytest.mark.parametrize(("split", "scored_on"), [("train", "test"), ("fit", "validation")])
+def test_teacher_trains_and_saves_with_its_provenance(split, scored_on, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=1))
+    path = tmp_path / "teacher.safetensors"
+    words = ["--dataset", "digits", "--network", "wrn10_half", "--split", split, "--seed", "3", "--out", str(path)]
+    out = call(capsys, "teacher", *words)
+    header = files.load_tensors(path)[1]
+    assert (header["dataset"], header["split"], header["seed"], header["recipe"]["epochs"]) == ("digits", split, 3, 1)
+    assert header["class_names"] == list(class_names("digits"))
+    assert out == f"teacher {100 * header['accuracy'][scored_on]:.1f} % on {scored_on}\n{path}\n"
+    assert not load_classifier(path).training
+
+
+def test_a_teacher_goes_where_distill_finds_it(clone, capsys, monkeypatch):
+    monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=1))
+    call(capsys, "teacher", "--dataset", "digits", "--network", "wrn10_half")
+    assert (clone / "data" / "teachers" / "digits-wrn10_half.safetensors").is_file()
+    call(capsys, "distill", *TINY_SET, "teacher=wrn10_half")
+
+
+def test_lte_builds_a_pool_that_distill_finds(clone, capsys):
+    out = call(capsys, "lte", "--dataset", "digits", "--encoder", "random", "--prompt", "photo")
+    path = clone / "data" / "lte" / "digits.random.photo.safetensors"
+    assert out == f"10 x 384 embeddings\n{path}\n"
+    assert load_pool(path, class_names("digits")).header["prompt"] == "a photo of a {name}"
+    call(capsys, "distill", *TINY_SET, "encoder=random", "prompt=photo")
+
+
+def test_report_puts_the_table_and_its_picture_into_the_readme(clone, capsys):
+    readme, (begin, end) = clone / "README.md", MARKERS
+    whole = readme.read_text(encoding="utf-8")
+    before, after = whole.split(begin)[0], whole.split(end)[1]
+    readme.write_text(f"{before}{begin}\nold\n{end}{after}", encoding="utf-8")
+    out = call(capsys, "report")
+    assert out == results_table(kept_cards()) + "\n"
+    assert readme.read_text(encoding="utf-8") == f"{before}{begin}\n{out}{end}{after}"
+    assert (clone / "docs" / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["distill", "--preset", "digit"], "unknown preset 'digit'. Did you mean 'digits'"),
+        (["distill", "--profile", "quik"], "unknown profile 'quik'. Did you mean 'quick'"),
+        (["distill", "--variant", "papers"], "unknown variant 'papers'. Did you mean 'paper'"),
+        (["distill", "--set", "epochs"], "--set takes name=value, not 'epochs'"),
+        (["distill", "--set", "epoch=3"], "unknown config field 'epoch'. Did you mean 'epochs'"),
+        (["distill", "--set", "epochs=few"], "epochs must be a whole number from 1 up, not 'few'"),
+        (["distill", "--set", "epochs=2+"], "epochs must be a whole number from 1 up, not '2+'"),
+        (["distill", "--set", "method=nayr"], "unknown method 'nayr'"),
+        (
+            ["distill", "--preset", "cifar10-wrn40_2-wrn16_2"],
+            "no teacher for cifar10/wrn40_2: run `python -m nayer_lib",
+        ),
+        (["distill", "--teacher", "nowhere.safetensors"], "no teacher for digits/wrn10_1"),
+        (["distill", "--teacher", __file__], "is not a whole safetensors file"),
+        (["distill", "--set", "encoder=bert"], "no label-text embeddings at digits.bert.a.safetensors"),
+        (["distill", "--out", f"{__file__}/run", *TINY_SET], "cannot write"),
+        (["teacher", "--dataset", "digits", "--network", "wrn10_1", "--recipe", "papr"], "Did you mean 'paper'"),
+        (["teacher", "--dataset", "digts", "--network", "wrn10_1"], "unknown data set 'digts'. Did you mean 'digits'"),
+        (["teacher", "--dataset", "digits", "--network", "wrn10"], "unknown network 'wrn10'. Did you mean 'wrn10_1'"),
+        (["teacher", "--dataset", "digits", "--network", "wrn10_1", "--split", "fits"], "Did you mean 'fit'"),
+        (["lte", "--dataset", "digits", "--encoder", "sbrt"], "unknown text encoder 'sbrt'. Did you mean 'sbert'"),
+        (["lte", "--dataset", "digits", "--encoder", "random", "--prompt", "p4"], "unknown prompt"),
+        (["runs", "--keep", "nothing"], "unknown run 'nothing'"),
+    ],
+    ids=lambda value: " ".join(Path(word).name for word in value)[:60] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence_on_stderr_and_status_2(arguments, sentence, clone, capsys):
+    refused(arguments, sentence, capsys)
+
+
+def refused(arguments, sentence, capsys):
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("nayer_lib: ") and sentence in said.err
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["distill", "--set", "student_lr=high"], "student_lr must be a positive number, not 'high'"),
+        (["distill", "--set", "bn_momentum=None"], "bn_momentum must lie in [0, 1), not None"),
+        (["distill", "--set", "seed=1"], "seed"),
+        (["distill", "--set", "variant=paper"], "variant"),
+        (["distill", "--device", "gpu"], "device"),
+        (["teacher", "--dataset", "digits", "--network", "wrn10_half", "--split", "test"], "test"),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
+)
+def test_these_mistakes_are_a_sentence_too(arguments, sentence, clone, capsys, monkeypatch):
+    monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=1))
+    refused(arguments, sentence, capsys)
+
+
+def test_a_keyboard_interrupt_is_no_traceback(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "prepare", interrupted)
+    assert cli.main(["distill"]) == 130
+    assert capsys.readouterr().err == ("nayer_lib: stopped; the files of the last whole epoch are in the run folder.\n")
+
+
+def test_a_command_that_does_not_exist_is_told_by_the_parser(capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["destill"])
+    assert raised.value.code == 2 and "distill" in capsys.readouterr().err
+
+
+def test_python_m_nayer_lib_lists_the_commands():
+    done = subprocess.run([sys.executable, "-m", "nayer_lib", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("demo", "distill", "teacher", "lte", "runs", "report"))

@@ -1,0 +1,171 @@
+"""What every method behind the seam promises. A new method is one line in METHODS; then all of this is asked of it."""
+
+import io
+
+import pytest
+import torch
+from tiny import run_all, tiny_setup
+
+from nayer_lib.distill import distill
+from nayer_lib.methods import METHODS
+from nayer_lib.methods.base import Batch, Method, SynthesisReport
+
+
+@pytest.fixture(params=sorted(METHODS))
+def name(request):
+    return request.param
+
+
+def tensors(state) -> list[torch.Tensor]:
+    """All tensors in a nested state, in a fixed order."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if isinstance(state, dict):
+        state = [state[key] for key in sorted(state, key=str)]
+    return [tensor for part in state for tensor in tensors(part)] if isinstance(state, (list, tuple)) else []
+
+
+def same(one, other) -> bool:
+    return len(tensors(one)) == len(tensors(other)) and all(map(torch.equal, tensors(one), tensors(other)))
+
+
+def through_a_file(state: dict) -> dict:
+    """Saved and read as a stranger's file would be: nothing but tensors and plain values may come through."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def outcome(setup) -> tuple:
+    """What a run leaves: the memory with its labels and rounds, and the student."""
+    return setup.method.memory.state_dict(), setup.method.student.state_dict()
+
+
+def test_it_says_what_it_is(name):
+    method = METHODS[name]
+    assert issubclass(method, Method) and method.repeats >= 1
+    assert method.name and method.citation[-4:].isdigit()
+
+
+def test_its_images_are_bytes_in_memory_and_in_0_to_1_when_drawn(name):
+    setup = tiny_setup(method=name)
+    method, facts = setup.method, setup.method.facts
+    run_all(setup)
+    shape = (facts.channels, facts.size, facts.size)
+    assert method.memory.images.dtype == torch.uint8 and method.memory.images.shape[1:] == shape
+    assert method.memory.images.float().std() > 1  # not one grey
+    assert method.memory.labels.dtype == torch.long
+    assert set(method.memory.labels.tolist()) <= set(range(len(method.teacher.class_names)))
+
+    batch = method.sample(7)
+    assert isinstance(batch, Batch) and batch.source
+    assert batch.images.shape == (7, *shape) and batch.labels.shape == (7,)
+    assert batch.images.is_floating_point() and batch.images.min() >= 0 and batch.images.max() <= 1
+    assert not batch.images.requires_grad
+
+
+def test_the_teacher_is_left_as_it_was(name):
+    setup = tiny_setup(method=name)
+    teacher = setup.method.teacher
+    before = {key: value.clone() for key, value in teacher.net.state_dict().items()}
+    assert any(key.endswith("running_mean") for key in before)  # buffers too, and the count of batches
+    run_all(setup)
+    assert same(before, teacher.net.state_dict())
+    assert not any(module.training for module in teacher.modules())
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in teacher.modules())  # nothing left behind
+
+
+def test_it_freezes_a_teacher_that_is_not(name):
+    method = tiny_setup(method=name).method
+    teacher = method.teacher.train().requires_grad_(True)
+    METHODS[name](teacher, method.student, method.config, method.table)
+    assert not any(module.training for module in teacher.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(name):
+    one, again, other = (tiny_setup(method=name, seed=seed) for seed in (0, 0, 1))
+    for setup in (one, again, other):
+        run_all(setup)
+    assert same(outcome(one), outcome(again))
+    assert not torch.equal(one.method.memory.images, other.method.memory.images)
+    assert not same(one.method.student.state_dict(), other.method.student.state_dict())
+
+
+def test_it_neither_reads_nor_moves_torch_global_randomness(name):
+    outcomes = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        setup = tiny_setup(method=name, generator_life=1)  # so that the generator is rebuilt on the way
+        run_all(setup)
+        assert torch.equal(torch.get_rng_state(), before)
+        outcomes.append(outcome(setup))
+    assert same(*outcomes)
+
+
+def test_its_reports_count_what_happened(name):
+    setup = tiny_setup(method=name)
+    method, config = setup.method, setup.method.config
+    held = 0
+    for epoch in distill(method, setup.evaluate):
+        assert len(epoch.rounds) == method.repeats * config.synthesis_rounds(epoch.epoch)
+        for report in epoch.rounds:
+            assert isinstance(report, SynthesisReport)
+            assert report.steps == len(report.ce_per_step) == config.generator_steps
+            assert all(ce > 0 for ce in report.ce_per_step)
+            assert report.seconds > 0 and report.images > 0 and report.bn >= 0
+        held += sum(report.images for report in epoch.rounds)
+        assert epoch.images == len(method.memory) == len(method.memory.labels) == held
+
+
+def test_its_memory_is_bounded_where_the_config_says_so(name):
+    setup = tiny_setup(method=name, memory_size=30)
+    epochs = run_all(setup)
+    assert [epoch.images for epoch in epochs] == [20, 30, 30]
+    assert len(setup.method.memory.images) == 30
+    assert setup.method.memory.rounds.min() > 0  # the oldest left
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_size": 30, "generator_life": 1}], ids=["plain", "bounded, rebuilt"])
+@pytest.mark.parametrize("done", [1, 2])
+def test_interrupted_is_uninterrupted(name, done, options):
+    options = {"method": name, "epochs": 3, "seed": 3, **options}
+    whole = tiny_setup(**options)
+    expected = run_all(whole)
+
+    first = tiny_setup(**options)
+    epochs = distill(first.method, first.evaluate)
+    for _ in range(done):
+        next(epochs)
+    state = through_a_file(first.method.state_dict())
+
+    second = tiny_setup(**options)
+    second.method.load_state_dict(state)
+    rest = run_all(second, start=done)
+    assert same(outcome(second), outcome(whole))
+    assert same(second.method.state_dict(), whole.method.state_dict())
+    told = [
+        [(e.epoch, e.images, e.student_loss, [r.ce_per_step for r in e.rounds]) for e in es] for es in (rest, expected)
+    ]
+    assert told[0] == told[1][done:]
+
+
+def test_a_state_says_the_same_after_loading(name):
+    setup, fresh = tiny_setup(method=name), tiny_setup(method=name, seed=9)
+    run_all(setup)
+    assert not same(setup.method.state_dict(), fresh.method.state_dict())
+    fresh.method.load_state_dict(through_a_file(setup.method.state_dict()))
+    assert same(setup.method.state_dict(), fresh.method.state_dict())
+    for n in (9, 200):  # and draws the same images next, also past the end of the present shuffle
+        mine, other = setup.method.sample(n), fresh.method.sample(n)
+        assert torch.equal(mine.images, other.images) and torch.equal(mine.labels, other.labels)
+
+
+def test_teacher_and_student_must_have_the_same_classes_in_the_same_order(name):
+    method = tiny_setup(method=name).method
+    method.student.class_names = method.student.class_names[::-1]
+    with pytest.raises(ValueError, match="same class names in the same order"):
+        METHODS[name](method.teacher, method.student, method.config, method.table)

@@ -1,0 +1,64 @@
+"""With the core dependencies alone the library imports, and what is missing is told with how to install it.
+
+CI runs this file where nothing but pytest and the core dependencies are installed.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+import nayer_lib
+from nayer_lib.config import make_config
+from nayer_lib.demo import demo
+from nayer_lib.errors import UserError
+from nayer_lib.notebook import profile, table8_differences
+from nayer_lib.text.encoders import encode
+
+OPTIONAL = ("sentence_transformers", "open_clip", "gensim", "papermill", "nbconvert", "nbformat", "IPython", "jupyter")
+LIBRARY = Path(nayer_lib.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def without_extras(monkeypatch, tmp_path):
+    """As if no optional package were installed."""
+    for name in OPTIONAL:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setenv("NAYER_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "")  # the demo sets it; put back afterwards
+
+
+def test_every_file_imports():
+    """Anew, and the modules that other tests hold are put back."""
+
+    def ours():
+        return {name: module for name, module in sys.modules.items() if name.split(".")[0] == "nayer_lib"}
+
+    loaded = ours()
+    try:
+        for name in loaded:
+            del sys.modules[name]
+        for path in sorted(LIBRARY.rglob("*.py")):
+            if path.name != "__main__.py":
+                parts = path.relative_to(LIBRARY.parent).with_suffix("").parts
+                importlib.import_module(".".join(part for part in parts if part != "__init__"))
+    finally:
+        for name in ours():
+            del sys.modules[name]
+        sys.modules.update(loaded)
+
+
+def test_sbert_says_what_to_install():
+    with pytest.raises(UserError, match=r"SBERT needs sentence-transformers: `pip install -e '\.\[text\]'`"):
+        encode(["a zero"], "sbert")
+
+
+def test_the_demo_says_what_to_install():
+    with pytest.raises(UserError, match=r"needs papermill and nbconvert: `pip install -e '\.\[notebooks\]'`"):
+        demo()
+
+
+def test_what_needs_no_extra_works():
+    assert encode(["a zero", "a one"], "random")[0].shape == (2, 384)
+    assert profile() == "quick" and table8_differences(make_config()).startswith("profile")

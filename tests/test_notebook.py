@@ -1,0 +1,117 @@
+"""The helpers of the notebooks, without one: what they display is caught."""
+
+import re
+
+import pytest
+from tiny import tiny_config, tiny_setup
+
+from nayer_lib import notebook
+from nayer_lib.config import PROFILES, VARIANTS, Config, make_config
+from nayer_lib.distill import distill
+from nayer_lib.errors import UserError
+from nayer_lib.generator.noisy_layer import NoisyLayer
+from nayer_lib.results.figures import new_figure
+
+
+class Handle:
+    def __init__(self, updates):
+        self.updates = updates
+
+    def update(self, thing):
+        self.updates.append(thing)
+
+
+@pytest.fixture
+def displayed(monkeypatch) -> list:
+    """Everything shown, the first picture of a live figure and its updates alike."""
+    things = []
+
+    def display(thing, display_id=False):
+        things.append(thing)
+        return Handle(things) if display_id else None
+
+    monkeypatch.setattr("IPython.display.display", display)
+    return things
+
+
+def png_and_alt(picture) -> tuple[bytes, str]:
+    data, metadata = picture._repr_mimebundle_()
+    return picture.data, metadata["image/png"]["alt"]
+
+
+@pytest.mark.parametrize("value", [*PROFILES, None, ""])
+def test_the_profile_is_what_the_environment_names_else_quick(value, monkeypatch):
+    monkeypatch.delenv("NAYER_PROFILE")
+    if value is not None:
+        monkeypatch.setenv("NAYER_PROFILE", value)
+    assert notebook.profile() == (value or "quick")
+
+
+def test_an_unknown_profile_is_refused_with_the_nearest(monkeypatch):
+    monkeypatch.setenv("NAYER_PROFILE", "Ful")
+    with pytest.raises(UserError, match=r"unknown profile \(NAYER_PROFILE\) 'Ful'. Did you mean 'full'"):
+        notebook.profile()
+
+
+def test_show_displays_the_source_as_it_stands_in_the_library(displayed):
+    notebook.show(NoisyLayer.redraw)
+    notebook.show(distill)
+    first, second = displayed
+    assert "def redraw(self" in first.data and "self.weight.normal_" in first.data
+    assert second.data.startswith("def distill(") and second.language == "python"
+
+
+def test_a_figure_is_shown_as_png_with_its_alternative_text(displayed):
+    drawn, [ax] = new_figure()
+    ax.plot([1, 2])
+    notebook.figure(drawn, "A line that rises.")
+    [picture] = displayed
+    png, alt = png_and_alt(picture)
+    assert png.startswith(b"\x89PNG") and alt == "A line that rises."
+
+
+def test_in_ci_watch_draws_the_curve_once_and_gives_back_all_epochs(displayed, monkeypatch, capsys):
+    monkeypatch.setenv("CI", "1")
+    setup = tiny_setup(epochs=3)
+    epochs = notebook.watch(distill(setup.method, setup.evaluate), setup.method.config, 0.998)
+    assert [epoch.epoch for epoch in epochs] == [0, 1, 2, 3]
+    assert len(displayed) == 1
+    last = 100 * epochs[-1].scores.accuracy
+    assert re.fullmatch(rf"Student test accuracy .* {last:.1f} %; teacher 99.8 %\.", png_and_alt(displayed[0])[1])
+    assert capsys.readouterr() == ("", "")  # no bar
+
+
+def test_elsewhere_watch_draws_after_every_scored_epoch_and_shows_a_bar(displayed, monkeypatch, capsys):
+    monkeypatch.delenv("CI", raising=False)
+    setup = tiny_setup(epochs=3)
+    notebook.watch(distill(setup.method, setup.evaluate), setup.method.config, 0.998)
+    assert len(displayed) == 3  # and none for the warm-up
+    assert len({png_and_alt(picture)[0] for picture in displayed}) == 3
+    said = capsys.readouterr()
+    assert "4/4" in said.out and not said.err  # not on stderr, which a notebook paints red
+
+
+def test_table_8_as_released_has_no_difference_and_the_text_those_of_d1_to_d13():
+    assert notebook.table8_differences(make_config("cifar10-wrn40_2-wrn16_2", "released", "full")) == ""
+    lines = notebook.table8_differences(make_config("cifar10-wrn40_2-wrn16_2", "paper", "full")).splitlines()
+    assert {line.split()[0] for line in lines} == set(VARIANTS["paper"])
+
+
+def test_the_differences_from_table_8_are_told_a_line_a_field():
+    config = make_config()
+    lines = notebook.table8_differences(config).splitlines()
+    assert [line.split() for line in lines] == [
+        [name, str(value), "Table", "8:", str(getattr(Config(), name))]
+        for name, value in [("profile", "quick"), *order(PROFILES["quick"])]
+    ]
+
+
+def order(changes: dict) -> list[tuple]:
+    """Changes in the order of the config's fields."""
+    return [(name, changes[name]) for name in Config.__dataclass_fields__ if name in changes]
+
+
+def test_overrides_show_among_the_differences():
+    told = notebook.table8_differences(tiny_config(alpha_bn=0.0, memory_size=10))
+    assert re.search(r"^alpha_bn +0.0   Table 8: 10.0$", told, re.M)
+    assert re.search(r"^memory_size +10   Table 8: None$", told, re.M)

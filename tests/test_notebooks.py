@@ -1,0 +1,211 @@
+"""What every notebook is, asked of the committed files without a kernel; nbval runs them and compares the rest."""
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+TIMES = json.loads((ROOT / "data" / "times.json").read_text())
+
+HEAD = ("# ", "[![Open in Colab]", "**You will be able to**", "**Needs**", "**Paper**", "**Time**")
+PATH_OF_A_MACHINE = re.compile(
+    r"(?<![\w.])/(home|root|tmp|work|Users|mnt|media|opt|private|srv|var)/|[A-Z]:\\\\|ipykernel_\d"
+)
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def cells(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    return notebook.cells
+
+
+def code(cells):
+    return [cell for cell in cells if cell.cell_type == "code"]
+
+
+def text(cells):
+    return [cell for cell in cells if cell.cell_type == "markdown"]
+
+
+def tagged(cells, tag):
+    return [cell for cell in cells if tag in cell.metadata.get("tags", [])]
+
+
+def outputs(cells):
+    return [output for cell in code(cells) for output in cell.outputs]
+
+
+def figures(cell) -> list[dict]:
+    return [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+
+
+def words(cell) -> int:
+    return len(cell.source.split())
+
+
+def lines(cell) -> int:
+    return len(cell.source.splitlines())
+
+
+def verbs(cell) -> list[str]:
+    return re.findall(r"^- \*\*(\w+)\*\*", cell.source, re.M)
+
+
+def texts_of(output) -> str:
+    """What an output says in words: streams and every kind of data but pictures."""
+    data = {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")}
+    return "\n".join([output.get("text", ""), *map(str, data.values())])
+
+
+def test_there_are_notebooks():
+    assert PATHS
+
+
+# --- beginning and end
+
+
+def test_the_first_cell_says_what_one_will_be_able_to_do_what_it_needs_and_how_long_it_takes(path, cells):
+    head = cells[0]
+    blocks = head.source.split("\n\n")
+    assert re.fullmatch(rf"# {path.stem[:2]} · \S.*", blocks[0])
+    for part in HEAD:
+        assert part in head.source, part
+    assert [block for block in blocks if not block.startswith(HEAD)] == []  # nothing is left over
+    assert len(verbs(head)) == 3
+
+
+def test_the_last_cell_says_the_same_three_as_done(cells):
+    assert cells[-1].cell_type == "markdown" and cells[-1].source.startswith("## Done\n")
+    assert verbs(cells[-1]) == verbs(cells[0])
+
+
+def test_badge_time_and_bootstrap_are_as_make_notebooks_renders_them():
+    done = subprocess.run([sys.executable, ROOT / ".ci" / "notebooks.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_bootstrap_stands_second_and_does_nothing_but_on_colab(cells):
+    assert cells[1].cell_type == "code" and not cells[1].outputs
+    first, _, condition, *rest = cells[1].source.splitlines()
+    assert first == "import sys" and condition.startswith('if "google.colab" in sys.modules:')
+    assert all(line.startswith("    ") for line in rest if line)
+    for name in ("torch", "torchvision", "numpy"):  # kept as Colab has them
+        assert f'"{name}"' in cells[1].source
+
+
+def test_one_cell_holds_the_parameters(cells):
+    [parameters] = tagged(cells, "parameters")
+    assert parameters is code(cells)[1] and "profile()" in parameters.source
+
+
+def test_its_time_was_measured(path):
+    assert re.fullmatch(r"\d+ s on \d+ CPU cores", TIMES[path.stem]["quick"])
+
+
+# --- outputs
+
+
+def test_it_was_run_once_from_top_to_bottom(cells):
+    assert [cell.execution_count for cell in code(cells)] == list(range(1, len(code(cells)) + 1))
+    assert not [output for output in outputs(cells) if output.output_type == "error"]
+
+
+def test_checked_cells_have_something_to_compare_and_no_warnings_in_it(cells):
+    checked = tagged(cells, "nbval-check-output")
+    assert checked and all(cell.cell_type == "code" for cell in checked)
+    for cell in checked:
+        assert cell.outputs and cell.execution_count, cell.source  # else nbval would compare nothing
+        assert not [output for output in cell.outputs if output.get("name") == "stderr"]
+        assert not figures(cell)  # never compared
+
+
+def test_tags_are_ones_that_something_reads(cells):
+    assert {tag for cell in cells for tag in cell.metadata.get("tags", [])} <= {"parameters", "nbval-check-output"}
+
+
+def test_a_figure_comes_at_least_every_eight_code_cells(cells):
+    row = [bool(figures(cell)) for cell in code(cells)[2:]]  # after bootstrap and parameters
+    longest = max(len(gap) for gap in "".join(" F"[drawn] for drawn in row).split("F"))
+    assert any(row) and longest < 8
+
+
+def test_figures_are_png_with_a_sentence_of_alternative_text(cells):
+    for cell in code(cells):
+        for output in figures(cell):
+            alt = output.metadata.get("image/png", {}).get("alt", "")
+            assert len(alt.split()) >= 5 and alt.endswith("."), cell.source
+    assert not [output for output in outputs(cells) if "image/svg+xml" in output.get("data", {})]
+
+
+def test_a_figures_numbers_are_printed_too(cells):
+    """In the same code cell or the next one."""
+    after = code(cells)[1:] + [nbformat.v4.new_code_cell()]
+    for cell, following in zip(code(cells), after, strict=True):
+        if figures(cell):
+            assert [o for o in [*cell.outputs, *following.outputs] if o.get("name") == "stdout"], cell.source
+
+
+def test_it_names_no_folder_of_any_machine(path, cells):
+    for cell in cells:
+        assert not PATH_OF_A_MACHINE.search(cell.source), cell.source
+    for output in outputs(cells):
+        assert not PATH_OF_A_MACHINE.search(texts_of(output)), texts_of(output)
+
+
+def test_it_is_small(path):
+    assert path.stat().st_size < 1_000_000
+
+
+# --- rhythm
+
+
+def test_code_cells_are_short_and_define_no_class(cells):
+    own = [cell for cell in code(cells) if cell is not cells[1]]
+    assert max(map(lines, own)) <= 25 and statistics.median(map(lines, own)) <= 10
+    for cell in own:
+        assert not re.search(r"^\s*class \w", cell.source, re.M), cell.source
+
+
+def test_text_cells_are_short(cells):
+    assert max(map(words, text(cells))) <= 130 and statistics.median(map(words, text(cells))) <= 60
+
+
+def test_no_code_cell_begins_with_a_magic(cells):
+    assert not [cell.source for cell in code(cells) if cell.source.lstrip().startswith(("%", "!"))]
+
+
+def test_nothing_is_unpickled(cells):
+    for cell in code(cells):
+        assert not re.search(r"\bpickle\b|\bjoblib\b|\b(np|numpy|torch)\.load\(", cell.source), cell.source
+
+
+def test_predictions_come_before_results_and_the_text_after_them_says_which_it_was(cells):
+    places = [i for i, cell in enumerate(cells) if "Predict before you run" in cell.source]
+    assert 2 <= len(places) <= 4
+    for place in places:
+        assert cells[place].cell_type == "markdown"
+        prompt = cells[place].source.split("Predict before you run")[1]
+        assert re.findall(r"\(([a-d])\)", prompt)[:3] == ["a", "b", "c"]
+        assert cells[place + 1].cell_type == "code"
+        told = [cell for cell in cells[place + 2 : place + 4] if cell.cell_type == "markdown"]
+        assert told and re.match(r"It was \([a-d]\)", told[0].source), prompt
+
+
+def test_it_ends_in_two_exercises_with_folded_answers(cells):
+    exercises = cells[-2].source
+    assert exercises.startswith("## Exercises")
+    assert re.findall(r"^\*\*(\d)\.\*\*", exercises, re.M) == ["1", "2"]
+    assert exercises.count("<details>") == exercises.count("</details>") == exercises.count("</summary>") == 2

@@ -1,0 +1,77 @@
+"""What the README and the documents say is there: commands, pictures, files, numbers."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nayer_lib import cli
+from nayer_lib.results.runs import MARKERS, kept_cards, results_table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted(ROOT.glob("docs/*.md")), ROOT / "data" / "README.md", ROOT / "CONTRIBUTING.md"]
+
+
+def commands() -> set[str]:
+    """The names that `python -m nayer_lib` knows."""
+    known = {}
+
+    def listed(functions, **_):
+        known.update(functions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.tyro.extras, "subcommand_cli_from_dict", listed)
+        cli.main([])
+    return set(known)
+
+
+def fenced(text: str) -> str:
+    return "\n".join(re.findall(r"^```.*?\n(.*?)^```", text, re.M | re.S))
+
+
+@pytest.mark.parametrize("command", ["make demo", "make test"])
+def test_the_readme_shows_the_two_commands_to_know(command):
+    assert re.search(rf"^{command}\b", fenced(README.read_text(encoding="utf-8")), re.M)
+    assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+
+
+def test_the_results_are_those_of_the_kept_cards():
+    begin, end = MARKERS
+    text = README.read_text(encoding="utf-8")
+    assert text.count(begin) == text.count(end) == 1
+    shown = text.split(begin)[1].split(end)[0]
+    assert shown == f"\n{results_table(kept_cards())}\n", "run `python -m nayer_lib report`"
+
+
+def test_pictures_are_there_and_have_alternative_text():
+    pictures = re.findall(r"!\[([^]]*)\]\((?!https?:)([^)]+)\)", README.read_text(encoding="utf-8"))
+    assert pictures
+    for alt, address in pictures:
+        assert (ROOT / address).is_file() and len(alt.split()) >= 5
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(path):
+    for address in re.findall(r"\]\((?!https?:|#|mailto:)([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / address.split("#")[0]).exists(), address
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_commands_it_names_exist(path):
+    named = re.findall(r"-m nayer_lib (\w+)", path.read_text(encoding="utf-8"))
+    assert set(named) <= commands()
+    if path == README:
+        assert named
+
+
+def test_every_notebook_is_listed_in_the_readme():
+    text = README.read_text(encoding="utf-8")
+    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        assert f"(notebooks/{path.name})" in text, path.name
+
+
+def test_what_the_sentences_of_the_library_tell_to_run_exists():
+    for path in (ROOT / "nayer_lib").rglob("*.py"):
+        for name in re.findall(r"-m nayer_lib (\w+)", path.read_text(encoding="utf-8")):
+            assert name in commands(), f"{path.name}: {name}"

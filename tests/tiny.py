@@ -1,0 +1,50 @@
+"""The smallest run that still does everything: a second of CPU on the digits, with the kept teacher and pool."""
+
+import json
+import shutil
+from pathlib import Path
+
+from nayer_lib import files
+from nayer_lib.config import Config, make_config
+from nayer_lib.distill import Setup, distill, prepare
+
+TINY = {
+    "noise_dim": 16,
+    "generator_width": 8,
+    "generator_batch": 20,
+    "generator_steps": 2,
+    "warmup_epochs": 1,
+    "warmup_rounds": 1,
+    "epochs": 2,
+    "student_steps": 2,
+    "student_batch": 16,
+}
+
+
+def tiny_config(variant: str = "released", **overrides) -> Config:
+    """The quick profile on the digits, shrunk further; what the variant leaves off stays off."""
+    base = make_config("digits", variant, "quick")
+    shrunk = {name: value for name, value in TINY.items() if getattr(base, name) is not None}
+    return make_config("digits", variant, "quick", **{**shrunk, **overrides})
+
+
+def tiny_setup(variant: str = "released", **overrides) -> Setup:
+    """Teacher, pool, test split, fresh student and method of a tiny config, on the CPU."""
+    return prepare(tiny_config(variant, **overrides), device="cpu")
+
+
+def run_all(setup: Setup, start: int = 0):
+    """All epochs of a set-up."""
+    return list(distill(setup.method, setup.evaluate, start))
+
+
+def copy_data(target: Path) -> Path:
+    """A clone's data/ and README.md under `target`, for what writes there; returns the copied data folder."""
+    real = files.data_dir()
+    shutil.copytree(real, target / "data")
+    shutil.copyfile(real.parent / "README.md", target / "README.md")
+    return target / "data"
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
