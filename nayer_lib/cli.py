@@ -17,6 +17,8 @@ from .distill import prepare
 from .errors import UserError, unknown
 from .evaluate import Evaluator
 from .results import runs as cards
+from .results import tables
+from .sweep import arm_cards, read_sweep, run_sweep
 from .text.lte_pool import build_pool, pool_path, save_pool
 
 
@@ -131,25 +133,41 @@ def runs(keep: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None) -> Non
     if keep:
         print(cards.keep(keep))
         return
-    for path in sorted(files.runs_dir().glob("*/card.json")):
-        card = cards.read_card(path)
+    for card in cards.local_cards():
         accuracy = f"{100 * card['accuracy_last']:.1f} %" if "accuracy_last" in card else ""
         print(f"{card['id']}  {card['status']}  {accuracy}")
+
+
+def sweep(file: Path, jobs: int = 1, keep: bool = False) -> None:
+    """Run every arm and seed of a sweep file that has no finished card yet.
+
+    Args:
+        file: a sweep file, e.g. data/sweeps/latents.json.
+        jobs: runs at a time, one thread each.
+        keep: keep the cards in data/runs (without pictures).
+    """
+    chosen = read_sweep(file)
+    failed = run_sweep(chosen, jobs)
+    if keep:
+        for card in [c for arm in arm_cards(chosen, cards.local_cards()).values() for c in arm]:
+            cards.keep(card["id"], picture=False)
+    if failed:
+        raise UserError(f"{len(failed)} runs failed: " + "; ".join(failed))
 
 
 def report() -> None:
     """Print the results table of the kept cards, paper beside ours; put it and its picture into the README."""
     kept, root = cards.kept_cards(), files.data_dir().parent
-    table = cards.results_table(kept)
+    table = tables.results_table(kept)
     readme = root / "README.md"
-    files.write_text(readme, cards.with_table(readme.read_text(encoding="utf-8"), table))
-    cards.draw_results(kept, root / "docs" / "results.png")
+    files.write_text(readme, tables.with_table(readme.read_text(encoding="utf-8"), table))
+    tables.draw_results(kept, root / "docs" / "results.png")
     print(table)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. A user's mistake is one sentence on stderr and exit status 2."""
-    commands = {f.__name__: f for f in (demo, distill, teacher, lte, runs, report)}
+    commands = {f.__name__: f for f in (demo, distill, teacher, lte, runs, sweep, report)}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="nayer_lib", args=arguments)
     except UserError as error:

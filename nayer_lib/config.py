@@ -37,7 +37,10 @@ class Config:
     prompt: str = "a"  # D9; an id of text.prompts.PROMPTS
 
     # The generator and what enters it (Section 3.3, Tables 6 and 7).
-    latent: str = "noisy"  # generator.latents.LATENTS
+    latent: str = "noisy"  # generator.latents.LATENTS: Table 3's columns
+    latent_beta: float = 1.0  # beta of "sum"
+    latent_concat: int = 100  # width of z in "cat"
+    embedding: str = "text"  # generator.latents.EMBEDDINGS: the text, or a control in its place
     noise_dim: int = 1000  # r
     generator_width: int = 128  # channels of G's first feature map
     generator_layout: str = "released"  # D1
@@ -219,8 +222,9 @@ def check(config: Config) -> Config:
     if config.dataset not in DATASETS:
         raise unknown("data set", config.dataset, DATASETS)
     counts = (
-        "noise_dim generator_width generator_batch rounds generator_steps epochs student_steps student_batch".split()
-    )
+        "noise_dim latent_concat generator_width generator_batch rounds generator_steps epochs student_steps "
+        "student_batch"
+    ).split()
     optional = "warmup_rounds generator_life memory_size".split()
     for name in counts + [name for name in optional if getattr(config, name) is not None]:
         value = getattr(config, name)
@@ -234,7 +238,7 @@ def check(config: Config) -> Config:
             "(docs/divergences.md, D6)."
         )
     ranges = {
-        "be a positive number": ("generator_lr student_lr temperature", lambda x: 0 < x < math.inf),
+        "be a positive number": ("latent_beta generator_lr student_lr temperature", lambda x: 0 < x < math.inf),
         "be zero or positive": (
             "alpha_cls alpha_bn alpha_adv student_lr_end student_weight_decay",
             lambda x: 0 <= x < math.inf,

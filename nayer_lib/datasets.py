@@ -37,6 +37,13 @@ class DataSet:
     crop_padding: int
     flip: bool
 
+    @property
+    def factors(self) -> Tensor | None:
+        """(K, F) what each class is made of, e.g. ink and digit; None where classes have no such parts."""
+        if self.name != "color_digits":
+            return None
+        return torch.cartesian_prod(torch.arange(len(INKS)), torch.arange(10))
+
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """K names in index order."""

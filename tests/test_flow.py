@@ -16,11 +16,11 @@ errors files
 text.labels text.prompts text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
-datasets augment losses memory evaluate config
+datasets augment losses memory evaluate metrics config
 methods.base methods.nayer methods
 distill
-results.paper results.figures results.runs
-notebook demo cli __main__
+results.paper results.figures results.runs results.tables
+sweep notebook demo cli __main__
 """.split()
 
 HEAVY = "open_clip sentence_transformers gensim seaborn matplotlib pandas torchvision IPython".split()

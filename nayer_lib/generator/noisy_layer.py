@@ -17,23 +17,24 @@ class NoisyLayer(nn.Module):
     """H linear heads behind one BatchNorm; samples [i*n, (i+1)*n) of a batch go through head i.
 
     K-to-1 (Section 3.3) is n = K: a head serves each class once, and a batch of B images needs H = ceil(B / K) heads.
-    Two images of one class in a batch differ only through their heads.
+    Two images of one class in a batch differ only through their heads. 1-to-1 is n = 1.
 
     Args:
         embed_dim: e, the width of the text encoder's output.
         noise_dim: r, the generator's input width (1000 in Section 3.3).
         batch: B, images of a round.
         per_head: n, samples a head serves.
+        concat_dim: numbers of noise that the heads take in beside BN(e): 0 but for Table 3's "cat".
 
     The spread of fresh weights is N(0, 1): the paper does not give it, the released code does (docs/divergences.md).
     """
 
-    def __init__(self, embed_dim: int, noise_dim: int, batch: int, per_head: int):
+    def __init__(self, embed_dim: int, noise_dim: int, batch: int, per_head: int, concat_dim: int = 0):
         super().__init__()
         self.per_head = min(per_head, batch)
         heads = math.ceil(batch / self.per_head)
         self.norm = nn.BatchNorm1d(embed_dim)
-        self.weight = nn.Parameter(torch.empty(heads, embed_dim, noise_dim))
+        self.weight = nn.Parameter(torch.empty(heads, embed_dim + concat_dim, noise_dim))
         self.bias = nn.Parameter(torch.empty(heads, 1, noise_dim))
         self.redraw()
 
@@ -45,10 +46,18 @@ class NoisyLayer(nn.Module):
         if norm:
             self.norm.reset_parameters()
 
-    def forward(self, lte: Tensor) -> Tensor:
-        """(B, e) label-text embeddings -> (B, r) generator inputs, Eq. 3. B may be smaller than the heads allow for."""
+    def forward(self, lte: Tensor, added: Tensor | None = None, appended: Tensor | None = None) -> Tensor:
+        """(B, e) label-text embeddings -> (B, r) generator inputs, Eq. 3. B may be smaller than the heads allow for.
+
+        Table 3's other random sources join behind the BatchNorm: `added` (B, e) to its output ("sum"), `appended`
+        (B, concat_dim) after it ("cat").
+        """
         heads = math.ceil(len(lte) / self.per_head)
         rows = self.norm(lte)
+        if added is not None:
+            rows = rows + added
+        if appended is not None:
+            rows = torch.cat([rows, appended], 1)
         rows = nn.functional.pad(rows, (0, 0, 0, heads * self.per_head - len(lte)))  # the last head may be short
         rows = rows.view(heads, self.per_head, -1)
         return torch.baddbmm(self.bias[:heads], rows, self.weight[:heads]).flatten(0, 1)[: len(lte)]

@@ -15,9 +15,11 @@ from .. import losses
 from ..classifiers.teacher import Classifier
 from ..config import Config
 from ..errors import UserError
-from ..generator.latents import build_latent
+from ..generator.latents import COLUMNS, build_latent, control_table
 from ..generator.networks import Generator
 from .base import Method, NonFiniteLoss, SynthesisReport
+
+KEPT = [name for name, column in COLUMNS.items() if not column.redrawn]  # latents whose heads outlive a rebuild of G
 
 
 class Nayer(Method):
@@ -35,6 +37,8 @@ class Nayer(Method):
         super().__init__(teacher, student, config, table)
         if len(table) != len(teacher.class_names):
             raise UserError(f"the pool has {len(table)} classes, the teacher {len(teacher.class_names)}.")
+        self.table = control_table(config.embedding, table.cpu(), self.facts.factors, config.seed).to(self.device)
+        self.generator: nn.Sequential | None = None
         self.bn_loss = losses.BatchNormLoss(self.teacher, config.bn_momentum) if config.alpha_bn else None
         self.round = 0  # of the run
         self._round_of_epoch = 0
@@ -117,12 +121,19 @@ class Nayer(Method):
         return torch.cat([whole, rest])
 
     def _rebuild(self) -> None:
-        """A new latent and a new G with PyTorch's default initialisation."""
+        """A new G with PyTorch's default initialisation, and a new latent, unless its heads are meant to persist."""
         config = self.config
+        kept = self.generator[0] if self.generator and config.latent in KEPT else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=self.rng, device=self.device)))
-            latent = build_latent(
-                config.latent, self.table.cpu(), config.noise_dim, config.generator_batch, config.redraw_norm
+            latent = kept or build_latent(
+                config.latent,
+                self.table.cpu(),
+                config.noise_dim,
+                config.generator_batch,
+                config.latent_beta,
+                config.latent_concat,
+                config.redraw_norm,
             )
             network = Generator(
                 config.noise_dim,

@@ -1,4 +1,4 @@
-"""Run folders and run cards: what a run leaves behind, and the tables that are views of cards.
+"""Run folders and run cards: what a run leaves behind.
 
 A run folder holds card.json, curve.csv (a line an epoch, so `tail -f` works), student.safetensors and images.png.
 Runs go to `files.runs_dir()`; `keep` copies a card to data/runs, and every number in the README comes from there.
@@ -22,13 +22,14 @@ import torch
 
 from .. import files
 from ..classifiers.teacher import save_classifier
-from ..config import PRESETS, Config, make_config
+from ..config import Config
 from ..distill import Epoch, Setup, distill
 from ..errors import MissingFile, UserError, unknown
-from . import paper
-from .figures import image_grid, learning_curve, new_figure
+from ..metrics import convergence, diversity
+from .figures import image_grid, new_figure
 
 CURVE = ("epoch", "images", "ce_first", "ce_last", "student_loss", "accuracy", "agreement", "kl", "seconds")
+CE_THRESHOLDS = (0.1, 0.5, 1.0)  # nats; Table 3's is the first, which small problems may never reach
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "safetensors")
 
 
@@ -53,7 +54,7 @@ class Run:
         started = datetime.now(UTC)
         self.id = (
             f"{started:%Y%m%d-%H%M%S}-{config.method}-{config.dataset}-{config.teacher}-{config.student}-"
-            f"{config.variant}-{config.profile}-s{config.seed}"
+            f"{config.variant}-{config.profile}-{config.hash[:6]}-s{config.seed}"
         )
         self.folder = Path(folder) if folder else files.runs_dir() / self.id
         if (self.folder / "card.json").exists():
@@ -85,14 +86,16 @@ class Run:
 
     def __iter__(self) -> Iterator[Epoch]:
         """Run it. Where it stops, by error or by its caller, the card says so; the last epoch's files are whole."""
-        seconds = dict.fromkeys(("synthesis", "student", "evaluation"), 0.0)
+        seconds, rounds = dict.fromkeys(("synthesis", "student", "evaluation"), 0.0), []
         start, status = time.perf_counter(), "stopped before its last epoch"
         try:
             for epoch in distill(self.setup.method, self.setup.evaluate):
                 for name, value in epoch.seconds.items():
                     seconds[name] += value
+                rounds += epoch.rounds if epoch.scores else []
                 self._record(epoch)
                 yield epoch
+            self.card["metrics"] = self._metrics([report.ce_per_step for report in rounds])
             status = "finished"
         except UserError as error:
             status = f"failed: {error}"
@@ -136,6 +139,15 @@ class Run:
                 accuracy=row["accuracy"],
             )
 
+    def _metrics(self, ce_per_step: list[list[float]]) -> dict:
+        """Convergence over the rounds after warm-up, and the diversity of the memory's newest images."""
+        memory = self.setup.method.memory
+        return {
+            "ce_by_step": [statistics.mean(ces) for ces in zip(*ce_per_step, strict=True)],
+            "convergence": {str(t): _no_nan(convergence(ce_per_step, t)) for t in CE_THRESHOLDS},
+            "diversity": _no_nan(diversity(memory.images, memory.labels, memory.rounds)),
+        }
+
     def _append(self, row) -> None:
         try:
             with open(self.folder / "curve.csv", "a", newline="", encoding="utf-8") as file:
@@ -175,12 +187,22 @@ def read_card(path: Path) -> dict:
     return card
 
 
+def card_config(card: dict) -> Config:
+    """The config of a card; fields that are newer than the card have their defaults, which is what it ran with."""
+    return Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in card["config"].items()})
+
+
+def local_cards() -> list[dict]:
+    """The cards of the runs on this machine, oldest first."""
+    return [read_card(path) for path in sorted(files.runs_dir().glob("*/card.json"))]
+
+
 def kept_cards() -> list[dict]:
     """The cards in data/runs, oldest first."""
     return [read_card(path) for path in sorted((files.data_dir() / "runs").glob("*.json"))]
 
 
-def keep(run_id: str) -> Path:
+def keep(run_id: str, picture: bool = True) -> Path:
     """Copy a finished run's card, and the picture of its images, to data/runs, where tables and README find them.
 
     Raises:
@@ -194,139 +216,15 @@ def keep(run_id: str) -> Path:
         raise UserError(f"{run_id} is {card['status']}: only finished runs are kept.")
     target = files.data_dir() / "runs" / f"{run_id}.json"
     files.write_text(target, json.dumps(card, indent=1) + "\n")
-    with files.replacing(target.with_suffix(".png")) as temporary:
-        shutil.copyfile(folder / "images.png", temporary)
+    if picture:
+        with files.replacing(target.with_suffix(".png")) as temporary:
+            shutil.copyfile(folder / "images.png", temporary)
     return target
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """Finished runs of one protocol, over their seeds: percent and seconds.
-
-    Protocol: equal config but the seed, equal teacher, equal test split, equal device.
-    """
-
-    config: Config
-    teacher: float
-    last: list[float]
-    best: list[float]
-    seconds: list[float]
-    device: str
-    ids: list[str]
-
-    @property
-    def mean(self) -> float:
-        """Mean last-epoch accuracy."""
-        return statistics.mean(self.last)
-
-    @property
-    def spread(self) -> float | None:
-        """Sample standard deviation of the last-epoch accuracy; None for one seed."""
-        return statistics.stdev(self.last) if len(self.last) > 1 else None
-
-
-def cells(cards: list[dict]) -> list[Cell]:
-    """Group finished cards by protocol; cards of different protocols are never averaged."""
-    groups: dict[tuple, list[dict]] = {}
-    for card in cards:
-        if card["status"] == "finished":
-            protocol = (card["config_sha256"], card["teacher"]["sha256"], card["test_split"]["sha256"], card["device"])
-            groups.setdefault(protocol, []).append(card)
-    return [
-        Cell(
-            config=Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in group[0]["config"].items()}),
-            teacher=100 * group[0]["teacher"]["accuracy"],
-            last=[100 * card["accuracy_last"] for card in group],
-            best=[100 * card["accuracy_best"] for card in group],
-            seconds=[card["seconds"]["total"] for card in group],
-            device=group[0]["device"],
-            ids=[card["id"] for card in group],
-        )
-        for group in groups.values()
-    ]
-
-
-def results_table(cards: list[dict]) -> str:
-    """The README's table, in Markdown: our cells from the cards, then the paper's NAYER cells, run or "not run"."""
-    lines = [
-        f"| data set | teacher → student | variant, profile | paper ({paper.EDITION}) | ours: last epoch | "
-        "teacher | best on test | n | time a run | device |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|---|",
-    ]
-    measured = cells(cards)
-    for cell in measured:
-        lines.append(_row(cell.config.dataset, cell.config, _printed(cell.config), cell))
-    for config in _paper_configs("released", epochs=(300,)):
-        if config not in [_seedless(cell.config) for cell in measured]:
-            lines.append(
-                f"| {config.dataset} | {config.teacher} → {config.student} | released, full, E = 300 | "
-                f"{_printed(config)} | not run | | | 0 | | |"
-            )
-    return "\n".join(lines)
-
-
-MARKERS = ("<!-- results: made by `python -m nayer_lib report` -->", "<!-- /results -->")
-
-
-def with_table(text: str, table: str) -> str:
-    """A text with `table` between its two MARKERS.
-
-    Raises:
-        UserError: the text does not have each marker once.
-    """
-    begin, end = MARKERS
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise UserError(f"the text must hold {begin!r} and {end!r} once each.")
-    return text[: text.index(begin) + len(begin)] + f"\n{table}\n" + text[text.index(end) :]
-
-
-def draw_results(cards: list[dict], path: Path) -> None:
-    """The README's picture: what the student saw, and its accuracy over the seeds of the kept quick run on digits."""
-    import matplotlib.image
-
-    chosen = [c for c in cards if (c["config"]["dataset"], c["config"]["profile"]) == ("digits", "quick")]
-    if not chosen:
-        raise UserError("no kept run of the quick profile on digits to draw: keep one with `python -m nayer_lib runs`.")
-    figure, [left, right] = new_figure(columns=2, width=4.6, height=4.2)
-    left.imshow(matplotlib.image.imread(files.data_dir() / "runs" / f"{chosen[0]['id']}.png"))
-    left.set_title("what the student learned from (10 of each class)")
-    left.axis("off")
-    for card in chosen:
-        rows = [row for row in card["curve"] if row["accuracy"] is not None]
-        accuracy = [100 * row["accuracy"] for row in rows]
-        teacher = 100 * card["teacher"]["accuracy"]
-        seed = card["config"]["seed"]
-        learning_curve(right, [row["epoch"] for row in rows], accuracy, teacher, 10.0, f"student, seed {seed}")
-    right.set_title("and what it learned: real test digits")
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-def _paper_configs(variant: str, epochs: tuple[int, ...] = (100, 200, 300)) -> list[Config]:
-    """The configs behind Table 1's NAYER cells, in its order."""
-    presets = [name for name, row in PRESETS.items() if row["dataset"] in set(paper.table(1)["dataset"])]
-    return [make_config(name, variant, "full", epochs=e) for name in presets for e in epochs]
-
-
-def _seedless(config: Config) -> Config:
-    return dataclasses.replace(config, seed=0)
-
-
-def _printed(config: Config) -> str:
-    """The paper's number for a config, or a dash where it has none: only unchanged full runs are compared with it."""
-    value = None
-    if _seedless(config) in _paper_configs(config.variant):
-        value = paper.accuracy("NAYER", config.dataset, config.teacher, config.student, config.epochs)
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _row(dataset: str, config: Config, printed: str, cell: Cell) -> str:
-    spread = "" if cell.spread is None else f" ± {cell.spread:.1f}"
-    return (
-        f"| {dataset} | {config.teacher} → {config.student} | {config.variant}, {config.profile} | {printed} | "
-        f"**{cell.mean:.1f}{spread}** | {cell.teacher:.1f} | {statistics.mean(cell.best):.1f} | {len(cell.last)} | "
-        f"{statistics.mean(cell.seconds):.0f} s | {cell.device} |"
-    )
+def _no_nan(measured) -> dict:
+    """A metric's fields for JSON, which has no nan."""
+    return {name: None if value != value else value for name, value in dataclasses.asdict(measured).items()}
 
 
 def _commit() -> str:
