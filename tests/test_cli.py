@@ -199,7 +199,6 @@ def test_these_mistakes_are_a_sentence_too(arguments, sentence, clone, capsys, m
     refused(arguments, sentence, capsys)
 
 
-@pytest.mark.xfail(strict=True, reason="check() looks at neither pairs nor switches: a traceback, or taken as true")
 @pytest.mark.parametrize("override", ["generator_betas=(0.5,1.5)", "generator_betas=0.5", "adversarial_mask=no"])
 def test_an_override_of_the_wrong_kind_is_told(override, clone, capsys):
     refused(["distill", *TINY_SET, override], override.split("=")[0], capsys)

@@ -330,7 +330,6 @@ def test_a_cell_that_was_not_run_says_so(finished):
     assert sorted(lines) == sorted(not_run()) and len(lines) == 12
 
 
-@pytest.mark.xfail(strict=True, reason="PRESETS has CIFAR-100 after ImageNet")
 def test_the_cells_stand_in_the_order_of_table_1(finished):
     assert [line for line in results_table([finished.card]).splitlines() if "not run" in line] == not_run()
 
@@ -409,9 +408,14 @@ def test_kept_cards_are_finished_and_name_no_folder_of_any_machine():
     for path in sorted((files.data_dir() / "runs").glob("*.json")):
         card = read_card(path)
         assert card["status"] == "finished" and card["id"] == path.stem
-        assert path.with_suffix(".png").is_file()
         machine = re.compile(r"(^|[\s'\"=])(/[\w.-]+/|~/|[A-Za-z]:\\)")
         assert not [text for text in strings(card) if machine.search(text)]
+
+
+def test_every_cell_of_kept_cards_has_a_picture_and_every_picture_a_card():
+    folder = files.data_dir() / "runs"
+    assert all(any((folder / f"{name}.png").is_file() for name in cell.ids) for cell in cells(kept_cards()))
+    assert {path.stem for path in folder.glob("*.png")} <= {path.stem for path in folder.glob("*.json")}
 
 
 def test_kept_cards_are_hashed_as_their_config_says():
@@ -426,3 +430,11 @@ def test_the_stated_target_is_met_by_three_seeds_of_the_quick_profile():
     assert len(cell.last) >= 3 and cell.teacher >= 98
     assert cell.teacher - cell.mean <= 2.0
     assert max(cell.teacher - last for last in cell.last) <= 3.0
+
+
+def test_the_bars_that_were_measured_for_color_digits_hold():
+    """50 classes, the same laptop budget: 94.0 % was measured for a teacher of 99.5 %."""
+    [cell] = [cell for cell in cells(kept_cards()) if cell.config.hash == make_config("color_digits").hash]
+    assert len(cell.last) >= 3 and cell.teacher >= 97
+    assert cell.teacher - cell.mean <= 7.0
+    assert max(cell.teacher - last for last in cell.last) <= 9.0
