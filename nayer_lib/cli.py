@@ -142,6 +142,8 @@ def report() -> None:
     kept, root = cards.kept_cards(), files.data_dir().parent
     table = cards.results_table(kept)
     readme = root / "README.md"
+    if not readme.is_file():
+        raise UserError(f"no README.md in {root}: run this in a clone.")
     files.write_text(readme, cards.with_table(readme.read_text(encoding="utf-8"), table))
     cards.draw_results(kept, root / "docs" / "results.png")
     print(table)

@@ -225,7 +225,7 @@ def check(config: Config) -> Config:
     optional = "warmup_rounds generator_life memory_size".split()
     for name in counts + [name for name in optional if getattr(config, name) is not None]:
         value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:  # a bool is no count
             raise UserError(f"{name} must be a whole number from 1 up, not {value!r}.")
     if not isinstance(config.warmup_epochs, int) or config.warmup_epochs < 0:
         raise UserError(f"warmup_epochs must be a whole number from 0 up, not {config.warmup_epochs!r}.")
