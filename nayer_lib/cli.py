@@ -160,6 +160,8 @@ def report() -> None:
     kept, root = cards.kept_cards(), files.data_dir().parent
     table = tables.results_table(kept)
     readme = root / "README.md"
+    if not readme.is_file():
+        raise UserError(f"no README.md in {root}: run this in a clone.")
     files.write_text(readme, tables.with_table(readme.read_text(encoding="utf-8"), table))
     tables.draw_results(kept, root / "docs" / "results.png")
     print(table)

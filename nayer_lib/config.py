@@ -175,12 +175,13 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 # The columns of Table 1, and our two.
+_CIFAR_PAIRS = ["resnet34 resnet18", "wrn40_2 wrn16_2", "wrn40_2 wrn16_1", "wrn40_2 wrn40_1", "vgg11 resnet18"]
 _PAIRS = {
-    "cifar10": ["resnet34 resnet18", "wrn40_2 wrn16_2", "wrn40_2 wrn16_1", "wrn40_2 wrn40_1", "vgg11 resnet18"],
+    "cifar10": _CIFAR_PAIRS,
+    "cifar100": _CIFAR_PAIRS,
     "tiny_imagenet": ["resnet34 resnet18"],
     "imagenet": ["resnet50 resnet50"],
 }
-_PAIRS["cifar100"] = _PAIRS["cifar10"]
 PRESETS: dict[str, dict[str, Any]] = {"digits": TABLE8["digits"], "color_digits": TABLE8["color_digits"]}
 for _dataset, _pairs in _PAIRS.items():
     for _teacher, _student in map(str.split, _pairs):
@@ -228,7 +229,7 @@ def check(config: Config) -> Config:
     optional = "warmup_rounds generator_life memory_size".split()
     for name in counts + [name for name in optional if getattr(config, name) is not None]:
         value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:  # a bool is no count
             raise UserError(f"{name} must be a whole number from 1 up, not {value!r}.")
     if not isinstance(config.warmup_epochs, int) or config.warmup_epochs < 0:
         raise UserError(f"warmup_epochs must be a whole number from 0 up, not {config.warmup_epochs!r}.")
@@ -250,6 +251,13 @@ def check(config: Config) -> Config:
             value = getattr(config, name)
             if not isinstance(value, int | float) or not holds(value):
                 raise UserError(f"{name} must {must}, not {value!r}.")
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        if isinstance(field.default, bool | str) and not isinstance(value, type(field.default)):
+            raise UserError(f"{field.name} must be a {type(field.default).__name__}, not {value!r}.")
+    betas = config.generator_betas
+    if not isinstance(betas, tuple) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"generator_betas must be a pair of numbers in [0, 1), not {betas!r}.")
     if config.keep not in ("best", "last"):
         raise unknown("choice for keep", config.keep, ("best", "last"))
     return config

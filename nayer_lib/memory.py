@@ -33,18 +33,23 @@ class Memory:
 
     @property
     def images(self) -> Tensor:
-        """(N, C, H, W) uint8."""
-        return self._images[: self._count]
+        """(N, C, H, W) uint8, the oldest first."""
+        return self._by_age(self._images)
 
     @property
     def labels(self) -> Tensor:
-        """(N,) pseudo-labels."""
-        return self._labels[: self._count]
+        """(N,) pseudo-labels, the oldest first."""
+        return self._by_age(self._labels)
 
     @property
     def rounds(self) -> Tensor:
         """(N,) the synthesis round that made each image, from 0."""
-        return self._rounds[: self._count]
+        return self._by_age(self._rounds)
+
+    def _by_age(self, rows: Tensor) -> Tensor:
+        """A ring that has wrapped starts in the middle of its rows."""
+        start = self._next if self._count == self.capacity else 0
+        return rows[: self._count].roll(-start, 0) if start else rows[: self._count]
 
     def add(self, images: Tensor, labels: Tensor, round: int) -> None:
         """M <- M + images: (B, C, H, W) in [0, 1], floored to uint8 as an image file would be; labels (B,)."""
@@ -92,9 +97,9 @@ class Memory:
     def state_dict(self) -> dict:
         """All of it, for an exact resume."""
         return {
-            "images": self.images.clone(),
-            "labels": self.labels.clone(),
-            "rounds": self.rounds.clone(),
+            "images": self._images[: self._count].clone(),
+            "labels": self._labels[: self._count].clone(),
+            "rounds": self._rounds[: self._count].clone(),
             "next": self._next,
             "capacity": self.capacity,
             "order": self._order.clone(),

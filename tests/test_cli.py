@@ -125,6 +125,9 @@ def test_lte_builds_a_pool_that_distill_finds(clone, capsys):
 
 
 def test_report_puts_the_table_and_its_picture_into_the_readme(clone, capsys):
+    call(capsys, "distill", *TINY_SET)
+    [folder] = (clone / "runs").iterdir()
+    call(capsys, "runs", "--keep", folder.name)
     readme, (begin, end) = clone / "README.md", MARKERS
     whole = readme.read_text(encoding="utf-8")
     before, after = whole.split(begin)[0], whole.split(end)[1]
@@ -183,16 +186,22 @@ def refused(arguments, sentence, capsys):
     [
         (["distill", "--set", "student_lr=high"], "student_lr must be a positive number, not 'high'"),
         (["distill", "--set", "bn_momentum=None"], "bn_momentum must lie in [0, 1), not None"),
-        (["distill", "--set", "seed=1"], "seed"),
-        (["distill", "--set", "variant=paper"], "variant"),
-        (["distill", "--device", "gpu"], "device"),
-        (["teacher", "--dataset", "digits", "--network", "wrn10_half", "--split", "test"], "test"),
+        (["distill", "--set", "preset=digits"], "preset has its own option: use --preset digits"),
+        (["distill", "--set", "seed=1"], "seed has its own option: use --seed 1"),
+        (["distill", "--set", "variant=paper"], "variant has its own option: use --variant paper"),
+        (["distill", "--device", "gpu"], "unknown device 'gpu'"),
+        (["teacher", "--dataset", "digits", "--network", "wrn10_half", "--split", "test"], "unknown split to train on"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
 )
 def test_these_mistakes_are_a_sentence_too(arguments, sentence, clone, capsys, monkeypatch):
     monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=1))
     refused(arguments, sentence, capsys)
+
+
+@pytest.mark.parametrize("override", ["generator_betas=(0.5,1.5)", "generator_betas=0.5", "adversarial_mask=no"])
+def test_an_override_of_the_wrong_kind_is_told(override, clone, capsys):
+    refused(["distill", *TINY_SET, override], override.split("=")[0], capsys)
 
 
 def test_a_keyboard_interrupt_is_no_traceback(monkeypatch, capsys):

@@ -220,6 +220,15 @@ def test_what_does_not_fit_is_told_in_one_sentence(overrides, checkpoint, kind, 
     assert "\n" not in str(raised.value) and str(raised.value).endswith(".")
 
 
+@pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_the_device_is_the_gpu_where_there_is_one(there, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert distill._device(None) == torch.device(expected) and distill._device("cpu") == torch.device("cpu")
+    if not there:
+        with pytest.raises(UserError, match="no CUDA device that torch can use"):
+            distill._device("cuda")
+
+
 def test_prepare_checks_a_config_that_was_not_made_by_make_config():
     with pytest.raises(UserError, match="student_steps must be a whole number"):
         distill.prepare(dataclasses.replace(tiny_config(), student_steps=0))
@@ -229,6 +238,7 @@ def test_a_teacher_of_ones_own_is_taken_from_its_file(tmp_path):
     facts = DATASETS["digits"]
     other = make_classifier("wrn10_half", facts.class_names, facts.mean, facts.std, seed=7)
     save_classifier(tmp_path / "mine.safetensors", other)
-    teacher = distill.prepare(tiny_config(), tmp_path / "mine.safetensors", "cpu").method.teacher
+    with pytest.warns(UserWarning, match="the teacher scores .* about chance"):  # it was never trained
+        teacher = distill.prepare(tiny_config(), tmp_path / "mine.safetensors", "cpu").method.teacher
     assert teacher.name == "wrn10_half"
     assert files.tensors_hash(teacher.net.state_dict()) == files.tensors_hash(other.net.state_dict())

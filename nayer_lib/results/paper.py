@@ -6,6 +6,8 @@ another one, or differs from the source it names, keeps the printed number and h
 """
 
 import math
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import unknown
@@ -29,12 +31,17 @@ def table(number: int) -> "pandas.DataFrame":
     Raises:
         UserError: the paper has no such table.
     """
-    import pandas as pd
-
     if number not in TABLES:
         raise unknown("table of the paper", number, map(str, TABLES))
+    return _read(data_dir() / "paper" / f"table{number}.csv").copy()
+
+
+@cache
+def _read(path: Path) -> "pandas.DataFrame":
+    import pandas as pd
+
     types = {"epochs": "Int64", "memory": "Int64", "source": str, "misprint": str}
-    frame = pd.read_csv(data_dir() / "paper" / f"table{number}.csv", dtype=types)
+    frame = pd.read_csv(path, dtype=types)
     return frame.fillna({name: "" for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])})
 
 

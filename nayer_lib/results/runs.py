@@ -82,7 +82,7 @@ class Run:
             "curve": [],
         }
         self._write_card()
-        self._append(CURVE)
+        files.write_text(self.folder / "curve.csv", ",".join(CURVE) + "\n")
 
     def __iter__(self) -> Iterator[Epoch]:
         """Run it. Where it stops, by error or by its caller, the card says so; the last epoch's files are whole."""
@@ -96,6 +96,7 @@ class Run:
                 self._record(epoch)
                 yield epoch
             self.card["metrics"] = self._metrics([report.ce_per_step for report in rounds])
+            self._draw_images()
             status = "finished"
         except UserError as error:
             status = f"failed: {error}"
@@ -103,7 +104,6 @@ class Run:
         finally:
             self.card |= {"status": status, "seconds": {**seconds, "total": time.perf_counter() - start}}
             self._write_card()
-        self._draw_images()
 
     def _record(self, epoch: Epoch) -> None:
         row = {
@@ -180,7 +180,7 @@ def read_card(path: Path) -> dict:
         raise MissingFile(f"no run card at {path}.")
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        if not {"id", "status", "config"} <= set(card):
+        if not isinstance(card, dict) or not {"id", "status", "config"} <= set(card):
             raise ValueError("no id, status or config")
     except ValueError as error:
         raise UserError(f"{path} is not a whole run card ({error}).") from error
@@ -215,10 +215,10 @@ def keep(run_id: str, picture: bool = True) -> Path:
     if card["status"] != "finished":
         raise UserError(f"{run_id} is {card['status']}: only finished runs are kept.")
     target = files.data_dir() / "runs" / f"{run_id}.json"
-    files.write_text(target, json.dumps(card, indent=1) + "\n")
     if picture:
         with files.replacing(target.with_suffix(".png")) as temporary:
             shutil.copyfile(folder / "images.png", temporary)
+    files.write_text(target, json.dumps(card, indent=1) + "\n")
     return target
 
 

@@ -255,6 +255,7 @@ def test_keep_refuses_what_is_unknown_or_unfinished(clone, finished):
 
 
 def test_the_cards_come_oldest_first(clone, finished):
+    (clone / "data" / "runs").mkdir(exist_ok=True)
     for name in ("20300101-000000-b", "20290101-000000-a"):
         (clone / "data" / "runs" / f"{name}.json").write_text(json.dumps(like(finished.card, id=name)))
     assert [card["id"] for card in kept_cards()][-2:] == ["20290101-000000-a", "20300101-000000-b"]
@@ -315,14 +316,22 @@ def full_card(card, dataset="cifar10", teacher="wrn40_2", student="wrn16_2", **c
     return like(card, config=dataclasses.asdict(made))
 
 
-def test_a_cell_that_was_not_run_says_so_in_the_order_of_table_1(finished):
-    expected = [
+def not_run() -> list[str]:
+    """The lines of the table where nothing was run, in the order of Table 1."""
+    return [
         f"| {row.dataset} | {row.teacher} → {row.student} | released, full, E = 300 | {row.accuracy:.2f} | "
         "not run | | | 0 | | |"
         for row in nayer_e300()
     ]
-    assert len(expected) == 12
-    assert [line for line in results_table([finished.card]).splitlines() if "not run" in line] == expected
+
+
+def test_a_cell_that_was_not_run_says_so(finished):
+    lines = [line for line in results_table([finished.card]).splitlines() if "not run" in line]
+    assert sorted(lines) == sorted(not_run()) and len(lines) == 12
+
+
+def test_the_cells_stand_in_the_order_of_table_1(finished):
+    assert [line for line in results_table([finished.card]).splitlines() if "not run" in line] == not_run()
 
 
 def test_the_table_names_the_papers_edition_and_has_equal_columns(finished):
@@ -373,8 +382,9 @@ def test_the_table_goes_between_the_markers_and_nowhere_else():
 
 
 def test_the_readmes_picture_is_drawn_from_kept_cards(clone, finished):
-    kept = kept_cards()
-    runs.draw_results(kept, clone / "docs" / "results.png")
+    shutil.copytree(finished.folder, clone / "runs" / finished.id)
+    keep(finished.id)
+    runs.draw_results([read_card(finished.folder)], clone / "docs" / "results.png")
     assert (clone / "docs" / "results.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="no kept run of the quick profile on digits"):
         runs.draw_results([], clone / "docs" / "none.png")
@@ -398,9 +408,14 @@ def test_kept_cards_are_finished_and_name_no_folder_of_any_machine():
     for path in sorted((files.data_dir() / "runs").glob("*.json")):
         card = read_card(path)
         assert card["status"] == "finished" and card["id"] == path.stem
-        assert path.with_suffix(".png").is_file()
         machine = re.compile(r"(^|[\s'\"=])(/[\w.-]+/|~/|[A-Za-z]:\\)")
         assert not [text for text in strings(card) if machine.search(text)]
+
+
+def test_every_cell_of_kept_cards_has_a_picture_and_every_picture_a_card():
+    folder = files.data_dir() / "runs"
+    assert all(any((folder / f"{name}.png").is_file() for name in cell.ids) for cell in cells(kept_cards()))
+    assert {path.stem for path in folder.glob("*.png")} <= {path.stem for path in folder.glob("*.json")}
 
 
 def test_kept_cards_are_hashed_as_their_config_says():
@@ -415,3 +430,11 @@ def test_the_stated_target_is_met_by_three_seeds_of_the_quick_profile():
     assert len(cell.last) >= 3 and cell.teacher >= 98
     assert cell.teacher - cell.mean <= 2.0
     assert max(cell.teacher - last for last in cell.last) <= 3.0
+
+
+def test_the_bars_that_were_measured_for_color_digits_hold():
+    """50 classes, the same laptop budget: 94.0 % was measured for a teacher of 99.5 %."""
+    [cell] = [cell for cell in cells(kept_cards()) if cell.config.hash == make_config("color_digits").hash]
+    assert len(cell.last) >= 3 and cell.teacher >= 97
+    assert cell.teacher - cell.mean <= 7.0
+    assert max(cell.teacher - last for last in cell.last) <= 9.0
