@@ -17,7 +17,7 @@ text.labels text.prompts text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
 datasets augment losses memory evaluate metrics config
-methods.base methods.nayer methods
+methods.base methods.nayer methods.with_data methods
 distill
 results.paper results.figures results.runs results.tables
 sweep notebook demo cli __main__
