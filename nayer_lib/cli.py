@@ -10,16 +10,24 @@ import tyro
 
 from . import datasets, files
 from .augment import crop_and_flip
-from .classifiers.teacher import RECIPES, make_classifier, save_classifier, teacher_path, train_classifier
+from .classifiers.teacher import (
+    RECIPES,
+    foreign_teacher,
+    load_classifier,
+    make_classifier,
+    save_classifier,
+    teacher_path,
+    train_classifier,
+)
 from .config import make_config
 from .demo import demo
 from .distill import prepare
-from .errors import UserError, unknown
+from .errors import MissingFile, UserError, unknown
 from .evaluate import Evaluator
 from .results import runs as cards
 from .results import tables
-from .sweep import arm_cards, read_sweep, run_sweep
-from .text.lte_pool import build_pool, pool_path, save_pool
+from .sweep import keep_sweep, read_sweep, run_sweep
+from .text.lte_pool import build_pool, load_pool, pool_path, released_pool, save_pool
 
 
 def distill(
@@ -29,10 +37,17 @@ def distill(
     seed: int = 0,
     set: tuple[str, ...] = (),
     teacher: Path | None = None,
+    network: str | None = None,
+    classes: Path | None = None,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    lte: Path | None = None,
+    images: Path | None = None,
+    size: int = 32,
     device: str | None = None,
     out: Path | None = None,
 ) -> None:
-    """Distil a student without data and leave a run folder.
+    """Distil a student without data and leave a run folder. docs/your_own_model.md shows how with your own teacher.
 
     Args:
         preset: a column of Table 1 ("cifar10-wrn40_2-wrn16_2", ...) or a digit set; default: the profile's own.
@@ -40,14 +55,39 @@ def distill(
         profile: "quick" (laptop), "lab" (one GPU) or "full" (Table 8).
         seed: of the student, the generator and every draw.
         set: overrides of config fields, as name=value.
-        teacher: a checkpoint in place of the kit's own teacher.
+        teacher: a checkpoint in place of the kit's own teacher: a file of this kit, or with --network anybody's.
+        network: the architecture of somebody else's checkpoint, "resnet20", "resnet34", "wrn40_2", ...
+        classes: its class names, one a line, in the order of its outputs; default: the data set's.
+        mean: of its normalisation, a number a channel, in [0, 1] units; default: the data set's.
+        std: likewise.
+        lte: a pool of label-text embeddings for its classes; default: the kit's own.
+        images: your own evaluation images, a subfolder a class; default: the data set's test split.
+        size: pixels to resize them to.
         device: "cpu" or "cuda"; default: the GPU where there is one.
         out: the run folder; default: a new one under runs/.
     """
     from tqdm import tqdm
 
     config = make_config(preset, variant, profile, seed=seed, **_overrides(set))
-    setup = prepare(config, teacher, device)
+    own = teacher
+    if network:
+        if not teacher:
+            raise UserError("--network describes the checkpoint of --teacher: give both.")
+        facts = datasets.DATASETS.get(config.dataset)
+        names = _lines(classes) if classes else facts and facts.class_names
+        mean, std = mean or (facts and facts.mean), std or (facts and facts.std)
+        if not names or not mean or not std:
+            raise UserError(f"{config.dataset} is not one of the kit's data sets: give --classes, --mean and --std.")
+        own = foreign_teacher(teacher, network, names, mean, std)
+    elif teacher:
+        own = load_classifier(teacher)
+    pool = load_pool(lte, own.class_names if own else datasets.dataset(config.dataset).class_names) if lte else None
+    test = None
+    if images:
+        if not own:
+            raise UserError("--images needs --teacher: the kit's own teachers have their own test images.")
+        test = datasets.load_folder(images, own.class_names, size, len(own.mean))
+    setup = prepare(config, own, pool, test, device)
     run = cards.Run(setup, out)
     with tqdm(run, total=config.total_epochs, unit="epoch") as bar:
         for epoch in bar:
@@ -109,17 +149,33 @@ def teacher(
     print(f"teacher {100 * accuracy:.1f} % on {scored_on}\n{path}")
 
 
-def lte(dataset: str, encoder: str = "sbert", prompt: str = "a", model: str | None = None) -> None:
-    """Encode a data set's class names once and save the pool (Eq. 1).
+def lte(
+    dataset: str,
+    encoder: str = "sbert",
+    prompt: str = "a",
+    model: str | None = None,
+    classes: Path | None = None,
+    released: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Encode class names once and save the pool (Eq. 1), or convert one of the authors' released tables.
 
     Args:
         dataset: its name; the class names stand in data/labels.
         encoder: "sbert", or "random" for the control.
         prompt: an id of text/prompts.py, "a", "p2", "photo", ...
         model: a model name or local folder of the encoder.
+        classes: your own class names, one a line, in place of the data set's.
+        released: a pickle of the authors' repository to convert; its bytes are read and nothing is unpickled.
+        out: default: data/lte/<data set>.<encoder>.<prompt>.safetensors.
     """
-    pool = build_pool(datasets.dataset(dataset).class_names, encoder, prompt, model)
-    path = pool_path(dataset, encoder, prompt)
+    names = _lines(classes) if classes else datasets.dataset(dataset).class_names
+    if released:
+        encoder, prompt = "clip", "a"
+        pool = released_pool(released, names)
+    else:
+        pool = build_pool(names, encoder, prompt, model)
+    path = out or pool_path(dataset, encoder, prompt)
     save_pool(path, pool)
     print(f"{len(pool.table)} x {pool.table.shape[1]} embeddings\n{path}")
 
@@ -144,13 +200,12 @@ def sweep(file: Path, jobs: int = 1, keep: bool = False) -> None:
     Args:
         file: a sweep file, e.g. data/sweeps/latents.json.
         jobs: runs at a time, one thread each.
-        keep: keep the cards in data/runs (without pictures).
+        keep: then keep all its cards in one file under data/runs.
     """
     chosen = read_sweep(file)
     failed = run_sweep(chosen, jobs)
     if keep:
-        for card in [c for arm in arm_cards(chosen, cards.local_cards()).values() for c in arm]:
-            cards.keep(card["id"], picture=False)
+        print(keep_sweep(chosen))
     if failed:
         raise UserError(f"{len(failed)} runs failed: " + "; ".join(failed))
 
@@ -195,3 +250,10 @@ def _overrides(pairs: tuple[str, ...]) -> dict:
         except (ValueError, SyntaxError):
             values[name] = text
     return values
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file of class names."""
+    if not path.is_file():
+        raise MissingFile(f"{path} does not exist: it should hold the class names, one a line.")
+    return path.read_text(encoding="utf-8").splitlines()

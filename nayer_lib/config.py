@@ -15,7 +15,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .datasets import DATASETS
 from .errors import UserError, unknown
 from .files import text_hash
 
@@ -220,8 +219,6 @@ def check(config: Config) -> Config:
     Raises:
         UserError: one sentence that names the field.
     """
-    if config.dataset not in DATASETS:
-        raise unknown("data set", config.dataset, DATASETS)
     counts = (
         "noise_dim latent_concat generator_width generator_batch rounds generator_steps epochs student_steps "
         "student_batch"

@@ -3,8 +3,10 @@
 Distilling reads the test split alone, to score; only training a teacher asks for training images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -100,6 +102,41 @@ def load_split(name: str, split: str) -> Split:
     if name not in readers:
         raise UserError(f"{name} cannot be read yet: use one of {', '.join(readers)}.")
     return readers[name](split)
+
+
+def load_folder(folder: Path, class_names: Sequence[str], size: int, channels: int = 3) -> Split:
+    """Your own evaluation images: one subfolder a class, named as the class (the layout of torchvision's ImageFolder).
+
+    Labels follow `class_names`, whatever the order of the folders. Grey, palette and CMYK images are converted to
+    `channels` colours; all are resized to `size` pixels.
+
+    Raises:
+        MissingFile: no such folder.
+        UserError: a class without a folder or images, a folder without a class, or a file that is no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingFile(f"{folder} does not exist: name a folder with one subfolder of images a class.")
+    found = {path.name: sorted(p for p in path.iterdir() if p.is_file()) for path in folder.iterdir() if path.is_dir()}
+    missing = [name for name in class_names if not found.get(name)]
+    extra = sorted(set(found) - set(class_names))
+    if missing or extra:
+        told = [f"no images for {', '.join(missing[:3])} ({len(missing)})"] if missing else []
+        told += [f"no class for the folders {', '.join(extra[:3])} ({len(extra)})"] if extra else []
+        raise UserError(f"{folder} does not fit the teacher's classes: {'; '.join(told)}.")
+    images, labels = [], []
+    for label, name in enumerate(class_names):
+        for path in found[name]:
+            try:
+                with Image.open(path) as image:
+                    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB").resize((size, size)))
+            except (UnidentifiedImageError, OSError) as error:
+                raise UserError(f"{path} is not a whole image: remove or replace it.") from error
+            images.append(torch.from_numpy(pixels.reshape(size, size, channels).copy()).permute(2, 0, 1))
+            labels.append(label)
+    return Split(torch.stack(images), torch.tensor(labels))
 
 
 def _digits(split: str) -> Split:

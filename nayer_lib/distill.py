@@ -11,7 +11,7 @@ import torch
 
 from .classifiers.teacher import Classifier, load_teacher, make_classifier
 from .config import Config, check
-from .datasets import dataset, load_split
+from .datasets import DATASETS, DataSet, Split, dataset, load_split
 from .errors import UserError, unknown
 from .evaluate import Evaluator, Scores
 from .methods import METHODS
@@ -102,28 +102,47 @@ class Setup:
     pool: LTEPool
 
 
-def prepare(config: Config, checkpoint: Path | None = None, device: str | None = None) -> Setup:
-    """Load the teacher, the pool and the test split of a config, build a fresh student and the method.
+def prepare(
+    config: Config,
+    teacher: Classifier | Path | None = None,
+    pool: LTEPool | None = None,
+    test: Split | None = None,
+    device: str | None = None,
+) -> Setup:
+    """Put together what a config needs: the kit's teacher, pool and test split, or your own in their place.
 
     Args:
-        checkpoint: a teacher of `save_classifier`; None takes the kit's own for the data set.
-        device: None takes the GPU where there is one.
+        teacher: your own `Classifier`, or a file of `save_classifier`; None takes the kit's own for the data set.
+        pool: embeddings of the teacher's classes; None takes the kit's own.
+        test: images to score on, all of one size. With it the data set may be yours: `config.dataset` is just a name
+            then, images are cropped by an eighth of their side and mirrored as CIFAR's are, and training images are
+            never asked for.
+        device: "cpu" or "cuda"; None takes the GPU where there is one.
 
     Raises:
-        UserError, MissingFile: the teacher, the pool or the test split is missing or does not fit.
+        UserError, MissingFile: the teacher, the pool or the test split is missing or does not fit the others.
     """
     check(config)
     if config.method not in METHODS:
         raise unknown("method", config.method, METHODS)
-    facts = dataset(config.dataset)
     device = _device(device)
-    teacher = load_teacher(config.dataset, config.teacher, checkpoint).to(device)
-    if teacher.class_names != facts.class_names:
-        raise UserError(f"the teacher's class names are not those of {facts.name}, in its order.")
-    pool = load_pool(pool_path(config.dataset, config.encoder, config.prompt), facts.class_names)
-    test = load_split(config.dataset, "test").to(device)
-    student = make_classifier(config.student, facts.class_names, facts.mean, facts.std, config.seed).to(device)
-    method = METHODS[config.method](teacher, student, config, pool.table.to(device))
+    if test is None or config.dataset in DATASETS:
+        facts = dataset(config.dataset)
+    else:
+        channels, size = test.images.shape[1:3]
+        facts = DataSet(config.dataset, channels, size, (), (), crop_padding=size // 8, flip=True)
+    if not isinstance(teacher, Classifier):
+        teacher = load_teacher(config.dataset, config.teacher, teacher)
+    names = teacher.class_names
+    if config.dataset in DATASETS and names != facts.class_names:
+        raise UserError(
+            f"the teacher's class names are not those of {facts.name}, in its order: it starts with "
+            f"{', '.join(names[:3])}, the data set with {', '.join(facts.class_names[:3])}."
+        )
+    pool = pool or load_pool(pool_path(config.dataset, config.encoder, config.prompt), names)
+    test = (test or load_split(config.dataset, "test")).to(device)
+    student = make_classifier(config.student, names, teacher.mean, teacher.std, config.seed).to(device)
+    method = METHODS[config.method](teacher.to(device), student, config, pool.table.to(device), facts)
     evaluate = Evaluator(teacher, test)
     if evaluate.teacher_at_chance:
         warnings.warn(

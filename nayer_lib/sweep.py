@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import files
 from .config import Config, make_config
 from .distill import prepare
 from .errors import MissingFile, UserError
@@ -52,6 +53,14 @@ def arm_cards(sweep: Sweep, cards: list[dict]) -> dict[str, list[dict]]:
     """The finished cards of each arm, in the order of its seeds; a seed that was not run is left out."""
     finished = {card_config(card): card for card in cards if card["status"] == "finished"}
     return {arm: [finished[c] for c in configs if c in finished] for arm, configs in sweep.arms.items()}
+
+
+def keep_sweep(sweep: Sweep) -> Path:
+    """Write the finished cards of a sweep, one a line, to data/runs/<name>.jsonl."""
+    kept = [card for cards in arm_cards(sweep, kept_cards() + local_cards()).values() for card in cards]
+    path = files.data_dir() / "runs" / f"{sweep.name}.jsonl"
+    files.write_text(path, "".join(json.dumps(card) + "\n" for card in kept))
+    return path
 
 
 def run_sweep(sweep: Sweep, jobs: int = 1) -> list[str]:

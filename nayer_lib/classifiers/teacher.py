@@ -144,6 +144,20 @@ def load_weights(net: nn.Module, weights: dict[str, Tensor], source: object) -> 
     net.load_state_dict(dict(weights))
 
 
+def foreign_teacher(
+    checkpoint: Path, network: str, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float]
+) -> Classifier:
+    """Somebody else's checkpoint of a network of ours, with the normalisation it was trained with, frozen.
+
+    Raises:
+        MissingFile, UserError: as `read_checkpoint`, `classifiers.build` and `load_weights`; class names that are not
+            as many as the head's outputs show up as a weight of another shape.
+    """
+    classifier = make_classifier(network, class_names, mean, std, seed=0)
+    load_weights(classifier.net, read_checkpoint(checkpoint), checkpoint)
+    return classifier.freeze()
+
+
 def teacher_path(dataset: str, network: str) -> Path:
     """Where the kit keeps the teacher of a data set."""
     return files.data_dir() / "teachers" / f"{dataset}-{network}.safetensors"

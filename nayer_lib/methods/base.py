@@ -13,7 +13,7 @@ from .. import losses
 from ..augment import crop_and_flip
 from ..classifiers.teacher import Classifier
 from ..config import Config
-from ..datasets import dataset
+from ..datasets import DataSet, dataset
 from ..errors import UserError
 from ..memory import Memory
 
@@ -67,6 +67,7 @@ class Method:
         student: trained in place.
         config: the run; its device is the teacher's.
         table: (K, e), the pool P, for methods that read label text.
+        facts: image size, crop and flip; None takes those of the config's data set.
 
     Attributes:
         name, citation: the row's label, and the paper in author-year form.
@@ -77,11 +78,18 @@ class Method:
     citation: ClassVar[str]
     repeats: ClassVar[int] = 1
 
-    def __init__(self, teacher: Classifier, student: Classifier, config: Config, table: Tensor | None = None):
+    def __init__(
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        config: Config,
+        table: Tensor | None = None,
+        facts: DataSet | None = None,
+    ):
         if teacher.class_names != student.class_names:
             raise UserError("teacher and student must have the same class names in the same order.")
         self.teacher, self.student, self.config, self.table = teacher.freeze(), student, config, table
-        self.facts = dataset(config.dataset)
+        self.facts = facts or dataset(config.dataset)
         self.device = next(teacher.parameters()).device
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.memory = Memory((self.facts.channels, self.facts.size, self.facts.size), self.device, config.memory_size)

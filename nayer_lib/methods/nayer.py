@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import losses
 from ..classifiers.teacher import Classifier
 from ..config import Config
+from ..datasets import DataSet
 from ..errors import UserError
 from ..generator.latents import COLUMNS, build_latent, control_table
 from ..generator.networks import Generator
@@ -33,8 +34,10 @@ class Nayer(Method):
     name = "NAYER"
     citation = "Tran et al. 2024"
 
-    def __init__(self, teacher: Classifier, student: Classifier, config: Config, table: Tensor):
-        super().__init__(teacher, student, config, table)
+    def __init__(
+        self, teacher: Classifier, student: Classifier, config: Config, table: Tensor, facts: DataSet | None = None
+    ):
+        super().__init__(teacher, student, config, table, facts)
         if len(table) != len(teacher.class_names):
             raise UserError(f"the pool has {len(table)} classes, the teacher {len(teacher.class_names)}.")
         self.table = control_table(config.embedding, table.cpu(), self.facts.factors, config.seed).to(self.device)

@@ -123,3 +123,22 @@ def per_class(ax: "Axes", names: Sequence[str], teacher: Tensor, student: Tensor
     ax.set(ylabel="test accuracy (%)", ylim=(min(80.0, 100 * float(student.min()) - 5), 101))
     ax.legend(loc="lower right")
     return ax
+
+
+def arms(ax: "Axes", names: Sequence[str], means: Sequence[float], spreads: Sequence[float]) -> "Axes":
+    """Last-epoch accuracy of a sweep's arms in percent, a dot an arm with its standard deviation over seeds."""
+    places = range(len(names))
+    ax.errorbar(means, places, xerr=spreads, fmt="o", capsize=3)
+    ax.set_yticks(places, names)
+    ax.invert_yaxis()
+    ax.set(xlabel="accuracy, last epoch (%)")
+    return ax
+
+
+def ce_by_step(ax: "Axes", curves: dict[str, Sequence[float]]) -> "Axes":
+    """Mean L_CE before each generator step, a line an arm, on a logarithmic scale; dashes tell lines apart too."""
+    for (name, values), dashes in zip(curves.items(), ("-", "--", "-.", ":") * 3, strict=False):
+        ax.plot(range(1, len(values) + 1), values, dashes, label=name)
+    ax.set(xlabel="generator step g of the round", ylabel="cross-entropy (nats)", yscale="log")
+    ax.legend(fontsize=8)
+    return ax

@@ -198,11 +198,14 @@ def local_cards() -> list[dict]:
 
 
 def kept_cards() -> list[dict]:
-    """The cards in data/runs, oldest first."""
-    return [read_card(path) for path in sorted((files.data_dir() / "runs").glob("*.json"))]
+    """The cards in data/runs, oldest first: one a file, and those of kept sweeps, one a line."""
+    folder = files.data_dir() / "runs"
+    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines()]
+    cards = [read_card(path) for path in folder.glob("*.json")] + [json.loads(line) for line in lines]
+    return sorted(cards, key=lambda card: card["id"])
 
 
-def keep(run_id: str, picture: bool = True) -> Path:
+def keep(run_id: str) -> Path:
     """Copy a finished run's card, and the picture of its images, to data/runs, where tables and README find them.
 
     Raises:
@@ -215,9 +218,8 @@ def keep(run_id: str, picture: bool = True) -> Path:
     if card["status"] != "finished":
         raise UserError(f"{run_id} is {card['status']}: only finished runs are kept.")
     target = files.data_dir() / "runs" / f"{run_id}.json"
-    if picture:
-        with files.replacing(target.with_suffix(".png")) as temporary:
-            shutil.copyfile(folder / "images.png", temporary)
+    with files.replacing(target.with_suffix(".png")) as temporary:
+        shutil.copyfile(folder / "images.png", temporary)
     files.write_text(target, json.dumps(card, indent=1) + "\n")
     return target
 

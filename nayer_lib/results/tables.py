@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import files
 from ..config import PRESETS, Config, make_config
@@ -10,6 +11,9 @@ from ..errors import UserError
 from . import paper
 from .figures import learning_curve, new_figure
 from .runs import card_config
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,3 +151,34 @@ def _row(dataset: str, config: Config, printed: str, cell: Cell) -> str:
         f"**{cell.mean:.1f}{spread}** | {cell.teacher:.1f} | {statistics.mean(cell.best):.1f} | {len(cell.last)} | "
         f"{statistics.mean(cell.seconds):.0f} s | {cell.device} |"
     )
+
+
+def arms_table(arms: dict[str, list[dict]]) -> "pandas.DataFrame":
+    """A sweep's arms, one a row, from its cards (`sweep.arm_cards`): mean over seeds, and the spread of the accuracy.
+
+    Columns: n (seeds); accuracy (last epoch, percent) and its sample sd; the mean L_CE at the first, fifth, fifteenth
+    and last generator step; the share of rounds that reach CE < 1; diversity within and across rounds.
+    """
+    import pandas as pd
+
+    rows = {}
+    for arm, cards in arms.items():
+        if not cards:
+            rows[arm] = {"n": 0}
+            continue
+        accuracy = [100 * card["accuracy_last"] for card in cards]
+        ce = [statistics.mean(step) for step in zip(*(card["metrics"]["ce_by_step"] for card in cards), strict=True)]
+        rows[arm] = {
+            "n": len(cards),
+            "accuracy": statistics.mean(accuracy),
+            "sd": statistics.stdev(accuracy) if len(accuracy) > 1 else None,
+            **{f"CE {t}": ce[t - 1] for t in (1, 5, 15) if t < len(ce)},
+            f"CE {len(ce)}": ce[-1],
+            "CE < 1": statistics.mean(card["metrics"]["convergence"]["1.0"]["success"] for card in cards),
+            **{
+                key: statistics.mean(card["metrics"]["diversity"][key] for card in cards)
+                for key in ("within", "across")
+                if all(card["metrics"]["diversity"][key] is not None for card in cards)
+            },
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
