@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -211,13 +212,15 @@ def sweep(file: Path, jobs: int = 1, keep: bool = False) -> None:
 
 
 def report() -> None:
-    """Print the results table of the kept cards, paper beside ours; put it and its picture into the README."""
+    """Print the results table of the kept cards, paper beside ours; put it, its picture and the bench in the README."""
     kept, root = cards.kept_cards(), files.data_dir().parent
     table = tables.results_table(kept)
     readme = root / "README.md"
     if not readme.is_file():
         raise UserError(f"no README.md in {root}: run this in a clone.")
-    files.write_text(readme, tables.with_table(readme.read_text(encoding="utf-8"), table))
+    text = tables.with_table(readme.read_text(encoding="utf-8"), table)
+    bench = json.loads((files.data_dir() / "bench.json").read_text(encoding="utf-8"))
+    files.write_text(readme, tables.with_table(text, tables.bench_table(bench), tables.BENCH_MARKERS))
     tables.draw_results(kept, root / "docs" / "results.png")
     print(table)
 

@@ -120,6 +120,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--keep", action="store_true", help="write the card to data/bench.json, for the README")
     arguments = parser.parse_args()
     if arguments.device == "cpu":
         torch.set_num_threads(1)
@@ -167,6 +168,8 @@ def main() -> int:
         "peak_mib": peak,
     }
     path = files.runs_dir() / time.strftime("bench-%Y%m%d-%H%M%S.json")
+    if arguments.keep:
+        path = files.data_dir() / "bench.json"
     files.write_text(path, json.dumps(card, indent=1) + "\n")
     print(path)
     far = [name for name, (a, b) in pairs.items() if abs(a - b) > 1e-3 * max(1.0, abs(b))]

@@ -202,7 +202,7 @@ def kept_cards() -> list[dict]:
     folder = files.data_dir() / "runs"
     lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines()]
     cards = [read_card(path) for path in folder.glob("*.json")] + [json.loads(line) for line in lines]
-    return sorted(cards, key=lambda card: card["id"])
+    return [card for _, card in sorted({card["id"]: card for card in cards}.items())]  # two sweeps may share a run
 
 
 def keep(run_id: str) -> Path:

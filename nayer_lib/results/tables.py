@@ -86,13 +86,16 @@ def results_table(cards: list[dict]) -> str:
 MARKERS = ("<!-- results: made by `python -m nayer_lib report` -->", "<!-- /results -->")
 
 
-def with_table(text: str, table: str) -> str:
-    """A text with `table` between its two MARKERS.
+BENCH_MARKERS = ("<!-- bench: made by `python -m nayer_lib report` -->", "<!-- /bench -->")
+
+
+def with_table(text: str, table: str, markers: tuple[str, str] = MARKERS) -> str:
+    """A text with `table` between its two markers.
 
     Raises:
         UserError: the text does not have each marker once.
     """
-    begin, end = MARKERS
+    begin, end = markers
     if text.count(begin) != 1 or text.count(end) != 1:
         raise UserError(f"the text must hold {begin!r} and {end!r} once each.")
     return text[: text.index(begin) + len(begin)] + f"\n{table}\n" + text[text.index(end) :]
@@ -128,8 +131,8 @@ def _paper_configs(variant: str, epochs: tuple[int, ...] = (100, 200, 300)) -> l
 
 def _is_standard(config: Config) -> bool:
     """Whether nothing but the number of epochs was changed in a preset; arms of sweeps have tables of their own."""
-    made = (make_config(name, config.variant, config.profile, epochs=config.epochs) for name in PRESETS)
-    return _seedless(config) in made
+    made = (make_config(name, config.variant, config.profile) for name in PRESETS)
+    return _seedless(config) in [dataclasses.replace(preset, epochs=config.epochs) for preset in made]
 
 
 def _seedless(config: Config) -> Config:
@@ -151,6 +154,22 @@ def _row(dataset: str, config: Config, printed: str, cell: Cell) -> str:
         f"**{cell.mean:.1f}{spread}** | {cell.teacher:.1f} | {statistics.mean(cell.best):.1f} | {len(cell.last)} | "
         f"{statistics.mean(cell.seconds):.0f} s | {cell.device} |"
     )
+
+
+def bench_table(card: dict) -> str:
+    """The README's bench table, in Markdown, from a card of `make bench`."""
+    lines = [
+        f"| {card['device']}, torch {card['versions']['torch']}, {card['clock']} time | ours, ms | plain, ms | ratio "
+        f"(min – max of {card['repeats']}) |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, row in card["phases"].items():
+        images = card["draw"] if name == "memory draw" else card["batch"]
+        lines.append(
+            f"| {name}, {images} images | {row['ours_ms']:.1f} | {row['plain_ms']:.1f} | "
+            f"**{row['ratio']:.1f}** ({row['ratio_min']:.1f} – {row['ratio_max']:.1f}) |"
+        )
+    return "\n".join(lines)
 
 
 def arms_table(arms: dict[str, list[dict]]) -> "pandas.DataFrame":

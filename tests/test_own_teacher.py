@@ -1,0 +1,198 @@
+"""Bring your own teacher: any classifier with BatchNorm, with its normalisation, names, images and embeddings."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from tiny import TINY
+from torch import nn
+
+from nayer_lib import cli
+from nayer_lib.classifiers import build
+from nayer_lib.classifiers.teacher import Classifier, foreign_teacher
+from nayer_lib.config import make_config
+from nayer_lib.datasets import load_folder, load_split
+from nayer_lib.distill import distill, prepare
+from nayer_lib.errors import MissingFile, UserError
+from nayer_lib.evaluate import Evaluator
+from nayer_lib.results.runs import read_card
+from nayer_lib.text.labels import class_names
+from nayer_lib.text.lte_pool import build_pool, load_pool, read_released_table, released_pool
+
+TINY_SET = ["--set", *(f"{name}={value}" for name, value in TINY.items())]
+NAMES = ("green leaf", "red leaf", "wood")
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+class OwnNet(nn.Module):
+    """Somebody's network: not one of ours."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Evaluation images in four modes and sizes; the folders' order is not the classes'."""
+    for name, colour, mode in (
+        ("wood", 90, "L"),
+        ("red leaf", (200, 0, 0), "RGB"),
+        ("green leaf", (9, 9, 9, 9), "CMYK"),
+    ):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new(mode, (20 + i, 13), colour).save(tmp_path / "images" / name / f"{i}.jpg")
+    return tmp_path / "images"
+
+
+# --- images
+
+
+def test_labels_follow_the_class_names_and_not_the_folders(folder):
+    split = load_folder(folder, NAMES, size=16)
+    assert split.images.shape == (6, 3, 16, 16) and split.images.dtype == torch.uint8
+    assert split.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    red, grey = split.images[2].float().mean((1, 2)), split.images[4].float().mean((1, 2))
+    assert red[0] > 150 > 60 > red[1] and torch.allclose(grey, torch.full((3,), 90.0), atol=3)
+
+
+def test_images_can_be_read_grey(folder):
+    assert load_folder(folder, NAMES, size=8, channels=1).images.shape == (6, 1, 8, 8)
+
+
+def test_a_folder_that_does_not_fit_the_classes_is_told(folder):
+    with pytest.raises(UserError, match=r"no images for stone \(1\); no class for the folders wood \(1\)"):
+        load_folder(folder, ("green leaf", "red leaf", "stone"), size=8)
+    with pytest.raises(MissingFile, match="one subfolder of images a class"):
+        load_folder(folder / "nowhere", NAMES, size=8)
+    (folder / "wood" / "note.txt").write_text("not an image")
+    with pytest.raises(UserError, match=r"note\.txt is not a whole image"):
+        load_folder(folder, NAMES, size=8)
+
+
+# --- embeddings
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_released_table_is_read_from_its_bytes(tmp_path, dtype, monkeypatch):
+    table, path = torch.randn(7, 12).to(dtype), tmp_path / "le.pickle"
+    path.write_bytes(pickle.dumps(table.requires_grad_(), protocol=4))
+    monkeypatch.setattr(pickle, "Unpickler", None)
+    monkeypatch.setattr(torch, "load", None)
+    assert torch.equal(read_released_table(path), table.detach().float())
+
+
+def test_nothing_in_a_pickle_is_executed(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    for thing in (Evil(), {"a": 1}, torch.randn(3), torch.randn(2, 3, 4), (torch.randn(2, 3), torch.randn(2, 3))):
+        path = tmp_path / "le.pickle"
+        path.write_bytes(pickle.dumps(thing, protocol=4))
+        with pytest.raises(UserError, match="nothing in it was executed"):
+            read_released_table(path)
+    path.write_bytes(b"no pickle at all")
+    with pytest.raises(UserError, match="nothing in it was executed"):
+        read_released_table(path)
+    path.write_bytes(pickle.dumps(torch.randn(5, 6), protocol=4)[:-40])
+    with pytest.raises(UserError, match="nothing in it was executed"):
+        read_released_table(path)
+    assert not (tmp_path / "executed").exists()
+    with pytest.raises(MissingFile):
+        read_released_table(tmp_path / "nowhere.pickle")
+
+
+def test_a_released_table_becomes_a_pool_of_its_classes(tmp_path):
+    path = tmp_path / "le.pickle"
+    path.write_bytes(pickle.dumps(torch.randn(10, 12).half(), protocol=4))
+    pool = released_pool(path, class_names("cifar10"))
+    assert pool.header["prompt"] == "a {name}" and len(pool.header["file_sha256"]) == 64
+    with pytest.raises(UserError, match="10 rows, there are 3 class names"):
+        released_pool(path, NAMES)
+    out = tmp_path / "pool.safetensors"
+    assert cli.main(["lte", "--dataset", "cifar10", "--released", str(path), "--out", str(out)]) == 0
+    assert torch.equal(load_pool(out, class_names("cifar10")).table, pool.table)
+
+
+# --- the whole way
+
+
+def own_setup(folder, **overrides):
+    torch.manual_seed(0)
+    teacher = Classifier(OwnNet(), NAMES, **IMAGENET)
+    config = make_config("digits", **{**TINY, "dataset": "leaves", "student": "wrn10_half", **overrides})
+    return prepare(config, teacher, build_pool(NAMES, "random", "a"), load_folder(folder, NAMES, 16), "cpu")
+
+
+@pytest.mark.filterwarnings("ignore:the teacher scores")
+def test_any_network_with_batchnorm_can_teach(folder):
+    setup = own_setup(folder)
+    assert setup.method.student.mean == IMAGENET["mean"]  # the student sees what its teacher sees
+    *_, last = distill(setup.method, setup.evaluate)
+    assert last.scores.per_class.shape == (3,) and setup.method.memory.images.shape[1:] == (3, 16, 16)
+
+
+def test_a_teacher_at_chance_is_warned_about(folder):
+    with pytest.warns(UserWarning, match="about chance: check its normalisation"):
+        own_setup(folder)
+
+
+def test_names_in_another_order_than_the_data_sets_are_refused():
+    names = class_names("digits")[::-1]
+    teacher = Classifier(build("wrn10_1", 10, channels=1), names, (0.3,), (0.4,))
+    with pytest.raises(UserError, match="not those of digits, in its order: it starts with nine"):
+        prepare(make_config(**TINY), teacher, device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:the teacher scores")
+def test_the_command_line_takes_a_foreign_checkpoint_with_its_own_images(folder, tmp_path, capsys):
+    """A state_dict with `module.` prefixes, as data-parallel training leaves it."""
+    net = build("wrn10_half", 3)
+    checkpoint, names, lte = tmp_path / "net.pth", tmp_path / "names.txt", tmp_path / "lte.safetensors"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, checkpoint)
+    names.write_text("\n".join(NAMES))
+    pool = ["lte", "--dataset", "leaves", "--encoder", "random", "--classes", str(names), "--out", str(lte)]
+    assert cli.main(pool) == 0
+    run = ["distill", *TINY_SET, "dataset=leaves", "student=wrn10_half", "--network", "wrn10_half"]
+    run += ["--classes", str(names), "--mean", "0.5", "0.5", "0.5", "--std", "0.2", "0.2", "0.2", "--lte", str(lte)]
+    run += ["--images", str(folder), "--size", "16", "--teacher", str(checkpoint), "--out", str(tmp_path / "run")]
+    assert cli.main(run) == 0, capsys.readouterr().err
+    card = read_card(tmp_path / "run")
+    assert card["status"] == "finished" and card["config"]["dataset"] == "leaves" and card["test_split"]["images"] == 6
+
+    capsys.readouterr()
+    names.write_text("\n".join(NAMES[:2]))
+    assert cli.main([*run[:-1], str(tmp_path / "other")]) == 2
+    assert "holds weights of another network (of another shape: fc.bias, fc.weight (2))" in capsys.readouterr().err
+    assert cli.main([word for word in run if word not in ("--classes", str(names))]) == 2
+    assert "leaves is not one of the kit's data sets: give --classes" in capsys.readouterr().err
+
+
+# --- a teacher that none of us trained
+
+
+@pytest.fixture(scope="module")
+def cifar10(test_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cifar")
+    shards = test_data / "cifar10"
+    subprocess.run([sys.executable, shards / "rebuild_cifar10.py", shards, folder], check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NAYER_DATASETS", str(folder))
+        yield load_split("cifar10", "test")
+
+
+@pytest.mark.slow
+def test_a_third_partys_resnet20_scores_what_its_authors_published(cifar10, test_data):
+    """91.73 % on the whole CIFAR-10 test set, with ImageNet's normalisation inside."""
+    checkpoint = test_data / "classifiers-cifar10" / "resnet20-12fca82f.th"
+    teacher = foreign_teacher(checkpoint, "resnet20", class_names("cifar10"), **IMAGENET)
+    assert Evaluator(teacher, cifar10).teacher.accuracy == pytest.approx(0.9173, abs=0.0002)
