@@ -219,7 +219,10 @@ def report() -> None:
     if not readme.is_file():
         raise UserError(f"no README.md in {root}: run this in a clone.")
     text = tables.with_table(readme.read_text(encoding="utf-8"), table)
-    bench = json.loads((files.data_dir() / "bench.json").read_text(encoding="utf-8"))
+    bench_card = files.data_dir() / "bench.json"
+    if not bench_card.is_file():
+        raise MissingFile("no data/bench.json: make it with `python tests/bench.py --keep`.")
+    bench = json.loads(bench_card.read_text(encoding="utf-8"))
     files.write_text(readme, tables.with_table(text, tables.bench_table(bench), tables.BENCH_MARKERS))
     tables.draw_results(kept, root / "docs" / "results.png")
     print(table)

@@ -17,6 +17,7 @@ from typing import Any
 
 from .errors import UserError, unknown
 from .files import text_hash
+from .generator.latents import EMBEDDINGS, LATENTS
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ def make_config(preset: str | None = None, variant: str = "released", profile: s
         if name not in fields:
             raise unknown("config field", name, fields)
 
+    overrides = {name: tuple(v) if isinstance(v, list) else v for name, v in overrides.items()}  # JSON has no tuples
     config = Config(**{**PRESETS[preset], **VARIANTS[variant]}, variant=variant, profile=profile)
     shrunk = {k: min(v, getattr(config, k)) for k, v in PROFILES[profile].items() if getattr(config, k) is not None}
     return check(dataclasses.replace(config, **{**shrunk, **overrides}))
@@ -255,6 +257,12 @@ def check(config: Config) -> Config:
     betas = config.generator_betas
     if not isinstance(betas, tuple) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"generator_betas must be a pair of numbers in [0, 1), not {betas!r}.")
+    if config.latent not in LATENTS:
+        raise unknown("latent", config.latent, LATENTS)
+    if config.embedding not in EMBEDDINGS:
+        raise unknown("embedding", config.embedding, EMBEDDINGS)
+    if type(config.seed) is not int:
+        raise UserError(f"seed must be a whole number, not {config.seed!r}.")
     if config.keep not in ("best", "last"):
         raise unknown("choice for keep", config.keep, ("best", "last"))
     return config

@@ -2,11 +2,18 @@
 
 import inspect
 import io
+import json
 import os
+import platform
+import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from . import files
 from .config import PROFILES, TABLE8, Config, differences
 from .distill import Epoch
 from .errors import unknown
@@ -40,6 +47,35 @@ def figure(drawn: "Figure", alt: str) -> None:
     from IPython.display import display
 
     display(_picture(drawn, alt))
+
+
+def environment() -> dict[str, str]:
+    """This machine, fact by fact; the last one names the profiles that make sense on it."""
+    gpu = torch.cuda.is_available()
+    return {
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "CPU": f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}",
+        "memory": _memory(),
+        "GPU": torch.cuda.get_device_name() if gpu else "none that torch can use",
+        "Colab": "yes" if "google.colab" in sys.modules else "no",
+        "profiles": ", ".join(PROFILES) if gpu else "quick",
+    }
+
+
+def notebook_map(root: Path | None = None) -> str:
+    """A Markdown table of a clone's notebooks and their measured times; others in its README are "in preparation"."""
+    root = root or files.data_dir().parent
+    times = json.loads((root / "data" / "times.json").read_text(encoding="utf-8"))
+    rows = {}
+    for number, name in re.findall(r"^\| *\[?(\d\d) (\w+)", (root / "README.md").read_text(encoding="utf-8"), re.M):
+        rows[number] = f"| {number} · {name.replace('_', ' ').capitalize()} | in preparation |"
+    for path in (root / "notebooks").glob("[0-9]*.ipynb"):
+        first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
+        title = "".join(first).splitlines()[0].removeprefix("# ")
+        told = " · ".join(f"{profile} {seconds}" for profile, seconds in times.get(path.stem, {}).items())
+        rows[path.stem[:2]] = f"| [{title}]({path.name}) | {told or 'not measured'} |"
+    return "\n".join(["| notebook | measured time |", "|---|---|", *(rows[number] for number in sorted(rows))])
 
 
 def table8_differences(config: Config) -> str:
@@ -79,6 +115,17 @@ def watch(epochs: Iterable[Epoch], config: Config, teacher_accuracy: float) -> l
         else:
             handle.update(_picture(drawn, alt))
     return seen
+
+
+def _memory() -> str:
+    """What is free where Linux tells it, else what there is."""
+    told = Path("/proc/meminfo")
+    if told.is_file() and (free := re.search(r"^MemAvailable: +(\d+) kB", told.read_text(), re.M)):
+        return f"{int(free[1]) * 1024 / 1e9:.1f} GB free"
+    try:
+        return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB in all"
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return "unknown"
 
 
 def _picture(drawn: "Figure", alt: str):

@@ -35,17 +35,25 @@ def read_sweep(path: Path) -> Sweep:
     if not path.is_file():
         raise MissingFile(f"no sweep file {path}: the kit's own are in data/sweeps.")
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
+        spec = dict(json.loads(path.read_text(encoding="utf-8")))
         unknown = set(spec) - FIELDS
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not JSON that describes a sweep ({error}).") from error
-    if unknown or "arms" not in spec:
-        raise UserError(f"{path} must have 'arms' and may have {sorted(FIELDS - {'arms'})}, not {sorted(unknown)}.")
+    if unknown or not {"arms", "seeds"} <= set(spec):
+        others = sorted(FIELDS - {"arms", "seeds"})
+        raise UserError(f"{path} must have 'arms' and 'seeds' and may have {others}, not {sorted(unknown)}.")
     base = {name: spec[name] for name in ("preset", "variant", "profile") if name in spec}
-    arms = {
-        arm: [make_config(**base, **{**spec.get("common", {}), **overrides, "seed": seed}) for seed in spec["seeds"]]
-        for arm, overrides in spec["arms"].items()
-    }
+    try:
+        arms = {
+            arm: [
+                make_config(**{**base, **spec.get("common", {}), **overrides, "seed": seed}) for seed in spec["seeds"]
+            ]
+            for arm, overrides in spec["arms"].items()
+        }
+    except (TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: 'seeds' is a list of numbers, 'arms' maps names to config fields ({error})."
+        ) from error
     return Sweep(path.stem, arms)
 
 

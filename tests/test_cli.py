@@ -13,7 +13,8 @@ from tiny import TINY, copy_data, read_json
 from nayer_lib import cli, files
 from nayer_lib.classifiers.teacher import RECIPES, load_classifier, make_classifier, save_classifier
 from nayer_lib.datasets import DATASETS
-from nayer_lib.results.runs import MARKERS, kept_cards, read_card, results_table
+from nayer_lib.results.runs import kept_cards, read_card
+from nayer_lib.results.tables import BENCH_MARKERS, MARKERS, bench_table, results_table
 from nayer_lib.text.labels import class_names
 from nayer_lib.text.lte_pool import load_pool
 
@@ -128,13 +129,19 @@ def test_report_puts_the_table_and_its_picture_into_the_readme(clone, capsys):
     call(capsys, "distill", *TINY_SET)
     [folder] = (clone / "runs").iterdir()
     call(capsys, "runs", "--keep", folder.name)
-    readme, (begin, end) = clone / "README.md", MARKERS
-    whole = readme.read_text(encoding="utf-8")
-    before, after = whole.split(begin)[0], whole.split(end)[1]
-    readme.write_text(f"{before}{begin}\nold\n{end}{after}", encoding="utf-8")
+    phase = {"ours_ms": 12.34, "plain_ms": 100.0, "ratio": 8.1, "ratio_min": 8.0, "ratio_max": 8.25}
+    bench = {"device": "a device", "clock": "CPU", "repeats": 5, "draw": 512, "batch": 100, "versions": {"torch": "2"}}
+    bench["phases"] = {"one round": phase, "memory draw": phase}
+    (clone / "data" / "bench.json").write_text(json.dumps(bench))
+    readme, blocks = clone / "README.md", (*MARKERS, *BENCH_MARKERS)
+    (clone / "README.md").write_text("before\n{}\nold\n{}\nbetween\n{}\nold\n{}\nafter\n".format(*blocks))
     out = call(capsys, "report")
     assert out == results_table(kept_cards()) + "\n"
-    assert readme.read_text(encoding="utf-8") == f"{before}{begin}\n{out}{end}{after}"
+    shown = bench_table(bench)
+    assert readme.read_text(encoding="utf-8") == (
+        f"before\n{MARKERS[0]}\n{out}{MARKERS[1]}\nbetween\n{BENCH_MARKERS[0]}\n{shown}\n{BENCH_MARKERS[1]}\nafter\n"
+    )
+    assert "| one round, 100 images | 12.3 | 100.0 | **8.1** (8.0 – 8.2) |" in shown and "memory draw, 512" in shown
     assert (clone / "docs" / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -156,7 +163,7 @@ def test_report_puts_the_table_and_its_picture_into_the_readme(clone, capsys):
             ["distill", "--preset", "cifar10-wrn40_2-wrn16_2"],
             "no teacher for cifar10/wrn40_2: run `python -m nayer_lib",
         ),
-        (["distill", "--teacher", "nowhere.safetensors"], "no teacher for digits/wrn10_1"),
+        (["distill", "--teacher", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["distill", "--teacher", __file__], "is not a whole safetensors file"),
         (["distill", "--set", "encoder=bert"], "no label-text embeddings at digits.bert.a.safetensors"),
         (["distill", "--out", f"{__file__}/run", *TINY_SET], "cannot write"),

@@ -225,7 +225,6 @@ def test_a_config_is_frozen():
         ({"variant": "papers"}, "variant", "paper"),
         ({"profile": "quik"}, "profile", "quick"),
         ({"generator_stepz": 3}, "config field", "generator_steps"),
-        ({"dataset": "cifar-10"}, "data set", "cifar10"),
         ({"keep": "lasts"}, "choice for keep", "last"),
     ],
 )

@@ -215,7 +215,7 @@ def renamed_teacher(folder: Path) -> Path:
 def test_what_does_not_fit_is_told_in_one_sentence(overrides, checkpoint, kind, message, tmp_path):
     config = dataclasses.replace(tiny_config(), **overrides)
     with pytest.raises(UserError, match=re.escape(message)) as raised:
-        distill.prepare(config, checkpoint and checkpoint(tmp_path), "cpu")
+        distill.prepare(config, checkpoint and checkpoint(tmp_path), device="cpu")
     assert type(raised.value) is kind
     assert "\n" not in str(raised.value) and str(raised.value).endswith(".")
 
@@ -239,6 +239,6 @@ def test_a_teacher_of_ones_own_is_taken_from_its_file(tmp_path):
     other = make_classifier("wrn10_half", facts.class_names, facts.mean, facts.std, seed=7)
     save_classifier(tmp_path / "mine.safetensors", other)
     with pytest.warns(UserWarning, match="the teacher scores .* about chance"):  # it was never trained
-        teacher = distill.prepare(tiny_config(), tmp_path / "mine.safetensors", "cpu").method.teacher
+        teacher = distill.prepare(tiny_config(), tmp_path / "mine.safetensors", device="cpu").method.teacher
     assert teacher.name == "wrn10_half"
     assert files.tensors_hash(teacher.net.state_dict()) == files.tensors_hash(other.net.state_dict())

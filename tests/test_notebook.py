@@ -1,8 +1,14 @@
 """The helpers of the notebooks, without one: what they display is caught."""
 
+import json
+import os
+import platform
 import re
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_config, tiny_setup
 
 from nayer_lib import notebook
@@ -89,6 +95,47 @@ def test_elsewhere_watch_draws_after_every_scored_epoch_and_shows_a_bar(displaye
     assert len({png_and_alt(picture)[0] for picture in displayed}) == 3
     said = capsys.readouterr()
     assert "4/4" in said.out and not said.err  # not on stderr, which a notebook paints red
+
+
+def test_the_environment_is_what_python_and_torch_say(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    told = notebook.environment()
+    assert told["Python"] == platform.python_version() and told["torch"] == torch.__version__
+    assert told["CPU"] == f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}"
+    assert (told["GPU"], told["Colab"], told["profiles"]) == ("none that torch can use", "no", "quick")
+    assert re.fullmatch(r"\d+\.\d GB (free|in all)", told["memory"])
+
+
+def test_with_a_gpu_every_profile_makes_sense_and_colab_is_seen(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    told = notebook.environment()
+    assert (told["GPU"], told["Colab"]) == ("Some GPU", "yes")
+    assert told["profiles"].split(", ") == list(PROFILES)
+
+
+def test_where_linux_does_not_tell_its_memory_the_total_or_nothing_is_told(monkeypatch):
+    monkeypatch.setattr(Path, "is_file", lambda _: False)
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2_000_000, "SC_PAGE_SIZE": 4096}.__getitem__, raising=False)
+    assert notebook.environment()["memory"] == "8.2 GB in all"
+    monkeypatch.delattr(os, "sysconf")
+    assert notebook.environment()["memory"] == "unknown"
+
+
+def test_the_map_has_every_notebook_with_its_time_and_what_the_readme_names_beyond(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    for name, first in {"04_game": ["# 04 · The game\n", "\n"], "05_new": "# 05 · New\n\nText"}.items():
+        cells = {"cells": [{"cell_type": "markdown", "source": first}]}
+        (tmp_path / "notebooks" / f"{name}.ipynb").write_text(json.dumps(cells), encoding="utf-8")
+    (tmp_path / "data" / "times.json").write_text('{"04_game": {"quick": "60 s", "lab": "3 min"}}')
+    (tmp_path / "README.md").write_text("| [04 game](notebooks/04_game.ipynb) | it |\n| 01 label_text | names |\n")
+    assert notebook.notebook_map(tmp_path).splitlines()[2:] == [
+        "| 01 · Label text | in preparation |",
+        "| [04 · The game](04_game.ipynb) | quick 60 s · lab 3 min |",
+        "| [05 · New](05_new.ipynb) | not measured |",
+    ]
 
 
 def test_table_8_as_released_has_no_difference_and_the_text_those_of_d1_to_d13():

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from nayer_lib import cli
-from nayer_lib.results.runs import MARKERS, kept_cards, results_table
+from nayer_lib.results.runs import kept_cards
+from nayer_lib.results.tables import MARKERS, results_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

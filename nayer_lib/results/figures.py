@@ -59,10 +59,16 @@ def image_grid(ax: "Axes", images: Tensor, labels: Tensor, names: Sequence[str],
 
 
 def learning_curve(
-    ax: "Axes", epochs: Sequence[int], accuracy: Sequence[float], teacher: float, chance: float, label: str = "student"
+    ax: "Axes",
+    epochs: Sequence[int],
+    accuracy: Sequence[float],
+    teacher: float,
+    chance: float,
+    label: str = "student",
+    line: str = "-",
 ) -> "Axes":
     """Test accuracy in percent after each epoch, with the teacher's and chance as lines (the idea of Fig. 1)."""
-    ax.plot(epochs, accuracy, marker="o", markersize=4, label=label)
+    ax.plot(epochs, accuracy, line, marker="o", markersize=4, label=label)
     if not getattr(ax, "has_reference_lines", False):  # several curves share one pair of lines
         ax.axhline(teacher, color="black", linestyle="--", linewidth=1.2, label=f"teacher {teacher:.1f} %")
         ax.axhline(chance, color="grey", linestyle=":", linewidth=1.2, label=f"chance {chance:.0f} %")
@@ -100,16 +106,19 @@ def disagreements(ax: "Axes", images: Tensor, labels: Tensor, teacher: Tensor, s
     Args:
         images: (N, C, H, W) uint8; labels, teacher, student: (N,) true and predicted classes.
     """
-    chosen = (teacher != student).nonzero().flatten()[:12]
-    columns, room = 6, images.shape[2] // 4  # white rows above each image, for the words
-    shown = torch.nn.functional.pad(images[chosen].float() / 255, (0, 0, room, 0), value=1.0)
+    chosen = (teacher != student).nonzero().flatten()[:12].tolist()
+    return captioned(ax, images[chosen], [f"is {labels[i]}: T {teacher[i]}, S {student[i]}" for i in chosen])
+
+
+def captioned(ax: "Axes", images: Tensor, words: Sequence[str], columns: int = 6) -> "Axes":
+    """Images row by row, each with its words above it; images: (N, C, H, W) uint8."""
+    room = images.shape[2] // 4  # white rows above each image, for the words
+    shown = torch.nn.functional.pad(images.float() / 255, (0, 0, room, 0), value=1.0)
     ax.imshow(mosaic(shown, columns).numpy(), interpolation="nearest")
     height, width = shown.shape[2] + 1, shown.shape[3] + 1
-    for place, i in enumerate(chosen.tolist()):
-        words = f"is {labels[i]}: T {teacher[i]}, S {student[i]}"
-        ax.text(
-            (place % columns + 0.5) * width, (place // columns + 0.02) * height, words, va="top", ha="center", size=8
-        )
+    for place, (_, said) in enumerate(zip(images, words, strict=True)):
+        row, column = divmod(place, columns)
+        ax.text((column + 0.5) * width, (row + 0.02) * height, said, va="top", ha="center", size=8)
     ax.axis("off")
     return ax
 

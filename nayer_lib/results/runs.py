@@ -92,10 +92,11 @@ class Run:
             for epoch in distill(self.setup.method, self.setup.evaluate):
                 for name, value in epoch.seconds.items():
                     seconds[name] += value
-                rounds += epoch.rounds if epoch.scores else []
+                rounds += [r.ce_per_step for r in epoch.rounds if epoch.scores and r.ce_per_step]
                 self._record(epoch)
                 yield epoch
-            self.card["metrics"] = self._metrics([report.ce_per_step for report in rounds])
+            if rounds:
+                self.card["metrics"] = self._metrics(rounds)
             self._draw_images()
             status = "finished"
         except UserError as error:
@@ -106,11 +107,12 @@ class Run:
             self._write_card()
 
     def _record(self, epoch: Epoch) -> None:
+        ce = epoch.rounds[-1].ce_per_step if epoch.rounds else []
         row = {
             "epoch": epoch.epoch,
             "images": epoch.images,
-            "ce_first": epoch.rounds[-1].ce_per_step[0] if epoch.rounds else None,
-            "ce_last": epoch.rounds[-1].ce_per_step[-1] if epoch.rounds else None,
+            "ce_first": ce[0] if ce else None,
+            "ce_last": ce[-1] if ce else None,
             "student_loss": epoch.student_loss,
             "accuracy": epoch.scores and epoch.scores.accuracy,
             "agreement": epoch.scores and epoch.scores.agreement,

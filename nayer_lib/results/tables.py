@@ -109,7 +109,8 @@ def draw_results(cards: list[dict], path: Path) -> None:
     if not chosen:
         raise UserError("no kept run of the quick profile on digits to draw: keep one with `python -m nayer_lib runs`.")
     figure, [left, right] = new_figure(columns=2, width=4.6, height=4.2)
-    left.imshow(matplotlib.image.imread(files.data_dir() / "runs" / f"{chosen[0]['id']}.png"))
+    pictures = (files.data_dir() / "runs" / f"{card['id']}.png" for card in chosen)
+    left.imshow(matplotlib.image.imread(next(path for path in pictures if path.is_file())))
     left.set_title("what the student learned from (10 of each class)")
     left.axis("off")
     for card in chosen:

@@ -6,15 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import run_all, tiny_config, tiny_setup
+from tiny import TINY, run_all, tiny_config, tiny_setup
 from torch import nn
 
 from nayer_lib import losses
 from nayer_lib.classifiers.teacher import Classifier, make_classifier
-from nayer_lib.distill import distill
+from nayer_lib.config import make_config
+from nayer_lib.datasets import dataset
+from nayer_lib.distill import distill, prepare
 from nayer_lib.errors import UserError
+from nayer_lib.generator.latents import COLUMNS, control_table
 from nayer_lib.methods.base import NonFiniteLoss
-from nayer_lib.methods.nayer import Nayer
+from nayer_lib.methods.nayer import KEPT, Nayer
+from nayer_lib.text.lte_pool import load_pool, pool_path
 
 WARMUP, AFTER = 0, 1  # the tiny config has one warm-up epoch
 
@@ -227,6 +231,92 @@ def test_the_batchnorm_memory_outlives_a_rebuild():
     memory = method.bn_loss.memory
     method.begin_epoch(1)
     assert memory and method.bn_loss.memory is memory
+
+
+# --- heads that persist (the columns of Table 3 without redrawn layers)
+
+
+def test_the_kept_latents_are_the_columns_that_are_never_redrawn():
+    assert set(COLUMNS) - set(KEPT) == {"noisy", "noisy_1to1", "noisy_one"}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_heads_outlive_the_generator(name):
+    method = tiny_nayer(latent=name, generator_life=1)
+    fresh = weights(method.generator)
+    method.synthesize(WARMUP)
+    before, latent, network = weights(method.generator), *method.generator
+    assert "0.layer.weight" in changed(fresh, before)  # learned, so not the fresh ones
+    method.begin_epoch(1)
+    moved = changed(before, weights(method.generator))
+    assert method.generator[0] is latent and method.generator[1] is not network
+    assert not {key for key in moved if key.startswith("0.")} and "1.layers.0.weight" in moved
+    method.synthesize(AFTER)
+    assert {"0.layer.weight", "1.layers.0.weight"} <= changed(before, weights(method.generator))  # both still learn
+
+
+@pytest.mark.parametrize("name", sorted({*COLUMNS, "noise"} - set(KEPT)))
+def test_other_latents_are_as_new_as_the_generator(name):
+    method = tiny_nayer(latent=name, generator_life=1)
+    method.synthesize(WARMUP)
+    before, latent, network = weights(method.generator), *method.generator
+    method.begin_epoch(1)
+    assert method.generator[0] is not latent and method.generator[1] is not network
+    moved = changed(before, weights(method.generator))
+    assert ("0.z" if name == "noise" else "0.layer.weight") in moved and "1.layers.0.weight" in moved
+
+
+def test_a_resumed_run_has_its_kept_heads_again():
+    options = {"latent": "cat_lte", "generator_life": 1, "epochs": 3}
+    whole, first, second = (tiny_setup(**options) for _ in range(3))
+    run_all(whole)
+    epochs = distill(first.method, first.evaluate)
+    next(epochs), next(epochs)
+    second.method.load_state_dict(first.method.state_dict())
+    run_all(second, start=2)
+    assert torch.equal(second.method.memory.images, whole.method.memory.images)
+    assert not changed(weights(whole.method.generator), weights(second.method.generator))
+
+
+# --- what enters the latent
+
+
+def test_the_latents_settings_are_those_of_the_config():
+    method = tiny_nayer(latent="sum_lte", latent_beta=0.25)
+    assert method.generator[0].beta == 0.25
+    method = tiny_nayer(latent="cat_lte", latent_concat=7)
+    assert method.generator[0].z.shape == (20, 7)
+    assert method.generator[0].layer.weight.shape == (1, method.table.shape[1] + 7, 16)
+
+
+@pytest.mark.parametrize("embedding", ["text", "orthogonal", "permuted"])
+def test_a_control_stands_in_place_of_the_text(embedding):
+    method = tiny_nayer(embedding=embedding, seed=2)
+    pool = load_pool(pool_path("digits", "sbert", "a"), method.teacher.class_names).table
+    assert torch.equal(method.generator[0].table, method.table)
+    assert torch.equal(method.table, control_table(embedding, pool, None, 2))
+    assert torch.equal(method.table, pool) == (embedding == "text")
+
+
+def test_two_hot_classes_reach_the_latent():
+    method = prepare(make_config("color_digits", **TINY | {"embedding": "two_hot"}), device="cpu").method
+    assert method.generator[0].table.shape == (50, 15) and (method.generator[0].table.sum(1) == 2).all()
+    assert torch.equal(method.table, control_table("two_hot", torch.empty(50, 1), dataset("color_digits").factors, 0))
+    assert method.synthesize(WARMUP).images == 20
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"embedding": "two_hot"}, "no factors for a two-hot code"),
+        ({"embedding": "txt"}, "unknown embedding 'txt'. Did you mean 'text'"),
+        ({"latent": "onehott"}, "unknown latent 'onehott'. Did you mean 'onehot'"),
+    ],
+    ids=str,
+)
+def test_an_input_that_does_not_exist_is_told(wrong, sentence):
+    with pytest.raises(UserError, match=sentence):
+        tiny_nayer(**wrong)
 
 
 # --- lines 6 and 8: labels
@@ -473,10 +563,22 @@ def test_a_loss_that_is_not_finite_is_told_by_its_name_and_keeps_out_of_the_memo
     assert all(torch.equal(before[key], after[key]) for key in ("images", "labels", "rounds"))
 
 
-# --- the two variants and the other latent, end to end
+# --- the two variants and other latents, end to end
 
 
-@pytest.mark.parametrize("options", [{"variant": "paper"}, {"latent": "noise"}, {"generator_layout": "paper"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"variant": "paper"},
+        {"generator_layout": "paper"},
+        {"latent": "noise"},
+        {"latent": "noisy_1to1"},
+        {"latent": "sum_onehot"},
+        {"latent": "cat_lte", "generator_life": 1},
+        {"embedding": "orthogonal"},
+    ],
+    ids=str,
+)
 def test_it_runs_end_to_end(options):
     setup = tiny_setup(**options)
     epochs = run_all(setup)

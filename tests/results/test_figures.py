@@ -6,6 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from nayer_lib.methods.base import SynthesisReport
 from nayer_lib.results.figures import (
+    captioned,
     ce_per_step,
     disagreements,
     image_grid,
@@ -46,6 +47,7 @@ CALLS = {
     "disagreements": lambda ax: disagreements(
         ax, torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(3), torch.arange(3), torch.tensor([0, 2, 1])
     ),
+    "captioned": lambda ax: captioned(ax, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), ["zero", "one"], columns=1),
     "per_class": lambda ax: per_class(ax, NAMES, torch.tensor([1.0, 0.9]), torch.tensor([0.95, 0.6])),
 }
 
@@ -124,6 +126,21 @@ def test_without_a_disagreement_there_is_an_empty_picture(ax):
     draw(ax)
 
 
+def test_every_image_has_its_words_above_it(ax):
+    images = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 4, 4)
+    captioned(ax, images, ["a", "b", "c"], columns=2)
+    assert [(text.get_text(), text.get_position()) for text in ax.texts] == [
+        ("a", (2.5, 0.12)),
+        ("b", (7.5, 0.12)),
+        ("c", (2.5, 6.12)),
+    ]
+    picture = (shown(ax)[..., 0] * 255).round()
+    assert [picture[5, 2], picture[5, 7], picture[11, 2]] == [10, 20, 30]
+    assert picture[1, 2] == 255  # white, where the words stand
+    with pytest.raises(ValueError, match="argument"):
+        captioned(ax, images, ["a"])
+
+
 # --- curves and bars
 
 
@@ -134,6 +151,12 @@ def test_a_learning_curve_has_the_teachers_line_and_chance_once(ax):
     assert sorted(told) == ["chance 10 %", "seed 0", "seed 1", "teacher 99.0 %"]
     assert ax.get_lines()[0].get_xydata().tolist() == [[1, 20], [2, 60], [3, 90]]
     assert len(ax.get_lines()) == 4
+
+
+def test_curves_can_be_told_apart_without_colour(ax):
+    learning_curve(ax, [1, 2], [20.0, 60.0], 99.0, 10.0, "live")
+    learning_curve(ax, [1, 2], [30.0, 70.0], 99.0, 10.0, "kept", "-.")
+    assert [curve.get_linestyle() for curve in ax.get_lines() if curve.get_label() in ("live", "kept")] == ["-", "-."]
 
 
 def test_the_memorys_warm_up_epochs_are_hatched(ax):
