@@ -89,6 +89,7 @@ class Nayer(Method):
             if self.bn_loss:
                 self.bn_loss.end_round()
 
+        self.student.requires_grad_(True).train()
         ce, bn, adv = torch.stack(parts).T.tolist()  # the round's one wait for the device
         for term, values in (("L_CE", ce), ("L_BN", bn), ("L_KL", adv)):
             if not all(map(math.isfinite, values)):
@@ -97,7 +98,6 @@ class Nayer(Method):
                     "generator_lr, or check the teacher's normalisation. What was saved before is whole."
                 )
         self.memory.add(kept, labels, self.round)  # line 11
-        self.student.requires_grad_(True).train()
         self.round += 1
         self._round_of_epoch += 1
         return SynthesisReport(config.generator_steps, len(labels), ce, bn[-1], adv[-1], time.perf_counter() - start)
