@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,11 +15,11 @@ from nayer_lib import cli
 from nayer_lib.classifiers import build
 from nayer_lib.classifiers.teacher import Classifier, foreign_teacher
 from nayer_lib.config import make_config
-from nayer_lib.datasets import load_folder, load_split
+from nayer_lib.datasets import Split, load_folder, load_split
 from nayer_lib.distill import distill, prepare
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.evaluate import Evaluator
-from nayer_lib.results.runs import read_card
+from nayer_lib.results.runs import Run, read_card
 from nayer_lib.text.labels import class_names
 from nayer_lib.text.lte_pool import build_pool, load_pool, read_released_table, released_pool
 
@@ -196,3 +197,19 @@ def test_a_third_partys_resnet20_scores_what_its_authors_published(cifar10, test
     checkpoint = test_data / "classifiers-cifar10" / "resnet20-12fca82f.th"
     teacher = foreign_teacher(checkpoint, "resnet20", class_names("cifar10"), **IMAGENET)
     assert Evaluator(teacher, cifar10).teacher.accuracy == pytest.approx(0.9173, abs=0.0002)
+
+
+@pytest.mark.slow
+def test_it_teaches_with_the_released_embeddings_and_leaves_a_card(cifar10, test_data, tmp_path):
+    """The whole way on real CIFAR-10, with a budget that shows nothing but that it runs."""
+    names = class_names("cifar10")
+    with np.load(test_data / "clip-text-embeddings" / "nayer_authors_clip_vitb32.npz") as tables:
+        assert tuple(tables["cifar10_labels"]) == names  # the released order is the data set's
+        (tmp_path / "le.pickle").write_bytes(pickle.dumps(torch.from_numpy(tables["cifar10"]), protocol=4))
+    teacher = foreign_teacher(test_data / "classifiers-cifar10" / "resnet20-12fca82f.th", "resnet20", names, **IMAGENET)
+    config = make_config("cifar10-wrn40_2-wrn16_1", **{**TINY, "teacher": "resnet20"})
+    some = Split(cifar10.images[:200], cifar10.labels[:200])
+    run = Run(prepare(config, teacher, released_pool(tmp_path / "le.pickle", names), some, "cpu"), tmp_path / "run")
+    assert len(list(run)) == 3
+    card = read_card(tmp_path / "run")
+    assert card["status"] == "finished" and card["teacher"]["accuracy"] > 0.85 and card["lte"]["encoder"] == "clip"
