@@ -97,7 +97,6 @@ def watch(epochs: Iterable[Epoch], config: Config, teacher_accuracy: float) -> l
     quiet = bool(os.environ.get("CI"))
     seen: list[Epoch] = []
     handle = None
-    classes = None
     bar = tqdm(epochs, total=config.total_epochs, unit="epoch", leave=False, disable=quiet, file=sys.stdout)
     for epoch in bar:
         seen.append(epoch)
