@@ -4,6 +4,8 @@ One line a class in `data/labels/<dataset>.txt`; line k is class k. Order matter
 embedding given to the wrong class is worse than noise, so a pool carries `labels_hash` and is refused when it differs.
 """
 
+import csv
+from collections import Counter
 from collections.abc import Sequence
 
 from ..errors import UserError, unknown
@@ -21,6 +23,26 @@ def class_names(dataset: str) -> tuple[str, ...]:
     if not path.is_file():
         raise unknown("data set (no class names in data/labels)", dataset, (p.stem for p in folder.glob("*.txt")))
     return check_names(path.read_text(encoding="utf-8").splitlines())
+
+
+def superclasses() -> tuple[str, ...]:
+    """CIFAR-100's 20 superclasses: the superclass of each of its 100 classes, in index order."""
+    with open(data_dir() / "labels" / "cifar100_superclasses.csv", newline="", encoding="utf-8") as file:
+        return tuple(row["superclass"] for row in csv.DictReader(file))
+
+
+def readable(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names as one would say them: blanks for underscores, and of a list of synonyms the first.
+
+    Where the first synonym is another class's too, all of them are said: "maillot, tank suit" beside "maillot".
+    """
+    spoken = [" ".join(name.replace("_", " ").split()) for name in names]
+    first = [name.split(",")[0].strip() for name in spoken]
+    shared = Counter(name.casefold() for name in first)
+    return tuple(
+        one if shared[one.casefold()] == 1 else " ".join(name.replace(",", " ").split())
+        for one, name in zip(first, spoken, strict=True)
+    )
 
 
 def check_names(names: Sequence[str]) -> tuple[str, ...]:
