@@ -1,11 +1,14 @@
 """Text encoders C of Eq. 1 behind one call: a list of texts in, one row a text out.
 
 The encoder is asked once, when a pool is built (Section 3.2); no other part of the kit imports this file's libraries.
+Same machine, same versions, same texts: same numbers, bit for bit. CLIP and SBERT round a little differently on
+another processor or device; Doc2Vec is trained by one thread with every seed fixed, because with more it never repeats.
 """
 
 import logging
-import os
+import zlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,16 +17,24 @@ from torch import Tensor
 
 from ..errors import UserError, unknown
 from ..files import file_hash, text_hash
+from .corpora import read_corpus, vocabulary, words
+from .hub import cached_weights, no_weights
 
 Encoded = tuple[Tensor, dict]  # (K, e) float32 and where it came from
+BATCH = 256  # texts
+OPENAI_CLIP = "timm/vit_base_patch32_clip_224.openai"  # where open_clip has ViT-B-32:openai on the hub
 
 
-def encode(texts: Sequence[str], encoder: str, model: str | None = None) -> Encoded:
+def encode(
+    texts: Sequence[str], encoder: str, model: str | None = None, device: str = "cpu", bar: bool = False
+) -> Encoded:
     """Eq. 1, e_y = C(Y_y): K texts -> (K, e) float32 on the CPU, and the provenance that a pool's header keeps.
 
     Args:
         encoder: a key of ENCODERS.
-        model: a model name or local folder of that encoder; None takes the encoder's default.
+        model: which one, as its function says; None takes the encoder's default.
+        device: where CLIP and SBERT compute.
+        bar: whether to show a progress bar.
 
     Raises:
         UserError: unknown encoder, its package or weights missing, an empty text, or rows that are not finite.
@@ -32,40 +43,191 @@ def encode(texts: Sequence[str], encoder: str, model: str | None = None) -> Enco
         raise unknown("text encoder", encoder, ENCODERS)
     if not texts or any(not isinstance(text, str) or not text.strip() for text in texts):
         raise UserError("every text to encode must be a non-empty string, and there must be one.")
-    rows, provenance = ENCODERS[encoder](list(texts), model)
+    rows, provenance = ENCODERS[encoder](list(texts), model, device=device, bar=bar)
     if not torch.isfinite(rows).all():
         raise UserError(f"the encoder {encoder!r} gave rows that are not finite: its weights are damaged.")
     return rows, {"encoder": encoder, **provenance}
 
 
-def sbert(texts: list[str], model: str | None) -> Encoded:
-    """Sentence-BERT (Table 4) through sentence-transformers: (K, 384) for the default all-MiniLM-L6-v2."""
+# --- CLIP -------------------------------------------------------------------------------------------------------------
+
+
+def clip(texts: list[str], model: str | None, device: str, bar: bool) -> Encoded:
+    """CLIP's text tower through open_clip, the paper's encoder: (K, 512), not normalised, for ViT-B-32.
+
+    Args:
+        model: "NAME:TAG" of open_clip, default "ViT-B-32:openai", or "NAME:FILE" with a weights file. OpenAI's own
+            weights were trained with QuickGELU: a file of them wants the name "ViT-B-32-quickgelu".
+
+    Raises:
+        UserError: unknown name or tag, a file that is not this network's, or no weights and no network.
+    """
+    name, _, tag = (model or "ViT-B-32:openai").partition(":")
+    if not tag:
+        raise UserError(
+            f"{model!r} names no weights, and random ones know nothing of language: write NAME:TAG, as ViT-B-32:openai."
+        )
+    if (name, tag) == ("ViT-B-32", "openai"):
+        cached_weights(OPENAI_CLIP)  # open_clip takes some ten seconds to import: what cannot work is told before
+    try:
+        import open_clip
+    except ImportError as error:
+        raise UserError("CLIP needs open_clip_torch: `pip install -e '.[text]'`.") from error
+    if name not in open_clip.list_models():
+        raise unknown("CLIP model", name, open_clip.list_models())
+    weights, quick_gelu = Path(tag), False
+    if not weights.is_file():
+        known = open_clip.get_pretrained_cfg(name, tag)
+        if not known:
+            raise unknown(f"weights of {name} (or a file)", tag, open_clip.list_pretrained_tags_by_model(name))
+        weights, quick_gelu = _clip_weights(known), known.get("quick_gelu", False)
+    try:
+        # open_clip only warns when a tag's weights want another activation than the model's config has.
+        net = open_clip.create_model(name, str(weights), force_quick_gelu=quick_gelu, require_pretrained=True)
+        tokenize = open_clip.get_tokenizer(name)
+    except Exception as error:  # torch's, safetensors' and open_clip's own: whatever is wrong with the file
+        raise UserError(f"{weights} does not hold the weights of CLIP {name}: {str(error).splitlines()[0]}") from error
+    net = net.to(device).eval()
+    with torch.no_grad():
+        rows = [net.encode_text(tokenize(some).to(device)).float().cpu() for some in _batches(texts, bar)]
+    return torch.cat(rows), {
+        "model": f"{name}:{Path(tag).name}",
+        "weights_sha256": file_hash(weights),
+        "library": f"open_clip_torch {version('open_clip_torch')}",
+    }
+
+
+def _clip_weights(known: dict) -> Path:
+    """The weights file of a tag in open_clip's list, downloaded once."""
+    from open_clip.pretrained import download_pretrained
+
+    repository, _, name = known.get("hf_hub", "").rpartition("/")
+    cached = cached_weights(repository, *filter(None, [name])) if repository else None
+    try:
+        return cached or Path(download_pretrained(known)).resolve()
+    except Exception as error:  # the hub's, urllib's and open_clip's own
+        raise no_weights(repository or known["url"]) from error
+
+
+# --- SBERT ------------------------------------------------------------------------------------------------------------
+
+
+def sbert(texts: list[str], model: str | None, device: str, bar: bool) -> Encoded:
+    """Sentence-BERT (Table 4) through sentence-transformers: (K, 384) for the default all-MiniLM-L6-v2.
+
+    Args:
+        model: a model of the hub, or a local folder.
+    """
     name = model or "sentence-transformers/all-MiniLM-L6-v2"
+    local = Path(name).is_dir() or cached_weights(name) is not None
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise UserError("SBERT needs sentence-transformers: `pip install -e '.[text]'`.") from error
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     try:
-        encoder = SentenceTransformer(name, device="cpu", local_files_only=os.environ.get("HF_HUB_OFFLINE") == "1")
+        encoder = SentenceTransformer(name, device=device, local_files_only=local)
+        weights = Path(name, "model.safetensors") if Path(name).is_dir() else cached_weights(name)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"no weights for SBERT {name!r}: connect to the network once, pass a local folder as model, "
-            "or use another encoder."
-        ) from error
-    rows = encoder.encode(texts, convert_to_tensor=True, show_progress_bar=False).float().cpu()
-    weights = Path(name) / "model.safetensors"
+        raise no_weights(f"SBERT {name}") from error
+    rows = encoder.encode(texts, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=bar).float().cpu()
     return rows, {
         "model": "/".join(Path(name).parts[-2:]),  # a hub id as it stands, a folder without its path
-        "weights_sha256": file_hash(weights) if weights.is_file() else "",
+        "weights_sha256": file_hash(weights) if weights and weights.is_file() else "",
         "library": f"sentence-transformers {version('sentence-transformers')}",
     }
 
 
-def random(texts: list[str], model: str | None) -> Encoded:
+# --- Doc2Vec ----------------------------------------------------------------------------------------------------------
+
+
+def doc2vec(texts: list[str], model: str | None, device: str, bar: bool) -> Encoded:
+    """Doc2Vec (Table 4): PV-DM of Le and Mikolov, trained here with gensim's defaults, (K, 100).
+
+    It knows the words of its corpus and nothing else, neither digits nor full stops: P1 and P2 are the same to it, and
+    P3 is refused.
+
+    Args:
+        model: its corpus, as `corpora.read_corpus` takes it; default "wordnet" (about a minute to train on).
+
+    Raises:
+        UserError: no corpus, or texts that its words cannot tell apart.
+    """
+    net, heard, source = _trained_doc2vec(model or "wordnet", bar)
+    unknown_words = _check_vocabulary(texts, heard, source["corpus"])
+    rows = []
+    for text in texts:
+        net.random.seed(0)  # else a text's vector would depend on how many came before it
+        rows.append(torch.from_numpy(net.infer_vector(words(text), epochs=50)))
+    return torch.stack(rows), {
+        "model": f"PV-DM, {net.vector_size} numbers, {net.epochs} epochs",
+        **source,
+        "unknown_words": unknown_words,
+        "library": f"gensim {version('gensim')}",
+    }
+
+
+@lru_cache(maxsize=1)  # several pools are often built one after the other
+def _trained_doc2vec(corpus: str, bar: bool):
+    """gensim's network trained on a corpus, the corpus's vocabulary, and its provenance."""
+    try:
+        from gensim.models.callbacks import CallbackAny2Vec
+        from gensim.models.doc2vec import Doc2Vec, TaggedDocument
+    except ImportError as error:
+        raise UserError("Doc2Vec needs gensim: `pip install -e '.[text]'`.") from error
+
+    class Bar(CallbackAny2Vec):
+        def on_epoch_end(self, net) -> None:
+            shown.update()
+
+    documents, source = read_corpus(corpus)
+    tagged = [TaggedDocument(document, [number]) for number, document in enumerate(documents)]
+    net = Doc2Vec(min_count=1, workers=1, seed=0, hashfxn=lambda word: zlib.crc32(word.encode()))
+    net.build_vocab(tagged)
+    with _progress(net.epochs, "epoch", bar) as shown:
+        net.train(tagged, total_examples=len(tagged), epochs=net.epochs, callbacks=[Bar()])
+    return net, vocabulary(documents), source
+
+
+def _check_vocabulary(texts: list[str], heard: set[str], corpus: str) -> list[str]:
+    """The words of the texts that the corpus never used, if the texts can be told apart without them."""
+    spoken = [words(text) for text in texts]
+    missing = sorted({word for text in spoken for word in text} - heard)
+    common = set.intersection(*map(set, spoken)) if len(texts) > 1 else set()  # the prompt's words
+    known = [tuple(word for word in text if word in heard) for text in spoken]
+    empty = [text for text, told in zip(texts, known, strict=True) if not set(told) - common]
+    if empty:
+        raise UserError(
+            f"Doc2Vec trained on {corpus} knows no word of its own in {len(empty)} of {len(texts)} texts, as in "
+            f"{empty[0]!r}: take a larger corpus or another encoder."
+        )
+    for text, told in zip(texts, known, strict=True):
+        if known.count(told) > 1:
+            raise UserError(f"Doc2Vec trained on {corpus} cannot tell {text!r} from another class's text.")
+    return missing
+
+
+# --- the control ------------------------------------------------------------------------------------------------------
+
+
+def random(texts: list[str], model: str | None, device: str, bar: bool) -> Encoded:
     """The control that the paper does not have: 384 standard normal numbers a text, fixed by the text alone."""
     rows = [torch.randn(384, generator=torch.Generator().manual_seed(int(text_hash(t)[:15], 16))) for t in texts]
     return torch.stack(rows), {"model": "N(0, 1) seeded by the text's sha256"}
 
 
-ENCODERS: dict[str, Callable[[list[str], str | None], Encoded]] = {"sbert": sbert, "random": random}
+ENCODERS: dict[str, Callable[..., Encoded]] = {"clip": clip, "sbert": sbert, "doc2vec": doc2vec, "random": random}
+
+
+def _batches(texts: list[str], bar: bool):
+    """The texts in batches, behind a progress bar if asked for."""
+    with _progress(len(texts), "text", bar) as shown:
+        for at in range(0, len(texts), BATCH):
+            yield texts[at : at + BATCH]
+            shown.update(len(texts[at : at + BATCH]))
+
+
+def _progress(total: int, unit: str, bar: bool):
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, unit=unit, disable=not bar)

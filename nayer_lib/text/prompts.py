@@ -17,6 +17,8 @@ PROMPTS = {
 
 def template(prompt: str) -> str:
     """The template of a prompt id, or `prompt` itself if it is a template with a {name} or {index} slot."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"a prompt is a text with a {{name}} or {{index}} slot, not {prompt!r}.")
     if prompt in PROMPTS:
         return PROMPTS[prompt]
     if "{" not in prompt:
@@ -25,10 +27,10 @@ def template(prompt: str) -> str:
 
 
 def fill(prompt: str, names: Sequence[str]) -> list[str]:
-    """One text a class. `prompt` is an id of PROMPTS or a template with {name} and/or {index}.
+    """One text a class. `prompt` is an id of PROMPTS or a template with {name} and/or {index} (which counts from 0).
 
     Raises:
-        UserError: the template has no slot, or another slot than these two.
+        UserError: no text, no slot, another slot than these two, or two classes with the same text.
     """
     text = template(prompt)
     try:
@@ -36,6 +38,9 @@ def fill(prompt: str, names: Sequence[str]) -> list[str]:
         filled = [text.format(name=name, index=index) for index, name in enumerate(names)]
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"the prompt {text!r} has a slot that is neither {{name}} nor {{index}} ({error}).") from error
-    if not slots or len(set(filled)) < len(filled):
-        raise UserError(f"the prompt {text!r} gives two classes the same text: it needs a {{name}} or {{index}} slot.")
+    if not slots:
+        raise UserError(f"the prompt {text!r} gives all classes the same text: it needs a {{name}} or {{index}} slot.")
+    heard = [said.casefold() for said in filled]  # text encoders ignore case: ImageNet has a Cardigan and a cardigan
+    if same := [said for said in filled if heard.count(said.casefold()) > 1][:2]:
+        raise UserError(f"two classes get the same text, {same[0]!r} and {same[1]!r}: tell their names apart.")
     return filled

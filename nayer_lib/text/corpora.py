@@ -1,0 +1,97 @@
+"""What Doc2Vec is trained on: documents as lists of words, lower case, letters only."""
+
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..errors import MissingFile, UserError
+from ..files import text_hash
+
+WORDNET = Path("/usr/share/wordnet")  # where Debian's wordnet-base puts it
+TEXT8_DOCUMENT = 200  # words; text8 is one endless line
+
+
+def words(text: str) -> list[str]:
+    """The words of a text. What is not a letter parts words and is dropped, full stops and digits too."""
+    return re.findall("[a-z]+", text.lower())
+
+
+def read_corpus(corpus: str) -> tuple[list[list[str]], dict]:
+    """The documents of a corpus, and where they come from.
+
+    Args:
+        corpus: "wordnet", lemmas and gloss of each of WordNet 3.0's 117,659 meanings; "text8", the start of Wikipedia
+            through gensim's downloader; or a text file, one document a line (also .gz, .bz2, .xz).
+
+    Raises:
+        MissingFile: no such file, WordNet not installed, or text8 neither here nor to be downloaded.
+        UserError: no text, or nothing in it.
+    """
+    if corpus == "wordnet":
+        documents = list(_wordnet())
+        source = {"corpus": "WordNet 3.0, lemmas and glosses"}
+    elif corpus == "text8":
+        documents, source = _text8(), {"corpus": "text8"}
+    else:
+        path = Path(corpus)
+        documents, source = _lines(path), {"corpus": path.name}
+    documents = [document for document in documents if document]
+    if not documents:
+        raise UserError(f"the corpus {corpus!r} holds no words: name a text file with one document a line.")
+    digest = text_hash("\n".join(" ".join(document) for document in documents))
+    return documents, {**source, "documents": len(documents), "corpus_sha256": digest}
+
+
+def vocabulary(documents: list[list[str]]) -> set[str]:
+    """Every word that stands in some document."""
+    return {word for document in documents for word in document}
+
+
+def coverage(names: Sequence[str], heard: set[str]) -> list[str]:
+    """The names of which a vocabulary has every word."""
+    return [name for name in names if set(words(name)) <= heard]
+
+
+def _lines(path: Path) -> list[list[str]]:
+    if not path.is_file():
+        raise MissingFile(f"no corpus at {path}: name a text file with one document a line, 'wordnet' or 'text8'.")
+    from gensim import utils
+
+    try:
+        with utils.open(str(path), "rt", encoding="utf-8") as file:
+            return [words(line) for line in file]
+    except (OSError, EOFError, UnicodeError, ValueError) as error:
+        raise UserError(f"{path} is not a whole text file ({error}): the corpus is one document a line.") from error
+
+
+def _wordnet() -> Iterator[list[str]]:
+    """A data line is: offset, file, kind, number of lemmas (hexadecimal), each lemma and a number, links | gloss."""
+    paths = [WORDNET / f"data.{kind}" for kind in ("noun", "verb", "adj", "adv")]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise MissingFile(f"no WordNet at {missing[0]}: `apt install wordnet-base`, or name a corpus of your own.")
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("  "):  # the licence stands at the top, indented
+                entry, _, gloss = line.partition("|")
+                fields = entry.split()
+                lemmas = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+                yield words(" ".join(lemma.partition("(")[0] for lemma in lemmas) + " " + gloss)
+
+
+def _text8() -> list[list[str]]:
+    from gensim import downloader, utils
+
+    waited = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10)
+    try:
+        path = downloader.load("text8", return_path=True)  # the path alone: nothing that was downloaded is executed
+    except Exception as error:  # gensim lets urllib's, json's and its own errors through
+        raise MissingFile(
+            "text8 is not here and could not be downloaded: connect to the network once, or name a corpus of your own."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(waited)
+    with utils.open(path, "rt", encoding="utf-8") as file:
+        text = words(file.read())
+    return [text[at : at + TEXT8_DOCUMENT] for at in range(0, len(text), TEXT8_DOCUMENT)]
