@@ -16,7 +16,7 @@ from .errors import UserError, unknown
 from .evaluate import Evaluator, Scores
 from .methods import METHODS
 from .methods.base import Method, NonFiniteLoss, SynthesisReport
-from .text.lte_pool import LTEPool, load_pool, pool_path
+from .text.lte_pool import LTEPool, find_pool
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def prepare(
 
     Args:
         teacher: your own `Classifier`, or a file of `save_classifier`; None takes the kit's own for the data set.
-        pool: embeddings of the teacher's classes; None takes the kit's own.
+        pool: embeddings of the teacher's classes; None takes the kit's own, or encodes the class names now.
         test: images to score on, all of one size. With it the data set may be yours: `config.dataset` is just a name
             then, images are cropped by an eighth of their side and mirrored as CIFAR's are, and training images are
             never asked for.
@@ -139,7 +139,7 @@ def prepare(
             f"the teacher's class names are not those of {facts.name}, in its order: it starts with "
             f"{', '.join(names[:3])}, the data set with {', '.join(facts.class_names[:3])}."
         )
-    pool = pool or load_pool(pool_path(config.dataset, config.encoder, config.prompt), names)
+    pool = pool or find_pool(config.dataset, names, config.encoder, config.prompt)
     test = (test or load_split(config.dataset, "test")).to(device)
     student = make_classifier(config.student, names, teacher.mean, teacher.std, config.seed).to(device)
     method = METHODS[config.method](teacher.to(device), student, config, pool.table.to(device), facts)

@@ -30,6 +30,12 @@ class Scores:
     predictions: Tensor
 
 
+@torch.no_grad()
+def features(classifier: Classifier, images: Tensor, batch: int = 1000) -> Tensor:
+    """(N, C, H, W) uint8 -> (N, d) what the head of a classifier in eval mode reads: the pooled features."""
+    return torch.cat([classifier(some.float() / 255, return_features=True)[1] for some in images.split(batch)])
+
+
 class Evaluator:
     """Scores classifiers on one split against one teacher; the teacher's logits are computed once.
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from .. import files
 from ..errors import MissingFile, UserError
 from .encoders import encode
-from .labels import check_names, labels_hash
-from .prompts import fill, template
+from .labels import check_names, class_names, labels_hash, readable
+from .prompts import PROMPTS, fill, template
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,35 @@ class LTEPool:
 
 
 def pool_path(dataset: str, encoder: str, prompt: str) -> Path:
-    """Where the kit keeps the pool of a data set, an encoder and a prompt id."""
+    """Where the kit keeps the pool of a data set, an encoder and a prompt id (of a template of your own: a hash)."""
+    prompt = prompt if prompt in PROMPTS else files.text_hash(template(prompt))[:8]
     return files.data_dir() / "lte" / f"{dataset}.{encoder}.{prompt}.safetensors"
 
 
-def build_pool(names: Sequence[str], encoder: str, prompt: str, model: str | None = None) -> LTEPool:
-    """Ask the encoder once for all class names (Eq. 1); `prompt` as in `prompts.fill`, errors as in `encode`."""
+def build_pool(
+    names: Sequence[str], encoder: str, prompt: str, model: str | None = None, device: str = "cpu", bar: bool = False
+) -> LTEPool:
+    """Ask the encoder once for all class names (Eq. 1), said as `labels.readable` says them.
+
+    `prompt` as in `prompts.fill`, the rest and its errors as in `encode`.
+    """
     names = check_names(names)
-    table, provenance = encode(fill(prompt, names), encoder, model)
+    table, provenance = encode(fill(prompt, readable(names)), encoder, model, device, bar)
     return LTEPool(table, {**provenance, "prompt": template(prompt), "labels_sha256": labels_hash(names)})
+
+
+def find_pool(dataset: str, names: Sequence[str], encoder: str, prompt: str) -> LTEPool:
+    """The pool of a data set's classes: the one the kit brings, else the user's cache, else built now and cached.
+
+    Raises:
+        UserError: as `load_pool`, and where it has to be built as `build_pool`.
+    """
+    kept = pool_path(dataset, encoder, prompt)
+    cached = files.datasets_dir() / "lte" / f"{labels_hash(names)[:12]}.{kept.name.partition('.')[2]}"
+    path = kept if kept.is_file() else cached
+    if not path.is_file():
+        save_pool(cached, build_pool(names, encoder, prompt, bar=True))
+    return load_pool(path, names)
 
 
 def save_pool(path: Path, pool: LTEPool) -> None:
@@ -82,39 +102,97 @@ def read_released_table(path: Path) -> Tensor:
     return torch.from_numpy(np.frombuffer(block[-size:], dtype).reshape(rows, width).astype(np.float32))
 
 
-def released_pool(path: Path, names: Sequence[str]) -> LTEPool:
-    """One of the authors' released tables as a pool for the classes `names`, in the table's own order.
+def released_pool(path: Path, names: Sequence[str], order: Sequence[str] | None = None) -> LTEPool:
+    """One of the authors' released tables as a pool for the classes `names`.
+
+    Args:
+        order: the class list that lies beside the table; rows are then matched by name. None takes row k for class k:
+            so it is for CIFAR-10, CIFAR-100 and ImageNet. Tiny-ImageNet's released list is not in the order of its
+            labels, which are sorted by WordNet id: 189 of its 200 rows belong to another class than their place says.
 
     Raises:
-        UserError: as `read_released_table`, or another number of classes.
+        UserError: as `read_released_table`, another number of classes, no order for Tiny-ImageNet, or a class that the
+            order does not name once.
     """
     names, table = check_names(names), read_released_table(path)
     if len(table) != len(names):
         raise UserError(f"{path} has {len(table)} rows, there are {len(names)} class names: it is another data set's.")
-    header = {"encoder": "clip", "model": "ViT-B/32, as released by the authors", "file_sha256": files.file_hash(path)}
-    return LTEPool(table, {**header, "prompt": template("a"), "labels_sha256": labels_hash(names)})
+    if order is None and names == class_names("tiny_imagenet"):
+        raise UserError("the released rows of Tiny-ImageNet are in another order than its labels: give the class list.")
+    rows = list(range(len(names)))
+    if order is not None:
+        said = readable(order)
+        odd = [name for name in readable(names) if said.count(name) != 1]
+        if odd:
+            raise UserError(
+                f"the class list does not name {odd[0]!r} once ({len(odd)} of {len(names)}): leave it out if the rows "
+                "are in the order of the labels."
+            )
+        rows = [said.index(name) for name in readable(names)]
+    header = {
+        "encoder": "clip",
+        "model": "ViT-B/32, as released by the authors",
+        "file_sha256": files.file_hash(path),
+        "moved_rows": sum(row != k for k, row in enumerate(rows)),
+        "prompt": template("a"),
+        "labels_sha256": labels_hash(names),
+    }
+    return LTEPool(table[rows], header)
 
 
-def load_pool(path: Path, names: Sequence[str]) -> LTEPool:
-    """Read a pool for the classes `names`, in that order.
+def equal_rows(table: Tensor) -> list[tuple[int, int]]:
+    """Pairs of classes with one and the same embedding: a generator that reads it cannot tell them apart."""
+    _, place = table.unique(dim=0, return_inverse=True)
+    pairs = torch.triu(place[:, None] == place[None, :], 1).nonzero()
+    return [(i, j) for i, j in pairs.tolist()]
+
+
+def agreement(pool: LTEPool, other: LTEPool) -> Tensor:
+    """(K,) cosine of each class's embedding in two pools.
+
+    Raises:
+        UserError: pools of other classes, or of encoders of another width, whose numbers mean different things.
+    """
+    if pool.header["labels_sha256"] != other.header["labels_sha256"]:
+        raise UserError("the two pools are for other class names or another order: there is nothing to compare.")
+    if pool.table.shape != other.table.shape:
+        widths = f"{pool.table.shape[1]} and {other.table.shape[1]}"
+        raise UserError(f"the two pools have {widths} numbers a class: they come from different encoders.")
+    return torch.nn.functional.cosine_similarity(pool.table, other.table)
+
+
+def read_pool(path: Path) -> LTEPool:
+    """Read a pool, whoever's classes it is for.
 
     Raises:
         MissingFile: no such pool.
-        UserError: not a pool, rows that are not finite, another number of classes, or other names or another order.
+        UserError: not a pool, cut short, or rows that are not finite.
     """
     if not Path(path).is_file():
         raise MissingFile(
             f"no label-text embeddings at {Path(path).name}: build them with "
-            "`python -m nayer_lib lte --dataset NAME --encoder sbert --prompt a`."
+            "`python -m nayer_lib lte build --dataset NAME --encoder sbert --prompt a`."
         )
     tensors, header = files.load_tensors(path)
     if set(tensors) != {"lte"} or "labels_sha256" not in header:
-        raise UserError(f"{path} is not a pool of label-text embeddings: build one with `python -m nayer_lib lte`.")
-    table, file = tensors["lte"].float(), Path(path).name
-    if len(table) != len(names):
-        raise UserError(f"{file} has {len(table)} classes, the data set has {len(names)}: build its own pool.")
-    if header["labels_sha256"] != labels_hash(names):
-        raise UserError(f"{file} was built for other class names or another order: build it for these names.")
+        raise UserError(
+            f"{path} is not a pool of label-text embeddings: build one with `python -m nayer_lib lte build`."
+        )
+    table = tensors["lte"].float()
     if not torch.isfinite(table).all():
-        raise UserError(f"{file} holds numbers that are not finite: build it again.")
+        raise UserError(f"{Path(path).name} holds numbers that are not finite: build it again.")
     return LTEPool(table, header)
+
+
+def load_pool(path: Path, names: Sequence[str]) -> LTEPool:
+    """Read the pool of the classes `names`, in that order.
+
+    Raises:
+        MissingFile, UserError: as `read_pool`; another number of classes, or other names or another order.
+    """
+    pool, file = read_pool(path), Path(path).name
+    if len(pool.table) != len(names):
+        raise UserError(f"{file} has {len(pool.table)} classes, the data set has {len(names)}: build its own pool.")
+    if pool.header["labels_sha256"] != labels_hash(names):
+        raise UserError(f"{file} was built for other class names or another order: build it for these names.")
+    return pool

@@ -1,0 +1,109 @@
+"""What can be told of a pool of label-text embeddings, kept in data/embeddings.json as run cards are in data/runs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import files
+from ..metrics import (
+    batch_normed,
+    class_means,
+    cosines,
+    distances,
+    neighbours,
+    outlier_dimensions,
+    rank_correlation,
+    spread,
+)
+from ..text.labels import class_names, labels_hash
+from ..text.lte_pool import LTEPool, equal_rows
+
+MATRIX_UP_TO = 20  # classes: of more, the matrix of cosines is not kept
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A teacher's features of test images: features (N, d), labels (N,), and the teacher's name."""
+
+    features: Tensor
+    labels: Tensor
+    teacher: str
+
+
+def classes_of(pool: LTEPool) -> tuple[str, Sequence[str]]:
+    """The data set whose class names a pool was built for, and the names; ("", numbers) if we know none."""
+    for path in sorted((files.data_dir() / "labels").glob("*.txt")):
+        names = class_names(path.stem)
+        if labels_hash(names) == pool.header["labels_sha256"]:
+            return path.stem, names
+    return "", [f"class {k}" for k in range(len(pool.table))]
+
+
+def describe(pool: LTEPool, names: Sequence[str], seen: Seen | None = None) -> dict:
+    """How a pool's rows lie, as plain numbers: see `metrics` for each."""
+    table, matrix = pool.table, cosines(pool.table)
+    nearest = neighbours(table).flatten().tolist()
+    pairs = sorted({tuple(sorted(pair)) for pair in enumerate(nearest)}, key=lambda pair: -matrix[pair].item())
+    told = {
+        "header": pool.header,
+        "shape": list(table.shape),
+        "norm": {"mean": table.norm(dim=1).mean().item(), "sd": table.norm(dim=1).std().item()},
+        "spread": spread(table),
+        "spread_after_batchnorm": spread(batch_normed(table)),
+        "outlier_dimensions": {str(d): table[:, d].mean().item() for d in outlier_dimensions(table)},
+        "nearest": [[names[i], names[j], matrix[i, j].item()] for i, j in pairs[:10]],
+        "equal_rows": [[names[i], names[j]] for i, j in equal_rows(table)],
+    }
+    if len(table) <= MATRIX_UP_TO:
+        told["cosines"] = [[round(value, 4) for value in row] for row in matrix.tolist()]
+    if seen:
+        means = class_means(seen.features, seen.labels, len(table))
+        rho, p = rank_correlation(1 - matrix, distances(means))
+        told["images"] = {"teacher": seen.teacher, "images": len(seen.labels), "rho": rho, "p": p}
+    return told
+
+
+def in_words(told: dict) -> str:
+    """A description as the command line prints it."""
+    header, before, after = told["header"], told["spread"], told["spread_after_batchnorm"]
+    lines = [
+        f"{told['shape'][0]} classes, {told['shape'][1]} numbers each; prompt {header['prompt']!r}",
+        f"  made by       {header['encoder']}, {header['model']}",
+        f"  length        {told['norm']['mean']:.2f} (sd {told['norm']['sd']:.2f})",
+        f"  cosine        {before['cosine']:.3f}, after BatchNorm {after['cosine']:.3f} (means over pairs)",
+        f"  L2 distance   {before['L2']:.3f}, after BatchNorm {after['L2']:.3f}",
+        f"  nearest       {'; '.join(f'{a} - {b} {c:.3f}' for a, b, c in told['nearest'][:4])}",
+    ]
+    outliers = ", ".join(f"{d} ({value:.1f})" for d, value in list(told["outlier_dimensions"].items())[:6])
+    lines += [f"  outliers      {len(told['outlier_dimensions'])} dimensions: {outliers}"] if outliers else []
+    lines += [f"  one embedding {a} - {b}: G cannot tell them apart" for a, b in told["equal_rows"]]
+    if images := told.get("images"):
+        rank = f"rank correlation {images['rho']:+.2f} (p = {images['p']:.4f})"
+        lines.append(f"  and images    {rank} with {images['teacher']}'s features of {images['images']} test images")
+    return "\n".join(lines)
+
+
+def kept() -> dict[str, dict[str, dict]]:
+    """What was kept: data set -> "encoder.prompt" -> description."""
+    path = files.data_dir() / "embeddings.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def keep(dataset: str, name: str, told: dict) -> None:
+    """Put a description into data/embeddings.json, in place of an earlier one of the same pool."""
+    everything = kept()
+    everything.setdefault(dataset or "other", {})[name] = {"torch": torch.__version__, **_rounded(told)}
+    text = json.dumps(everything, indent=1, sort_keys=True)
+    files.write_text(files.data_dir() / "embeddings.json", text + "\n")
+
+
+def _rounded(value):
+    """Numbers to six significant digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
