@@ -13,14 +13,14 @@ LIBRARY = Path(__file__).resolve().parents[1] / "nayer_lib"
 ORDER = """
 nayer_lib
 errors files
-text.labels text.prompts text.encoders text.lte_pool
+text.labels text.prompts text.corpora text.hub text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
 datasets augment losses memory evaluate metrics config
 methods.base methods.nayer methods.with_data methods
 distill
-results.paper results.figures results.runs results.tables
-sweep notebook demo cli __main__
+results.paper results.embeddings results.figures results.runs results.tables
+sweep notebook demo cli.common cli.lte cli __main__
 """.split()
 
 HEAVY = "open_clip sentence_transformers gensim seaborn matplotlib pandas torchvision IPython".split()

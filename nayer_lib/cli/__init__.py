@@ -2,33 +2,29 @@
 
 import ast
 import dataclasses
+import inspect
 import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from tyro.extras import SubcommandApp
 
-from . import datasets, files
-from .augment import crop_and_flip
-from .classifiers.teacher import (
-    RECIPES,
-    foreign_teacher,
-    load_classifier,
-    make_classifier,
-    save_classifier,
-    teacher_path,
-    train_classifier,
-)
-from .config import make_config
-from .demo import demo
-from .distill import prepare
-from .errors import MissingFile, UserError, unknown
-from .evaluate import Evaluator
-from .results import runs as cards
-from .results import tables
-from .sweep import keep_sweep, read_sweep, run_sweep
-from .text.lte_pool import build_pool, load_pool, pool_path, released_pool, save_pool
+from .. import datasets, files
+from ..augment import crop_and_flip
+from ..classifiers.teacher import RECIPES, make_classifier, save_classifier, teacher_path, train_classifier
+from ..config import make_config
+from ..demo import demo
+from ..distill import prepare
+from ..errors import MissingFile, UserError, unknown
+from ..evaluate import Evaluator
+from ..results import runs as cards
+from ..results import tables
+from ..sweep import keep_sweep, read_sweep, run_sweep
+from ..text.lte_pool import load_pool
+from . import lte as pools
+from .common import own_teacher
 
 
 def distill(
@@ -70,18 +66,7 @@ def distill(
     from tqdm import tqdm
 
     config = make_config(preset, variant, profile, seed=seed, **_overrides(set))
-    own = teacher
-    if network:
-        if not teacher:
-            raise UserError("--network describes the checkpoint of --teacher: give both.")
-        facts = datasets.DATASETS.get(config.dataset)
-        names = _lines(classes) if classes else facts and facts.class_names
-        mean, std = mean or (facts and facts.mean), std or (facts and facts.std)
-        if not names or not mean or not std:
-            raise UserError(f"{config.dataset} is not one of the kit's data sets: give --classes, --mean and --std.")
-        own = foreign_teacher(teacher, network, names, mean, std)
-    elif teacher:
-        own = load_classifier(teacher)
+    own = own_teacher(config.dataset, teacher, network, classes, mean, std)
     pool = load_pool(lte, own.class_names if own else datasets.dataset(config.dataset).class_names) if lte else None
     test = None
     if images:
@@ -150,37 +135,6 @@ def teacher(
     print(f"teacher {100 * accuracy:.1f} % on {scored_on}\n{path}")
 
 
-def lte(
-    dataset: str,
-    encoder: str = "sbert",
-    prompt: str = "a",
-    model: str | None = None,
-    classes: Path | None = None,
-    released: Path | None = None,
-    out: Path | None = None,
-) -> None:
-    """Encode class names once and save the pool (Eq. 1), or convert one of the authors' released tables.
-
-    Args:
-        dataset: its name; the class names stand in data/labels.
-        encoder: "sbert", or "random" for the control.
-        prompt: an id of text/prompts.py, "a", "p2", "photo", ...
-        model: a model name or local folder of the encoder.
-        classes: your own class names, one a line, in place of the data set's.
-        released: a pickle of the authors' repository to convert; its bytes are read and nothing is unpickled.
-        out: default: data/lte/<data set>.<encoder>.<prompt>.safetensors.
-    """
-    names = _lines(classes) if classes else datasets.dataset(dataset).class_names
-    if released:
-        encoder, prompt = "clip", "a"
-        pool = released_pool(released, names)
-    else:
-        pool = build_pool(names, encoder, prompt, model)
-    path = out or pool_path(dataset, encoder, prompt)
-    save_pool(path, pool)
-    print(f"{len(pool.table)} x {pool.table.shape[1]} embeddings\n{path}")
-
-
 def runs(keep: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None) -> None:
     """List the runs on this machine, or keep one: copy its card to data/runs.
 
@@ -228,11 +182,13 @@ def report() -> None:
     print(table)
 
 
+COMMANDS = {f.__name__: f for f in (demo, distill, teacher, runs, sweep, report)} | {"lte": pools}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. A user's mistake is one sentence on stderr and exit status 2."""
-    commands = {f.__name__: f for f in (demo, distill, teacher, lte, runs, sweep, report)}
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="nayer_lib", args=arguments)
+        _app(COMMANDS).cli(prog="nayer_lib", args=arguments)
     except UserError as error:
         print(f"nayer_lib: {error}", file=sys.stderr)
         return 2
@@ -240,6 +196,17 @@ def main(arguments: list[str] | None = None) -> int:
         print("nayer_lib: stopped; the files of the last whole epoch are in the run folder.", file=sys.stderr)
         return 130
     return 0
+
+
+def _app(commands: dict) -> SubcommandApp:
+    """A parser of commands; a module among them is a group, named and told by its own COMMANDS and docstring."""
+    app = SubcommandApp()
+    for name, command in commands.items():
+        if inspect.ismodule(command):
+            app.command(_app(command.COMMANDS), name=name, help=command.__doc__)
+        else:
+            app.command(command, name=name)
+    return app
 
 
 def _overrides(pairs: tuple[str, ...]) -> dict:
@@ -256,10 +223,3 @@ def _overrides(pairs: tuple[str, ...]) -> dict:
         except (ValueError, SyntaxError):
             values[name] = text
     return values
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a text file of class names."""
-    if not path.is_file():
-        raise MissingFile(f"{path} does not exist: it should hold the class names, one a line.")
-    return path.read_text(encoding="utf-8").splitlines()

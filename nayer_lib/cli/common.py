@@ -1,0 +1,39 @@
+"""What several commands take: class names from a file, and a teacher that is not the kit's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import datasets
+from ..classifiers.teacher import Classifier, foreign_teacher, load_classifier
+from ..errors import MissingFile, UserError
+
+
+def read_names(path: Path) -> list[str]:
+    """The lines of a text file of class names."""
+    if not path.is_file():
+        raise MissingFile(f"{path} does not exist: it should hold the class names, one a line.")
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def own_teacher(
+    dataset: str,
+    checkpoint: Path | None,
+    network: str | None,
+    classes: Path | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Classifier | None:
+    """The teacher in a checkpoint: a file of this kit, or with `network` anybody's; None without a checkpoint.
+
+    What is not given of class names, mean and std is the data set's.
+    """
+    if network and not checkpoint:
+        raise UserError("--network describes the checkpoint of --teacher: give both.")
+    if not network:
+        return load_classifier(checkpoint) if checkpoint else None
+    facts = datasets.DATASETS.get(dataset)
+    names = read_names(classes) if classes else facts and facts.class_names
+    mean, std = mean or (facts and facts.mean), std or (facts and facts.std)
+    if not names or not mean or not std:
+        raise UserError(f"{dataset} is not one of the kit's data sets: give --classes, --mean and --std.")
+    return foreign_teacher(checkpoint, network, names, mean, std)
