@@ -6,6 +6,7 @@ Embeddings: "L2 distance" (Section 3.3) without saying of what; `spread` gives e
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -132,15 +133,25 @@ def batch_normed(table: Tensor) -> Tensor:
     return nn.BatchNorm1d(table.shape[1], affine=False).train()(table)
 
 
-def outlier_dimensions(table: Tensor, times: float = 5.0) -> list[int]:
-    """Dimensions that hold more than `times` their even share, 1 / e, of all squared length, largest first."""
+def outlier_dimensions(table: Tensor, times: float = 5.0) -> dict[int, float]:
+    """Dimensions that hold more than `times` their even share, 1 / e, of all squared length: {dimension: its share}."""
     share = table.pow(2).mean(0) / table.pow(2).mean(0).sum()
-    return [d for d in share.argsort(descending=True).tolist() if share[d] > times / table.shape[1]]
+    large = [d for d in share.argsort(descending=True).tolist() if share[d] > times / table.shape[1]]
+    return {d: share[d].item() for d in large}
 
 
 def neighbours(table: Tensor, count: int = 1) -> Tensor:
     """(K, count) for each row the rows of highest cosine, nearest first, itself left out."""
     return cosines(table).fill_diagonal_(-math.inf).topk(count).indices
+
+
+def neighbour_in_group(table: Tensor, groups: Sequence[str]) -> tuple[float, float]:
+    """The share of rows whose nearest row (by cosine) is of their own group, and what chance would give."""
+    nearest = neighbours(table).flatten().tolist()
+    sizes = Counter(groups)
+    hits = sum(groups[k] == groups[other] for k, other in enumerate(nearest))
+    chance = sum(sizes[group] - 1 for group in groups) / (len(groups) - 1)
+    return hits / len(groups), chance / len(groups)
 
 
 def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:

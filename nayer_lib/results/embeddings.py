@@ -13,12 +13,13 @@ from ..metrics import (
     class_means,
     cosines,
     distances,
+    neighbour_in_group,
     neighbours,
     outlier_dimensions,
     rank_correlation,
     spread,
 )
-from ..text.labels import class_names, labels_hash
+from ..text.labels import class_names, labels_hash, superclasses
 from ..text.lte_pool import LTEPool, equal_rows
 
 MATRIX_UP_TO = 20  # classes: of more, the matrix of cosines is not kept
@@ -53,10 +54,16 @@ def describe(pool: LTEPool, names: Sequence[str], seen: Seen | None = None) -> d
         "norm": {"mean": table.norm(dim=1).mean().item(), "sd": table.norm(dim=1).std().item()},
         "spread": spread(table),
         "spread_after_batchnorm": spread(batch_normed(table)),
-        "outlier_dimensions": {str(d): table[:, d].mean().item() for d in outlier_dimensions(table)},
+        "outlier_dimensions": {
+            str(d): {"share": share, "mean": table[:, d].mean().item()}
+            for d, share in outlier_dimensions(table).items()
+        },
         "nearest": [[names[i], names[j], matrix[i, j].item()] for i, j in pairs[:10]],
         "equal_rows": [[names[i], names[j]] for i, j in equal_rows(table)],
     }
+    if tuple(names) == class_names("cifar100"):
+        share, chance = neighbour_in_group(table, superclasses())
+        told["superclass"] = {"neighbour_in_it": share, "chance": chance}
     if len(table) <= MATRIX_UP_TO:
         told["cosines"] = [[round(value, 4) for value in row] for row in matrix.tolist()]
     if seen:
@@ -77,8 +84,13 @@ def in_words(told: dict) -> str:
         f"  L2 distance   {before['L2']:.3f}, after BatchNorm {after['L2']:.3f}",
         f"  nearest       {'; '.join(f'{a} - {b} {c:.3f}' for a, b, c in told['nearest'][:4])}",
     ]
-    outliers = ", ".join(f"{d} ({value:.1f})" for d, value in list(told["outlier_dimensions"].items())[:6])
-    lines += [f"  outliers      {len(told['outlier_dimensions'])} dimensions: {outliers}"] if outliers else []
+    if outliers := told["outlier_dimensions"]:
+        share = sum(one["share"] for one in outliers.values())
+        shown = ", ".join(f"{d} ({one['mean']:.1f})" for d, one in list(outliers.items())[:6])
+        lines.append(f"  outliers      {shown}: {100 * share:.0f} % of the squared length")
+    if superclass := told.get("superclass"):
+        share, chance = superclass["neighbour_in_it"], superclass["chance"]
+        lines.append(f"  superclass    holds the nearest class for {100 * share:.0f} % (chance {100 * chance:.0f} %)")
     lines += [f"  one embedding {a} - {b}: G cannot tell them apart" for a, b in told["equal_rows"]]
     if images := told.get("images"):
         rank = f"rank correlation {images['rho']:+.2f} (p = {images['p']:.4f})"

@@ -151,3 +151,87 @@ def ce_by_step(ax: "Axes", curves: dict[str, Sequence[float]]) -> "Axes":
     ax.set(xlabel="generator step g of the round", ylabel="cross-entropy (nats)", yscale="log")
     ax.legend(fontsize=8)
     return ax
+
+
+def heat_map(ax: "Axes", matrix: Tensor, names: Sequence[str], low: float, high: float) -> "Axes":
+    """A (K, K) matrix of similarities with its numbers, like rows side by side (average linkage)."""
+    import seaborn
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
+    order = leaves_list(linkage(matrix.numpy(), "average")).tolist()
+    labels = [names[k] for k in order]
+    seaborn.heatmap(
+        matrix[order][:, order].numpy(),
+        vmin=low,
+        vmax=high,
+        cmap="viridis",
+        annot=True,
+        fmt=".2f",
+        annot_kws={"size": 6},
+        cbar=False,
+        square=True,
+        xticklabels=labels,
+        yticklabels=labels,
+        ax=ax,
+    )
+    ax.tick_params(axis="x", rotation=90)
+    ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def ranking(ax: "Axes", names: Sequence[str], values: Tensor) -> "Axes":
+    """A bar for each name, the largest value on top."""
+    order = values.argsort().tolist()
+    ax.barh([names[k] for k in order], values[order].tolist())
+    return ax
+
+
+def tsne(rows: Tensor, perplexity: float, seed: int = 0) -> Tensor:
+    """(N, d) -> (N, 2) by t-SNE; `perplexity`, about the number of neighbours that count, must be below N.
+
+    Only who is near whom means something in such a map: not sizes, not gaps, not directions.
+    """
+    from sklearn.manifold import TSNE
+
+    made = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed, n_jobs=1)
+    return torch.from_numpy(made.fit_transform(rows.numpy()))
+
+
+def scatter(ax: "Axes", points: Tensor, groups: Sequence[str], words: Sequence[str] = ()) -> "Axes":
+    """Points (N, 2) of a map, a colour and a marker for each group; `words` stand beside the points."""
+    import seaborn
+
+    kinds = list(dict.fromkeys(groups))
+    colours = seaborn.color_palette("colorblind", len(kinds) if len(kinds) <= 10 else 10)
+    for number, kind in enumerate(kinds):
+        chosen = torch.tensor([group == kind for group in groups])
+        marker = "osD^vP*X<>"[(number + number // 10) % 10]  # twenty groups: no two share both
+        ax.plot(*points[chosen].T, marker, color=colours[number % len(colours)], markersize=4, label=kind)
+    for place, word in zip(points.tolist(), words, strict=False):
+        ax.annotate(word, place, xytext=(3, 2), textcoords="offset points", size=6)
+    ax.set(xticks=[], yticks=[])
+    return ax
+
+
+def pairs(ax: "Axes", text: Tensor, images: Tensor, label: str) -> "Axes":
+    """A dot for every pair of classes: distance of their text against distance of their images."""
+    ax.plot(text.tolist(), images.tolist(), ".", markersize=4, alpha=0.5)
+    ax.set(xlabel="text: 1 - cosine", ylabel="images: L2 of class means", title=label)
+    return ax
+
+
+def histograms(ax: "Axes", values: dict[str, Tensor], label: str) -> "Axes":
+    """Some distributions over one axis, outlined and hatched; `label` names the axis."""
+    for (name, some), hatch in zip(values.items(), ("//", "..", "\\\\"), strict=False):
+        ax.hist(some.tolist(), 30, density=True, histtype="stepfilled", alpha=0.5, hatch=hatch, label=name)
+    ax.set(xlabel=label, ylabel="density")
+    ax.legend()
+    return ax
+
+
+def shares(ax: "Axes", table: Tensor) -> "Axes":
+    """What percentage of all squared length each dimension of a table (K, e) holds."""
+    share = 100 * table.pow(2).mean(0) / table.pow(2).mean(0).sum()
+    ax.vlines(range(len(share)), 0, share.tolist(), linewidth=1)
+    ax.set(xlabel="dimension", ylabel="% of squared length", ylim=(0, None))
+    return ax

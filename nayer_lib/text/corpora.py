@@ -1,8 +1,11 @@
 """What Doc2Vec is trained on: documents as lists of words, lower case, letters only."""
 
+import lzma
 import re
 import socket
+import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import MissingFile, UserError
@@ -17,6 +20,7 @@ def words(text: str) -> list[str]:
     return re.findall("[a-z]+", text.lower())
 
 
+@lru_cache(maxsize=1)  # several pools are often built from one corpus
 def read_corpus(corpus: str) -> tuple[list[list[str]], dict]:
     """The documents of a corpus, and where they come from.
 
@@ -61,7 +65,7 @@ def _lines(path: Path) -> list[list[str]]:
     try:
         with utils.open(str(path), "rt", encoding="utf-8") as file:
             return [words(line) for line in file]
-    except (OSError, EOFError, UnicodeError, ValueError) as error:
+    except (OSError, EOFError, UnicodeError, ValueError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path} is not a whole text file ({error}): the corpus is one document a line.") from error
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import UserError, unknown
 from ..files import file_hash, text_hash
 from .corpora import read_corpus, vocabulary, words
-from .hub import cached_weights, no_weights
+from .hub import CLIP_WEIGHTS, cached_weights, no_weights
 
 Encoded = tuple[Tensor, dict]  # (K, e) float32 and where it came from
 BATCH = 256  # texts
@@ -68,7 +68,7 @@ def clip(texts: list[str], model: str | None, device: str, bar: bool) -> Encoded
             f"{model!r} names no weights, and random ones know nothing of language: write NAME:TAG, as ViT-B-32:openai."
         )
     if (name, tag) == ("ViT-B-32", "openai"):
-        cached_weights(OPENAI_CLIP)  # open_clip takes some ten seconds to import: what cannot work is told before
+        cached_weights(OPENAI_CLIP, *CLIP_WEIGHTS)  # before open_clip, which takes some ten seconds to import
     try:
         import open_clip
     except ImportError as error:
@@ -86,7 +86,8 @@ def clip(texts: list[str], model: str | None, device: str, bar: bool) -> Encoded
         net = open_clip.create_model(name, str(weights), force_quick_gelu=quick_gelu, require_pretrained=True)
         tokenize = open_clip.get_tokenizer(name)
     except Exception as error:  # torch's, safetensors' and open_clip's own: whatever is wrong with the file
-        raise UserError(f"{weights} does not hold the weights of CLIP {name}: {str(error).splitlines()[0]}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+        raise UserError(f"{weights} does not hold the weights of CLIP {name} ({reason}).") from error
     net = net.to(device).eval()
     with torch.no_grad():
         rows = [net.encode_text(tokenize(some).to(device)).float().cpu() for some in _batches(texts, bar)]
@@ -102,9 +103,9 @@ def _clip_weights(known: dict) -> Path:
     from open_clip.pretrained import download_pretrained
 
     repository, _, name = known.get("hf_hub", "").rpartition("/")
-    cached = cached_weights(repository, *filter(None, [name])) if repository else None
+    cached = cached_weights(repository, *([name] if name else CLIP_WEIGHTS)) if repository else None
     try:
-        return cached or Path(download_pretrained(known)).resolve()
+        return cached or Path(download_pretrained(known))
     except Exception as error:  # the hub's, urllib's and open_clip's own
         raise no_weights(repository or known["url"]) from error
 
@@ -153,8 +154,10 @@ def doc2vec(texts: list[str], model: str | None, device: str, bar: bool) -> Enco
     Raises:
         UserError: no corpus, or texts that its words cannot tell apart.
     """
-    net, heard, source = _trained_doc2vec(model or "wordnet", bar)
-    unknown_words = _check_vocabulary(texts, heard, source["corpus"])
+    corpus = model or "wordnet"
+    documents, source = read_corpus(corpus)
+    unknown_words = _check_vocabulary(texts, vocabulary(documents), source["corpus"])
+    net = _trained_doc2vec(corpus, bar)
     rows = []
     for text in texts:
         net.random.seed(0)  # else a text's vector would depend on how many came before it
@@ -169,7 +172,7 @@ def doc2vec(texts: list[str], model: str | None, device: str, bar: bool) -> Enco
 
 @lru_cache(maxsize=1)  # several pools are often built one after the other
 def _trained_doc2vec(corpus: str, bar: bool):
-    """gensim's network trained on a corpus, the corpus's vocabulary, and its provenance."""
+    """gensim's network, trained on a corpus."""
     try:
         from gensim.models.callbacks import CallbackAny2Vec
         from gensim.models.doc2vec import Doc2Vec, TaggedDocument
@@ -180,13 +183,12 @@ def _trained_doc2vec(corpus: str, bar: bool):
         def on_epoch_end(self, net) -> None:
             shown.update()
 
-    documents, source = read_corpus(corpus)
-    tagged = [TaggedDocument(document, [number]) for number, document in enumerate(documents)]
+    tagged = [TaggedDocument(document, [number]) for number, document in enumerate(read_corpus(corpus)[0])]
     net = Doc2Vec(min_count=1, workers=1, seed=0, hashfxn=lambda word: zlib.crc32(word.encode()))
     net.build_vocab(tagged)
     with _progress(net.epochs, "epoch", bar) as shown:
         net.train(tagged, total_examples=len(tagged), epochs=net.epochs, callbacks=[Bar()])
-    return net, vocabulary(documents), source
+    return net
 
 
 def _check_vocabulary(texts: list[str], heard: set[str], corpus: str) -> list[str]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..errors import MissingFile, UserError
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # beside them may lie timm's, by WEIGHTS
 
 
 def cached_weights(repository: str, *names: str) -> Path | None:
@@ -26,7 +27,7 @@ def cached_weights(repository: str, *names: str) -> Path | None:
     try:
         for name in names or WEIGHTS:
             if isinstance(path := try_to_load_from_cache(repository, name), str):
-                return Path(path).resolve()  # the cache links to a file that has its hash for a name
+                return Path(path)
         HfApi().model_info(repository, timeout=5)
     except Exception as error:  # the hub's errors have no base of their own, the client's may change
         raise no_weights(repository) from error
