@@ -171,7 +171,8 @@ def rank_correlation(one: Tensor, other: Tensor, permutations: int = 9999, seed:
     """Spearman's rho of two (K, K) distance matrices over all pairs of classes, and how often chance does as well.
 
     Pairs that share a class are not independent, so the p-value is Mantel's: classes, not pairs, are shuffled, and p is
-    the share of shuffles (the given order among them) whose rho is at least as large.
+    the share of shuffles (the given order among them) whose rho is at least as large. Both are nan where all distances
+    of one matrix are equal: there is nothing to rank.
     """
     from scipy.stats import rankdata
 
@@ -189,5 +190,7 @@ def rank_correlation(one: Tensor, other: Tensor, permutations: int = 9999, seed:
     rng = torch.Generator().manual_seed(seed)
     shuffles = (torch.randperm(classes, generator=rng) for _ in range(permutations))
     rho = (first[rows, columns] * second).mean().item()
+    if math.isnan(rho):
+        return rho, rho
     chance = [(first[order[rows], order[columns]] * second).mean().item() for order in shuffles]
     return rho, (1 + sum(value >= rho - 1e-12 for value in chance)) / (1 + permutations)

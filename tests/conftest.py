@@ -71,3 +71,13 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("real data: NAYER_TEST_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch) -> Path:
+    """A folder with data/, README.md and runs/ of its own."""
+    from tiny import copy_data
+
+    monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))
+    monkeypatch.setenv("NAYER_RUNS", str(tmp_path / "runs"))
+    return tmp_path

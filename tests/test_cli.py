@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import TINY, copy_data, read_json
+from tiny import TINY, call, read_json, refused
 
 from nayer_lib import cli, files
 from nayer_lib.classifiers.teacher import RECIPES, load_classifier, make_classifier, save_classifier
@@ -19,22 +19,6 @@ from nayer_lib.text.labels import class_names
 from nayer_lib.text.lte_pool import load_pool
 
 TINY_SET = ["--set", *(f"{name}={value}" for name, value in TINY.items())]
-
-
-@pytest.fixture
-def clone(tmp_path, monkeypatch) -> Path:
-    """A folder with data/, README.md and runs/ of its own."""
-    monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))
-    monkeypatch.setenv("NAYER_RUNS", str(tmp_path / "runs"))
-    return tmp_path
-
-
-def call(capsys, *arguments: str) -> str:
-    """What a command prints; it must succeed."""
-    status = cli.main(list(arguments))
-    said = capsys.readouterr()
-    assert status == 0, said.err
-    return said.out
 
 
 # --- distill, runs
@@ -94,7 +78,7 @@ def test_runs_lists_and_keeps(clone, capsys):
     assert call(capsys, "runs").splitlines()[-1].split() == ["another", "running"]
 
 
-# --- teacher, lte, report
+# --- teacher, lte (more of it in test_cli_lte.py), report
 
 
 @pytest.mark.parametrize(("split", "scored_on"), [("train", "test"), ("fit", "validation")])
@@ -118,7 +102,7 @@ def test_a_teacher_goes_where_distill_finds_it(clone, capsys, monkeypatch):
 
 
 def test_lte_builds_a_pool_that_distill_finds(clone, capsys):
-    out = call(capsys, "lte", "--dataset", "digits", "--encoder", "random", "--prompt", "photo")
+    out = call(capsys, "lte", "build", "--dataset", "digits", "--encoder", "random", "--prompt", "photo")
     path = clone / "data" / "lte" / "digits.random.photo.safetensors"
     assert out == f"10 x 384 embeddings\n{path}\n"
     assert load_pool(path, class_names("digits")).header["prompt"] == "a photo of a {name}"
@@ -165,27 +149,18 @@ def test_report_puts_the_table_and_its_picture_into_the_readme(clone, capsys):
         ),
         (["distill", "--teacher", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["distill", "--teacher", __file__], "is not a whole safetensors file"),
-        (["distill", "--set", "encoder=bert"], "no label-text embeddings at digits.bert.a.safetensors"),
+        (["distill", "--set", "encoder=bert"], "unknown text encoder 'bert'. Did you mean 'sbert'"),
         (["distill", "--out", f"{__file__}/run", *TINY_SET], "cannot write"),
         (["teacher", "--dataset", "digits", "--network", "wrn10_1", "--recipe", "papr"], "Did you mean 'paper'"),
         (["teacher", "--dataset", "digts", "--network", "wrn10_1"], "unknown data set 'digts'. Did you mean 'digits'"),
         (["teacher", "--dataset", "digits", "--network", "wrn10"], "unknown network 'wrn10'. Did you mean 'wrn10_1'"),
         (["teacher", "--dataset", "digits", "--network", "wrn10_1", "--split", "fits"], "Did you mean 'fit'"),
-        (["lte", "--dataset", "digits", "--encoder", "sbrt"], "unknown text encoder 'sbrt'. Did you mean 'sbert'"),
-        (["lte", "--dataset", "digits", "--encoder", "random", "--prompt", "p4"], "unknown prompt"),
         (["runs", "--keep", "nothing"], "unknown run 'nothing'"),
     ],
     ids=lambda value: " ".join(Path(word).name for word in value)[:60] if isinstance(value, list) else "",
 )
 def test_a_mistake_is_one_sentence_on_stderr_and_status_2(arguments, sentence, clone, capsys):
     refused(arguments, sentence, capsys)
-
-
-def refused(arguments, sentence, capsys):
-    assert cli.main(arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("nayer_lib: ") and sentence in said.err
-    assert said.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 from nayer_lib.classifiers.teacher import Classifier
 from nayer_lib.datasets import Split
 from nayer_lib.errors import UserError
-from nayer_lib.evaluate import Evaluator
+from nayer_lib.evaluate import Evaluator, features
 
 NAMES = ("a", "b", "c")
 SPLIT = Split(torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1), torch.tensor([0, 0, 0, 0, 1, 1]))
@@ -117,3 +117,14 @@ def test_images_are_given_in_0_1():
 def test_a_teacher_within_ten_points_of_chance_is_noticed(predictions, at_chance):
     """Three classes: below 43.3 %."""
     assert Evaluator(predicting(*predictions), SPLIT).teacher_at_chance == at_chance
+
+
+@pytest.mark.parametrize("batch", [1000, 2])
+def test_features_are_what_the_head_reads(batch):
+    """Of bytes as 0..1, normalised by the classifier itself; no gradients, whatever the batch."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    images = torch.randint(0, 256, (5, 1, 1, 2), dtype=torch.uint8)
+    told = features(Classifier(net, NAMES, (0.5,), (0.25,)), images, batch)
+    assert told.shape == (5, 4) and not told.requires_grad
+    assert torch.allclose(told, net[:3]((images.float() / 255 - 0.5) / 0.25), atol=1e-6)

@@ -16,7 +16,8 @@ from nayer_lib.errors import UserError
 from nayer_lib.notebook import profile, table8_differences
 from nayer_lib.text.encoders import encode
 
-OPTIONAL = ("sentence_transformers", "open_clip", "gensim", "papermill", "nbconvert", "nbformat", "IPython", "jupyter")
+TEXT = ("sentence_transformers", "open_clip", "gensim", "huggingface_hub")
+OPTIONAL = (*TEXT, "papermill", "nbconvert", "nbformat", "IPython", "jupyter")
 LIBRARY = Path(nayer_lib.__file__).parent
 
 
@@ -49,9 +50,27 @@ def test_every_file_imports():
         sys.modules.update(loaded)
 
 
-def test_sbert_says_what_to_install():
-    with pytest.raises(UserError, match=r"SBERT needs sentence-transformers: `pip install -e '\.\[text\]'`"):
-        encode(["a zero"], "sbert")
+@pytest.mark.parametrize(
+    ("encoder", "package"),
+    [("clip", "CLIP needs open_clip_torch"), ("sbert", "SBERT needs sentence-transformers")],
+)
+def test_clip_and_sbert_say_what_to_install(encoder, package, tmp_path):
+    """With weights of one's own; without, it is the hub's library that is missing first."""
+    model = str(tmp_path) if encoder == "sbert" else f"ViT-B-32:{tmp_path / 'some.pt'}"
+    with pytest.raises(UserError, match=rf"{package}: `pip install -e '\.\[text\]'`"):
+        encode(["a zero"], encoder, model)
+    with pytest.raises(UserError, match=r"`pip install -e '\.\[text\]'`"):
+        encode(["a zero"], encoder)
+
+
+@pytest.mark.parametrize("corpus", [None, "text8", "a file"])
+def test_doc2vec_says_what_to_install(corpus, tmp_path):
+    """Whether or not WordNet is installed."""
+    if corpus == "a file":
+        corpus = str(tmp_path / "corpus.txt")
+        Path(corpus).write_text("a zero\n")
+    with pytest.raises(UserError, match=r"Doc2Vec needs gensim: `pip install -e '\.\[text\]'`"):
+        encode(["a zero"], "doc2vec", corpus)
 
 
 def test_the_demo_says_what_to_install():

@@ -120,7 +120,7 @@ def test_a_released_table_becomes_a_pool_of_its_classes(tmp_path):
     with pytest.raises(UserError, match="10 rows, there are 3 class names"):
         released_pool(path, NAMES)
     out = tmp_path / "pool.safetensors"
-    assert cli.main(["lte", "--dataset", "cifar10", "--released", str(path), "--out", str(out)]) == 0
+    assert cli.main(["lte", "convert", "--dataset", "cifar10", "--released", str(path), "--out", str(out)]) == 0
     assert torch.equal(load_pool(out, class_names("cifar10")).table, pool.table)
 
 
@@ -161,7 +161,7 @@ def test_the_command_line_takes_a_foreign_checkpoint_with_its_own_images(folder,
     checkpoint, names, lte = tmp_path / "net.pth", tmp_path / "names.txt", tmp_path / "lte.safetensors"
     torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, checkpoint)
     names.write_text("\n".join(NAMES))
-    pool = ["lte", "--dataset", "leaves", "--encoder", "random", "--classes", str(names), "--out", str(lte)]
+    pool = ["lte", "build", "--dataset", "leaves", "--encoder", "random", "--classes", str(names), "--out", str(lte)]
     assert cli.main(pool) == 0
     run = ["distill", *TINY_SET, "dataset=leaves", "student=wrn10_half", "--network", "wrn10_half"]
     run += ["--classes", str(names), "--mean", "0.5", "0.5", "0.5", "--std", "0.2", "0.2", "0.2", "--lte", str(lte)]

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from nayer_lib import files
+from nayer_lib import cli, files
 from nayer_lib.config import Config, make_config
 from nayer_lib.distill import Setup, distill, prepare
 
@@ -48,3 +48,19 @@ def copy_data(target: Path) -> Path:
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def call(capsys, *arguments: str) -> str:
+    """What a command prints; it must succeed."""
+    status = cli.main(list(arguments))
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    return said.out
+
+
+def refused(arguments: list[str], sentence: str, capsys) -> None:
+    """A command must end with status 2 and one sentence on stderr, in which `sentence` stands."""
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("nayer_lib: ") and sentence in said.err
+    assert said.err.count("\n") == 1

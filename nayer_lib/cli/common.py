@@ -12,7 +12,10 @@ def read_names(path: Path) -> list[str]:
     """The lines of a text file of class names."""
     if not path.is_file():
         raise MissingFile(f"{path} does not exist: it should hold the class names, one a line.")
-    return path.read_text(encoding="utf-8").splitlines()
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file: it should hold the class names, one a line.") from error
 
 
 def own_teacher(

@@ -87,19 +87,27 @@ def show(
         images: compare with the class means of the teacher's features on the data set's test images.
         keep: put what is told into data/embeddings.json, from which the notebooks read.
     """
+    if not pools:
+        raise UserError("name one or more pools, as data/lte/cifar10.sbert.a.safetensors.")
+    if network and not teacher:
+        raise UserError("--network describes the checkpoint of --teacher: give both.")
     seen: dict[str, embeddings.Seen] = {}  # by data set
     for path in pools:
         pool = read_pool(path)
         dataset, names = embeddings.classes_of(pool)
         if (images or teacher) and dataset not in seen:
+            if not dataset:
+                raise UserError(f"{path.name} is for classes of your own: there are no test images to compare with.")
             judge = own_teacher(dataset, teacher, network, None, mean, std)
             judge = judge or load_teacher(dataset, TABLE8[dataset].get("teacher", Config.teacher))
+            if judge.class_names != names:
+                raise UserError(f"the teacher's class names are not those of {dataset}: take a teacher of its classes.")
             test = datasets.load_split(dataset, "test")
             seen[dataset] = embeddings.Seen(features(judge, test.images), test.labels, judge.name)
         told = embeddings.describe(pool, names, seen.get(dataset))
         print(f"{path.name}: {embeddings.in_words(told)}\n")
         if keep:
-            embeddings.keep(dataset, path.name.split(".", 1)[1].removesuffix(".safetensors"), told)
+            embeddings.keep(dataset, path.name.removesuffix(".safetensors").split(".", 1)[-1], told)
 
 
 def compare(one: Positional[Path], other: Positional[Path]) -> None:

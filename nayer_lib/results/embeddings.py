@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import files
+from ..errors import UserError
 from ..metrics import (
     batch_normed,
     class_means,
@@ -44,7 +45,13 @@ def classes_of(pool: LTEPool) -> tuple[str, Sequence[str]]:
 
 
 def describe(pool: LTEPool, names: Sequence[str], seen: Seen | None = None) -> dict:
-    """How a pool's rows lie, as plain numbers: see `metrics` for each."""
+    """How a pool's rows lie, as plain numbers: see `metrics` for each.
+
+    Raises:
+        UserError: a pool of one class, which has nothing to be near to.
+    """
+    if len(pool.table) < 2:
+        raise UserError("a pool of one class has no distances: there is nothing to tell.")
     table, matrix = pool.table, cosines(pool.table)
     nearest = neighbours(table).flatten().tolist()
     pairs = sorted({tuple(sorted(pair)) for pair in enumerate(nearest)}, key=lambda pair: -matrix[pair].item())

@@ -8,11 +8,14 @@ another processor or device; Doc2Vec is trained by one thread with every seed fi
 import logging
 import zlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import UserError, unknown
@@ -129,7 +132,7 @@ def sbert(texts: list[str], model: str | None, device: str, bar: bool) -> Encode
     try:
         encoder = SentenceTransformer(name, device=device, local_files_only=local)
         weights = Path(name, "model.safetensors") if Path(name).is_dir() else cached_weights(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise no_weights(f"SBERT {name}") from error
     rows = encoder.encode(texts, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=bar).float().cpu()
     return rows, {
@@ -154,15 +157,13 @@ def doc2vec(texts: list[str], model: str | None, device: str, bar: bool) -> Enco
     Raises:
         UserError: no corpus, or texts that its words cannot tell apart.
     """
+    if find_spec("gensim") is None:  # which reading a corpus needs too
+        raise UserError("Doc2Vec needs gensim: `pip install -e '.[text]'`.")
     corpus = model or "wordnet"
     documents, source = read_corpus(corpus)
     unknown_words = _check_vocabulary(texts, vocabulary(documents), source["corpus"])
     net = _trained_doc2vec(corpus, bar)
-    rows = []
-    for text in texts:
-        net.random.seed(0)  # else a text's vector would depend on how many came before it
-        rows.append(torch.from_numpy(net.infer_vector(words(text), epochs=50)))
-    return torch.stack(rows), {
+    return torch.stack([_inferred(net, words(text)) for text in texts]), {
         "model": f"PV-DM, {net.vector_size} numbers, {net.epochs} epochs",
         **source,
         "unknown_words": unknown_words,
@@ -173,22 +174,34 @@ def doc2vec(texts: list[str], model: str | None, device: str, bar: bool) -> Enco
 @lru_cache(maxsize=1)  # several pools are often built one after the other
 def _trained_doc2vec(corpus: str, bar: bool):
     """gensim's network, trained on a corpus."""
-    try:
-        from gensim.models.callbacks import CallbackAny2Vec
-        from gensim.models.doc2vec import Doc2Vec, TaggedDocument
-    except ImportError as error:
-        raise UserError("Doc2Vec needs gensim: `pip install -e '.[text]'`.") from error
+    from gensim.models.callbacks import CallbackAny2Vec
+    from gensim.models.doc2vec import Doc2Vec, TaggedDocument
 
     class Bar(CallbackAny2Vec):
         def on_epoch_end(self, net) -> None:
             shown.update()
 
     tagged = [TaggedDocument(document, [number]) for number, document in enumerate(read_corpus(corpus)[0])]
-    net = Doc2Vec(min_count=1, workers=1, seed=0, hashfxn=lambda word: zlib.crc32(word.encode()))
+    net = Doc2Vec(min_count=1, workers=1, seed=0, hashfxn=_stable_hash)
     net.build_vocab(tagged)
     with _progress(net.epochs, "epoch", bar) as shown:
         net.train(tagged, total_examples=len(tagged), epochs=net.epochs, callbacks=[Bar()])
     return net
+
+
+def _inferred(net, text: list[str]) -> Tensor:
+    """The vector of a text, (e,), fixed by the network and the text alone."""
+    from gensim.models import doc2vec as module
+
+    # gensim starts from a vector seeded by Python's hash, which is salted anew in every process, whatever `hashfxn` is.
+    start = partial(module.pseudorandom_weak_vector, hashfxn=_stable_hash)
+    net.random.seed(0)  # else it would depend on how many texts came before it
+    with mock.patch.object(module, "pseudorandom_weak_vector", start):
+        return torch.from_numpy(net.infer_vector(text, epochs=50))
+
+
+def _stable_hash(text: str) -> int:
+    return zlib.crc32(text.encode())
 
 
 def _check_vocabulary(texts: list[str], heard: set[str], corpus: str) -> list[str]:
@@ -197,11 +210,11 @@ def _check_vocabulary(texts: list[str], heard: set[str], corpus: str) -> list[st
     missing = sorted({word for text in spoken for word in text} - heard)
     common = set.intersection(*map(set, spoken)) if len(texts) > 1 else set()  # the prompt's words
     known = [tuple(word for word in text if word in heard) for text in spoken]
-    empty = [text for text, told in zip(texts, known, strict=True) if not set(told) - common]
+    empty = [k for k, told in enumerate(known) if not set(told) - common and len(told) < max(len(spoken[k]), 1)]
     if empty:
         raise UserError(
             f"Doc2Vec trained on {corpus} knows no word of its own in {len(empty)} of {len(texts)} texts, as in "
-            f"{empty[0]!r}: take a larger corpus or another encoder."
+            f"{texts[empty[0]]!r}: take a larger corpus or another encoder."
         )
     for text, told in zip(texts, known, strict=True):
         if known.count(told) > 1:

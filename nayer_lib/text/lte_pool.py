@@ -174,7 +174,7 @@ def read_pool(path: Path) -> LTEPool:
             "`python -m nayer_lib lte build --dataset NAME --encoder sbert --prompt a`."
         )
     tensors, header = files.load_tensors(path)
-    if set(tensors) != {"lte"} or "labels_sha256" not in header:
+    if set(tensors) != {"lte"} or tensors["lte"].dim() != 2 or "labels_sha256" not in header:
         raise UserError(
             f"{path} is not a pool of label-text embeddings: build one with `python -m nayer_lib lte build`."
         )

@@ -1,14 +1,22 @@
 """Class names: the order is the data set's, and no two classes may look the same to a text encoder."""
 
+import csv
 import hashlib
+import pickletools
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nayer_lib.errors import UserError
-from nayer_lib.text.labels import check_names, class_names, labels_hash
+from nayer_lib.files import data_dir
+from nayer_lib.text.labels import check_names, class_names, labels_hash, readable, superclasses
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+LISTS = {"digits": 10, "color_digits": 50, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}
+TOLD_APART = {134: "crane bird", 264: "Cardigan Welsh corgi", 639: "maillot tank suit"}
 
 
 @pytest.fixture
@@ -31,7 +39,97 @@ def test_color_digits_go_through_all_digits_of_an_ink_first():
 
 
 def test_cifar10_has_the_order_of_the_data_itself(test_data):
+    """Its batches.meta is a pickle; `pickletools` lists the texts in it and executes nothing."""
+    meta = (test_data / "cifar10" / "batches.meta").read_bytes()
+    texts = [argument for _, argument, _ in pickletools.genops(meta) if isinstance(argument, str)]
+    first = texts.index("label_names") + 1
+    assert tuple(texts[first : first + 10]) == class_names("cifar10")
     assert list(class_names("cifar10")) == (test_data / "cifar10" / "classes.txt").read_text().split()
+
+
+@pytest.mark.parametrize(("dataset", "classes"), LISTS.items())
+def test_every_list_has_its_classes_and_no_two_look_alike_to_an_encoder(dataset, classes):
+    """Text encoders ignore case."""
+    names = class_names(dataset)
+    assert len({name.casefold() for name in names}) == len(names) == classes
+    assert readable(names) == names  # nothing left to make readable
+
+
+def test_there_is_no_list_that_is_not_tested():
+    assert {path.stem for path in (data_dir() / "labels").glob("*.txt")} == set(LISTS)
+
+
+def test_cifar100_is_in_alphabetical_order_as_in_the_released_list(test_data):
+    names = class_names("cifar100")
+    assert list(names) == sorted(names)
+    with np.load(test_data / "clip-text-embeddings" / "nayer_authors_clip_vitb32.npz") as tables:
+        assert readable(tables["cifar100_labels"].tolist()) == names
+
+
+def test_tiny_imagenet_is_in_the_order_of_its_wordnet_ids(test_data):
+    """The order in which a loader finds its folders, which is not the order of the data set's own wnids.txt."""
+    lines = (test_data / "labels" / "tiny_imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    wnids, synonyms = zip(*(line.split("\t") for line in lines), strict=True)
+    assert list(wnids) == sorted(wnids)
+    assert readable(synonyms) == class_names("tiny_imagenet")
+
+
+def differing(dataset, names) -> dict[int, str]:
+    """The classes of a data set that another list calls something else."""
+    pairs = enumerate(zip(class_names(dataset), names, strict=True))
+    return {k: ours for k, (ours, theirs) in pairs if ours != theirs}
+
+
+def test_imagenet_is_the_known_list_but_for_three_classes_told_apart(test_data):
+    lines = (test_data / "labels" / "imagenet_wnid_short_name.txt").read_text(encoding="utf-8").splitlines()
+    wnids, short = zip(*(line.split("\t") for line in lines), strict=True)
+    assert list(wnids) == sorted(wnids)
+    assert differing("imagenet", [name.replace("_", " ") for name in short]) == TOLD_APART
+
+
+def test_imagenet_has_the_order_of_torchvisions_networks():
+    """torchvision tells two of the three apart likewise, but not the Cardigan from the cardigan."""
+    from torchvision.models import ResNet18_Weights
+
+    theirs = ResNet18_Weights.DEFAULT.meta["categories"]
+    assert differing("imagenet", theirs) == {264: TOLD_APART[264]}
+    assert theirs[264].casefold() == theirs[474].casefold() == class_names("imagenet")[474]
+
+
+def test_cifar100s_superclasses_are_twenty_of_five():
+    names, over = class_names("cifar100"), superclasses()
+    assert len(over) == 100 and len(set(over)) == 20
+    assert all(over.count(name) == 5 for name in over)
+    assert over[names.index("beaver")] == "aquatic mammals" and over[names.index("wolf")] == "large carnivores"
+    with open(data_dir() / "labels" / "cifar100_superclasses.csv", newline="", encoding="utf-8") as file:
+        assert tuple(row["class"] for row in csv.DictReader(file)) == names
+
+
+# --- names as one would say them
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["pickup_truck", "lawn_mower"], ("pickup truck", "lawn mower")),
+        (["tench, Tinca tinca", "goldfish, Carassius auratus"], ("tench", "goldfish")),
+        (["  great   white_ shark ", "cat"], ("great white shark", "cat")),
+        (["maillot", "maillot, tank suit"], ("maillot", "maillot tank suit")),
+        (["Cardigan, Cardigan Welsh corgi", "cardigan"], ("Cardigan Cardigan Welsh corgi", "cardigan")),
+        (["crane, bird", "CRANE, machine", "heron, bird"], ("crane bird", "CRANE machine", "heron")),
+    ],
+    ids=["underscores", "the first synonym", "blanks", "shared with a whole name", "shared up to case", "two of three"],
+)
+def test_readable(names, said):
+    assert readable(names) == said
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text("ab_, ", min_size=1).filter(lambda name: name.strip("_, ")), min_size=1, max_size=6))
+def test_readable_keeps_the_number_of_classes_and_leaves_no_underscore_or_comma(names):
+    said = readable(names)
+    assert len(said) == len(names)
+    assert all("_" not in name and "," not in name and "  " not in name for name in said)
 
 
 def test_one_line_is_one_class(labels):

@@ -1,7 +1,9 @@
 """The LTE pool P: asked for once, kept with its provenance, and refused where it does not belong."""
 
+import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,9 +11,20 @@ from hypothesis import strategies as st
 
 from nayer_lib import files
 from nayer_lib.errors import MissingFile, UserError
-from nayer_lib.text.encoders import ENCODERS
-from nayer_lib.text.labels import class_names, labels_hash
-from nayer_lib.text.lte_pool import LTEPool, build_pool, load_pool, pool_path, save_pool
+from nayer_lib.text.encoders import ENCODERS, encode
+from nayer_lib.text.labels import class_names, labels_hash, readable
+from nayer_lib.text.lte_pool import (
+    LTEPool,
+    agreement,
+    build_pool,
+    equal_rows,
+    find_pool,
+    load_pool,
+    pool_path,
+    read_pool,
+    released_pool,
+    save_pool,
+)
 from nayer_lib.text.prompts import PROMPTS
 
 NAMES = ("cat", "dog", "truck")
@@ -33,7 +46,7 @@ def path(tmp_path):
 def test_a_pool_asks_the_encoder_exactly_once_for_all_classes(monkeypatch):
     asked = []
 
-    def fake(texts, model):
+    def fake(texts, model, device, bar):
         asked.append(texts)
         return torch.eye(len(texts)), {}
 
@@ -50,8 +63,26 @@ def test_row_k_is_the_embedding_of_class_k():
     rows = pool[torch.tensor([2, 0, 2])]
     assert rows.shape == (3, 384)
     assert torch.equal(rows[0], pool.table[2]) and torch.equal(rows[1], pool.table[0]) and torch.equal(rows[0], rows[2])
-    expected, _ = ENCODERS["random"](["a truck"], None)
-    assert torch.equal(rows[0], expected[0])
+    assert torch.equal(rows[0], encode(["a truck"], "random")[0][0])
+
+
+def test_the_encoder_reads_the_names_as_one_would_say_them():
+    """The header keeps the hash of the names as they are: they are the data set's."""
+    pool = build_pool(["pickup_truck", "tench, Tinca tinca"], "random", "a")
+    assert torch.equal(pool.table, encode(["a pickup truck", "a tench"], "random")[0])
+    assert pool.header["labels_sha256"] == labels_hash(["pickup_truck", "tench, Tinca tinca"])
+
+
+def test_device_model_and_bar_reach_the_encoder(monkeypatch):
+    asked = []
+
+    def fake(texts, model, **options):
+        asked.append((model, options))
+        return torch.eye(len(texts)), {}
+
+    monkeypatch.setitem(ENCODERS, "fake", fake)
+    build_pool(NAMES, "fake", "a", "some:model", device="cuda", bar=True)
+    assert asked == [("some:model", {"device": "cuda", "bar": True})]
 
 
 def test_the_header_says_how_the_pool_was_made():
@@ -62,7 +93,7 @@ def test_the_header_says_how_the_pool_was_made():
 
 
 def test_names_are_checked_before_the_encoder_is_asked(monkeypatch):
-    monkeypatch.setitem(ENCODERS, "fake", lambda texts, model: pytest.fail("asked"))
+    monkeypatch.setitem(ENCODERS, "fake", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(UserError, match="two classes are called 'crane'"):
         build_pool(["crane", "crane"], "fake", "a")
 
@@ -119,6 +150,7 @@ def test_rows_that_float16_cannot_hold_are_refused_before_anything_is_written(tm
     [
         ({"weight": torch.zeros(3, 5)}, {}),
         ({"lte": torch.zeros(3, 5)}, {}),
+        ({"lte": torch.zeros(3)}, {"labels_sha256": labels_hash(NAMES)}),
         ({"lte": torch.zeros(3, 5), "bias": torch.zeros(3)}, {"labels_sha256": labels_hash(NAMES)}),
     ],
 )
@@ -140,23 +172,231 @@ def test_a_missing_pool_says_what_to_do(tmp_path):
         load_pool(tmp_path / "digits.clip.a.safetensors", NAMES)
 
 
+def test_a_pool_can_be_read_without_knowing_its_classes(path):
+    pool = read_pool(path)
+    assert pool.header == pool_of(pool.table).header
+    assert torch.equal(pool.table, load_pool(path, NAMES).table)
+
+
+# --- found, built, cached
+
+
+@pytest.fixture
+def encoder(monkeypatch, tmp_path):
+    """An encoder "fake" that counts how often it is asked, and an empty cache; returns what it was asked."""
+    asked = []
+
+    def fake(texts, model, device, bar):
+        asked.append(texts)
+        return torch.arange(3.0 * len(texts)).view(-1, 3) / 7, {"model": "counting"}
+
+    monkeypatch.setitem(ENCODERS, "fake", fake)
+    monkeypatch.setenv("NAYER_DATASETS", str(tmp_path))
+    return asked
+
+
+def cached(folder) -> list:
+    return sorted(file.name for file in (folder / "lte").glob("*"))
+
+
+def test_the_pool_that_the_kit_brings_is_taken(monkeypatch, encoder, tmp_path):
+    monkeypatch.setitem(ENCODERS, "sbert", lambda *_, **__: pytest.fail("asked"))
+    names = class_names("digits")
+    beside = tmp_path / "lte" / f"{labels_hash(names)[:12]}.sbert.a.safetensors"
+    save_pool(beside, LTEPool(torch.zeros(10, 3), {"labels_sha256": labels_hash(names)}))
+    pool = find_pool("digits", names, "sbert", "a")
+    assert torch.equal(pool.table, load_pool(pool_path("digits", "sbert", "a"), names).table)
+
+
+def test_a_pool_that_there_is_not_is_built_once_and_cached(encoder, tmp_path):
+    first = find_pool("leaves", NAMES, "fake", "a")
+    assert encoder == [["a cat", "a dog", "a truck"]]
+    assert cached(tmp_path) == [f"{labels_hash(NAMES)[:12]}.fake.a.safetensors"]
+    again = find_pool("leaves", NAMES, "fake", "a")
+    assert len(encoder) == 1
+    assert torch.equal(first.table, again.table) and first.header == again.header  # rounded the first time too
+    assert first.header["model"] == "counting" and first.header["labels_sha256"] == labels_hash(NAMES)
+
+
+def test_other_names_prompts_and_encoders_are_other_pools(encoder, tmp_path):
+    for names, name, prompt in (
+        (NAMES, "fake", "a"),
+        (NAMES[::-1], "fake", "a"),
+        (NAMES, "fake", "p2"),
+        (NAMES, "fake", "a sketch of {name}"),
+        (NAMES, "fake", "a drawing of {name}"),
+        (NAMES, "random", "a"),
+    ):
+        assert find_pool("leaves", names, name, prompt).header["labels_sha256"] == labels_hash(names)
+    assert len(encoder) == 5 and len(cached(tmp_path)) == 6
+
+
+def test_a_template_of_ones_own_gives_a_pool_a_hash_for_a_name():
+    name = pool_path("leaves", "fake", "a sketch of {name}").name
+    assert re.fullmatch(r"leaves\.fake\.[0-9a-f]{8}\.safetensors", name)
+    assert name != pool_path("leaves", "fake", "a drawing of {name}").name
+    assert pool_path("leaves", "fake", "photo").name == "leaves.fake.photo.safetensors"
+    with pytest.raises(UserError, match="unknown prompt"):
+        pool_path("leaves", "fake", "../photo")
+
+
+def test_a_cached_pool_of_other_classes_is_refused(encoder, tmp_path):
+    find_pool("leaves", NAMES, "fake", "a")
+    [file] = (tmp_path / "lte").iterdir()
+    save_pool(file, LTEPool(torch.zeros(3, 3), {"labels_sha256": labels_hash(NAMES[::-1])}))
+    with pytest.raises(UserError, match="built for other class names or another order"):
+        find_pool("leaves", NAMES, "fake", "a")
+    file.write_bytes(b"no pool")
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        find_pool("leaves", NAMES, "fake", "a")
+    assert len(encoder) == 1
+
+
+def test_an_encoder_or_prompt_that_there_is_not_is_told_and_leaves_nothing(encoder, tmp_path):
+    with pytest.raises(UserError, match="unknown text encoder 'bert'. Did you mean 'sbert'"):
+        find_pool("digits", class_names("digits"), "bert", "a")
+    with pytest.raises(UserError, match="unknown prompt .*'phot'. Did you mean 'photo'"):
+        find_pool("digits", class_names("digits"), "sbert", "phot")
+    assert not encoder and not cached(tmp_path)
+
+
+# --- compared
+
+
+def test_a_pool_agrees_with_itself_whatever_its_length():
+    pool = pool_of(torch.tensor([[1.0, 2.0], [3.0, -4.0], [0.5, 0.0]]))
+    assert agreement(pool, pool_of(3 * pool.table)).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_agreement_is_the_cosine_of_each_classs_two_rows():
+    one = pool_of(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]))
+    other = pool_of(torch.tensor([[0.0, 2.0], [3.0, 4.0], [-1.0, 0.0]]))
+    assert agreement(one, other).tolist() == pytest.approx([0, 0.6, -1])
+
+
+def test_pools_of_other_classes_or_of_another_width_are_not_compared():
+    pool = pool_of(torch.randn(3, 5))
+    with pytest.raises(UserError, match="other class names or another order: there is nothing to compare"):
+        agreement(pool, LTEPool(pool.table, {"labels_sha256": labels_hash(NAMES[::-1])}))
+    with pytest.raises(UserError, match="5 and 4 numbers a class: they come from different encoders"):
+        agreement(pool, pool_of(torch.randn(3, 4)))
+
+
+def test_equal_rows_are_told_in_pairs():
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0], [3.0, 4.0], [1.0, 2.0], [1.0, 2.5]])
+    assert equal_rows(rows) == [(0, 2), (0, 4), (1, 3), (2, 4)]
+    assert equal_rows(rows[[0, 1, 5]]) == []
+
+
+# --- the authors' tables
+
+
+def released(folder, table):
+    path = folder / "le.pickle"
+    path.write_bytes(pickle.dumps(torch.as_tensor(table), protocol=4))
+    return path
+
+
+def test_rows_in_another_order_are_put_right_by_name(tmp_path):
+    table = torch.randn(4, 6).half()
+    names = ("tench", "pickup truck", "maillot", "maillot tank suit")
+    order = ("maillot, tank suit", "pickup_truck", "tench, Tinca tinca", "maillot")
+    pool = released_pool(released(tmp_path, table), names, order)
+    assert torch.equal(pool.table, table[[2, 1, 3, 0]].float())
+    assert pool.header["moved_rows"] == 3 and pool.header["labels_sha256"] == labels_hash(names)
+    as_it_is = released_pool(released(tmp_path, table), names)
+    assert torch.equal(as_it_is.table, table.float()) and as_it_is.header["moved_rows"] == 0
+
+
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        (("truck", "cat", "fox"), r"does not name 'dog' once \(1 of 3\)"),
+        (("truck", "cat"), r"does not name 'dog' once \(1 of 3\)"),
+        (("truck", "cat", "dog", "cat"), r"does not name 'cat' once \(1 of 3\)"),
+        (("lorry", "kitten", "puppy"), r"does not name 'cat' once \(3 of 3\)"),
+        ((), r"does not name 'cat' once \(3 of 3\)"),
+    ],
+)
+def test_a_list_that_does_not_name_every_class_once_is_refused(tmp_path, order, told):
+    with pytest.raises(UserError, match=f"the class list {told}"):
+        released_pool(released(tmp_path, torch.randn(3, 6)), NAMES, order)
+
+
+def test_tiny_imagenets_rows_are_not_taken_without_their_list(tmp_path):
+    with pytest.raises(UserError, match="rows of Tiny-ImageNet are in another order than its labels: give the class"):
+        released_pool(released(tmp_path, torch.randn(200, 6)), class_names("tiny_imagenet"))
+
+
+@pytest.fixture(scope="module")
+def tables(test_data):
+    """The released tables and the lists that lie beside them."""
+    with np.load(test_data / "clip-text-embeddings" / "nayer_authors_clip_vitb32.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize(("dataset", "classes"), [("cifar10", 10), ("cifar100", 100), ("imagenet", 1000)])
+def test_the_released_tables_are_in_the_order_of_the_labels(tables, tmp_path, dataset, classes):
+    names = class_names(dataset)
+    pool = released_pool(released(tmp_path, tables[dataset]), names)
+    assert pool.table.shape == (classes, 512) and pool.header["moved_rows"] == 0
+    assert torch.equal(pool.table, torch.from_numpy(tables[dataset]).float())
+    beside = readable(tables[f"{dataset}_labels"].tolist())
+    assert {k for k in range(classes) if beside[k] != names[k]} <= {134, 264}  # ImageNet's, told apart in another way
+
+
+def test_tiny_imagenets_released_rows_are_put_right_by_name(tables, tmp_path, test_data):
+    """Row k must be that of the class whose WordNet id is the k-th: looked up by its whole string of synonyms."""
+    names, beside = class_names("tiny_imagenet"), tables["tiny_imagenet_labels"].tolist()
+    assert labels_hash(readable(beside)) != labels_hash(names) and sorted(readable(beside)) == sorted(names)
+    pool = released_pool(released(tmp_path, tables["tiny_imagenet"]), names, beside)
+    assert pool.table.shape == (200, 512) and pool.header["moved_rows"] == 189
+    lines = (test_data / "labels" / "tiny_imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    rows = [beside.index(line.split("\t")[1]) for line in lines]
+    assert torch.equal(pool.table, torch.from_numpy(tables["tiny_imagenet"][rows]).float())
+
+
+def test_imagenets_two_cranes_have_one_released_embedding(tables):
+    """The bird (134) and the machine (517); no other two classes of any table."""
+    twins = {name: equal_rows(torch.from_numpy(tables[name]).float()) for name in tables if "_labels" not in name}
+    assert twins == {"cifar10": [], "cifar100": [], "tiny_imagenet": [], "imagenet": [(134, 517)]}
+
+
 # --- what the kit brings
 
 
-def test_pools_are_found_by_data_set_encoder_and_prompt():
-    assert pool_path("digits", "sbert", "a") in COMMITTED
-    for dataset in ("digits", "color_digits"):
-        assert {pool_path(dataset, "sbert", prompt) for prompt in ("a", "p2", "photo")} <= set(COMMITTED)
+SMALL = ("cifar10", "cifar100", "digits", "color_digits")
+BROUGHT = {
+    *((dataset, "sbert", prompt) for dataset in SMALL for prompt in PROMPTS),
+    *((dataset, "doc2vec", prompt) for dataset in SMALL for prompt in PROMPTS if prompt != "p3"),
+    *((dataset, encoder, "a") for dataset in ("tiny_imagenet", "imagenet") for encoder in ("sbert", "doc2vec")),
+}
+
+
+def test_the_kit_brings_the_pools_of_two_encoders_for_all_data_sets():
+    """Doc2Vec cannot tell the texts of P3 apart."""
+    assert {pool_path(*which) for which in BROUGHT} == set(COMMITTED)
+
+
+def test_the_pools_that_the_kit_brings_are_small():
+    assert sum(path.stat().st_size for path in COMMITTED) < 4_000_000
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
-def test_a_committed_pool_is_small_fits_its_data_set_and_names_its_origin(path):
+def test_a_committed_pool_fits_its_data_set_and_names_its_origin(path):
     dataset, encoder, prompt = path.stem.split(".")
     pool = load_pool(path, class_names(dataset))
-    assert path.stat().st_size < 100_000
     assert pool.header["encoder"] == encoder
     assert pool.header["prompt"] == PROMPTS[prompt]
     assert pool.header["model"] and not pool.header["model"].startswith(("/", "~"))
-    assert encoder == "random" or re.fullmatch("[0-9a-f]{64}", pool.header["weights_sha256"])
-    assert encoder == "random" or re.fullmatch(r"[\w-]+ \d+\.[\w.+]+", pool.header["library"])
-    assert torch.pdist(pool.table).min() > 0.05  # no two classes share a row
+    origin = "corpus_sha256" if encoder == "doc2vec" else "weights_sha256"
+    assert re.fullmatch("[0-9a-f]{64}", pool.header[origin])
+    assert re.fullmatch(r"[\w-]+ \d+\.[\w.+]+", pool.header["library"])
+    assert pool.header.get("unknown_words", []) == []
+    assert torch.pdist(pool.table).min() > 0.04  # no two classes share a row
+
+
+@pytest.mark.parametrize("dataset", SMALL)
+def test_the_kits_doc2vec_does_not_hear_the_full_stop_of_p1(dataset):
+    p1, p2 = (read_pool(pool_path(dataset, "doc2vec", prompt)).table for prompt in ("p1", "p2"))
+    assert torch.equal(p1, p2)

@@ -39,6 +39,10 @@ def test_the_prompts_of_the_released_code():
     assert fill("image", ["airplane", "cat"]) == ["a image of airplane", "a image of cat"]
 
 
+def test_there_are_these_six():
+    assert sorted(PROMPTS) == ["a", "image", "p1", "p2", "p3", "photo"]
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_every_prompt_tells_all_classes_apart(prompt):
     assert len(set(fill(prompt, [f"class {k}" for k in range(100)]))) == 100
@@ -66,7 +70,28 @@ def test_another_slot_is_told(prompt):
         fill(prompt, NAMES)
 
 
-@pytest.mark.parametrize("prompt", ["a class {{}}", "a {name:.0}"])
-def test_a_template_that_gives_classes_the_same_text_is_refused(prompt):
-    with pytest.raises(UserError, match="gives two classes the same text"):
+def test_a_template_without_a_slot_is_refused():
+    with pytest.raises(UserError, match="gives all classes the same text: it needs a {name} or {index} slot"):
+        fill("a class {{}}", NAMES)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "names", "told"),
+    [
+        ("a {name:.0}", NAMES, "'a ' and 'a '"),
+        ("a {name}", ["fox", "Cardigan", "cardigan", "owl"], "'a Cardigan' and 'a cardigan'"),
+        ("A photo of {name}", ["X", "fox", "x"], "'A photo of X' and 'A photo of x'"),
+    ],
+    ids=["the slot cuts the name", "ImageNet's two cardigans", "not neighbours"],
+)
+def test_two_classes_with_one_text_are_refused_and_both_are_named(prompt, names, told):
+    """Up to case: the encoders have lower-case vocabularies."""
+    with pytest.raises(UserError, match=f"two classes get the same text, {told}: tell their names apart"):
+        fill(prompt, names)
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", None, 3])
+def test_what_is_no_text_is_no_prompt(prompt):
+    with pytest.raises(UserError) as raised:
         fill(prompt, NAMES)
+    assert str(raised.value) == f"a prompt is a text with a {{name}} or {{index}} slot, not {prompt!r}."
