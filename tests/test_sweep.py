@@ -188,7 +188,7 @@ def test_a_sweep_runs_skips_what_is_done_and_tells_what_failed(write, no_runs, c
     path = write(SPEC | {"seeds": [5], "arms": arms})
     read = read_sweep(path)
     [sentence] = run_sweep(read)
-    assert sentence.startswith("no pool, seed 5: no label-text embeddings") and "\n" not in sentence
+    assert sentence.startswith("no pool, seed 5: unknown text encoder") and "\n" not in sentence
     cards = arm_cards(read, local_cards())
     assert [len(found) for found in cards.values()] == [0, 1, 1]
     [lte], [text] = cards["LTE"], cards["text"]
