@@ -54,6 +54,14 @@ class DataSet:
         """K names in index order."""
         return class_names(self.name)
 
+    def check_classes(self, names: Sequence[str]) -> None:
+        """Raise a `UserError` if a teacher's class names are not the data set's, in its order."""
+        if tuple(names) != self.class_names:
+            raise UserError(
+                f"the teacher's class names are not those of {self.name}, in its order: it starts with "
+                f"{', '.join(names[:3])}, the data set with {', '.join(self.class_names[:3])}."
+            )
+
 
 @dataclass(frozen=True)
 class Split:

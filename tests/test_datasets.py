@@ -3,8 +3,6 @@
 import pickle
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -418,19 +416,10 @@ def test_imagenet_wants_its_thousand_classes_and_gives_no_training_images(imagen
 # --- CIFAR-10 itself
 
 
-@pytest.fixture(scope="session")
-def cifar10(test_data, tmp_path_factory):
-    """cifar-10-batches-py, rebuilt bit by bit from the shards at hand."""
-    shards, out = test_data / "cifar10", tmp_path_factory.mktemp("cifar10")
-    done = subprocess.run([sys.executable, shards / "rebuild_cifar10.py", shards, out], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return out
-
-
 @pytest.mark.slow
-def test_cifar10_itself(cifar10, test_data, monkeypatch):
+def test_cifar10_itself(cifar10_folder, test_data, monkeypatch):
     """The numbers that its description gives."""
-    monkeypatch.setenv("NAYER_DATASETS", str(cifar10))
+    monkeypatch.setenv("NAYER_DATASETS", str(cifar10_folder))
     train, test = load_split("cifar10", "train"), load_split("cifar10", "test")
     assert train.images.shape == (50000, 3, 32, 32) and test.images.shape == (10000, 3, 32, 32)
     assert torch.bincount(test.labels).tolist() == [1000] * 10 and torch.bincount(train.labels).tolist() == [5000] * 10

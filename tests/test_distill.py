@@ -235,10 +235,10 @@ def test_what_does_not_fit_is_told_in_one_sentence(overrides, checkpoint, kind, 
 @pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
 def test_the_device_is_the_gpu_where_there_is_one(there, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert distill._device(None) == torch.device(expected) and distill._device("cpu") == torch.device("cpu")
+    assert distill.choose_device(None) == torch.device(expected) and distill.choose_device("cpu") == torch.device("cpu")
     if not there:
         with pytest.raises(UserError, match="no CUDA device that torch can use"):
-            distill._device("cuda")
+            distill.choose_device("cuda")
 
 
 def test_prepare_checks_a_config_that_was_not_made_by_make_config():
