@@ -11,6 +11,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from .. import datasets, files
+from ..budget import in_words, rehearse
 from ..config import make_config
 from ..demo import demo
 from ..distill import prepare
@@ -40,6 +41,7 @@ def distill(
     size: int = 32,
     device: str | None = None,
     out: Path | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Distil a student without data and leave a run folder. docs/your_own_model.md shows how with your own teacher.
 
@@ -59,6 +61,8 @@ def distill(
         size: pixels to resize them to.
         device: "cpu" or "cuda"; default: the GPU where there is one.
         out: the run folder; default: a new one under runs/.
+        dry_run: only rehearse: everything at its real size, two random images a batch, on the CPU; and say how much
+            memory the run would hold. It needs neither data nor weights.
     """
     from tqdm import tqdm
 
@@ -70,6 +74,9 @@ def distill(
         if not own:
             raise UserError("--images needs --teacher: the kit's own teachers have their own test images.")
         test = datasets.load_folder(images, own.class_names, size, len(own.mean))
+    if dry_run:
+        print(in_words(config, rehearse(config, own, pool, test)))
+        return
     setup = prepare(config, own, pool, test, device)
     run = cards.Run(setup, out)
     with tqdm(run, total=config.total_epochs, unit="epoch") as bar:
