@@ -3,9 +3,11 @@
 Distilling reads the test split alone, to score; only training a teacher asks for training images.
 """
 
+import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from torch import Tensor
 
 from .errors import MissingFile, UserError, unknown
 from .files import datasets_dir
-from .text.labels import class_names
+from .image_files import Labelled, class_folders, read_images, with_labels
+from .text.labels import class_names, wnids
 
 SPLITS = ("train", "fit", "validation", "test")
 INKS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0), "purple": (1, 0, 1)}
@@ -50,6 +53,14 @@ class DataSet:
     def class_names(self) -> tuple[str, ...]:
         """K names in index order."""
         return class_names(self.name)
+
+    def check_classes(self, names: Sequence[str]) -> None:
+        """Raise a `UserError` if a teacher's class names are not the data set's, in its order."""
+        if tuple(names) != self.class_names:
+            raise UserError(
+                f"the teacher's class names are not those of {self.name}, in its order: it starts with "
+                f"{', '.join(names[:3])}, the data set with {', '.join(self.class_names[:3])}."
+            )
 
 
 @dataclass(frozen=True)
@@ -92,15 +103,20 @@ def load_split(name: str, split: str) -> Split:
     """Read a split. "train" is the whole training split, "fit" and "validation" its two parts: choose on validation.
 
     Raises:
-        UserError: unknown data set or split, or one that this version cannot read.
+        UserError: unknown data set or split, files that are not whole, or a split too large to read.
         MissingFile: the data set is not on this machine and cannot be downloaded.
     """
     dataset(name)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    readers = {"digits": _digits, "color_digits": _color_digits, "cifar10": _cifar10}
-    if name not in readers:
-        raise UserError(f"{name} cannot be read yet: use one of {', '.join(readers)}.")
+    readers = {
+        "digits": _digits,
+        "color_digits": _color_digits,
+        "cifar10": partial(_cifar, "cifar10"),
+        "cifar100": partial(_cifar, "cifar100"),
+        "tiny_imagenet": _tiny_imagenet,
+        "imagenet": _imagenet,
+    }
     return readers[name](split)
 
 
@@ -114,29 +130,14 @@ def load_folder(folder: Path, class_names: Sequence[str], size: int, channels: i
         MissingFile: no such folder.
         UserError: a class without a folder or images, a folder without a class, or a file that is no image.
     """
-    from PIL import Image, UnidentifiedImageError
-
     folder = Path(folder)
-    if not folder.is_dir():
-        raise MissingFile(f"{folder} does not exist: name a folder with one subfolder of images a class.")
-    found = {path.name: sorted(p for p in path.iterdir() if p.is_file()) for path in folder.iterdir() if path.is_dir()}
-    missing = [name for name in class_names if not found.get(name)]
-    extra = sorted(set(found) - set(class_names))
-    if missing or extra:
-        told = [f"no images for {', '.join(missing[:3])} ({len(missing)})"] if missing else []
-        told += [f"no class for the folders {', '.join(extra[:3])} ({len(extra)})"] if extra else []
-        raise UserError(f"{folder} does not fit the teacher's classes: {'; '.join(told)}.")
-    images, labels = [], []
-    for label, name in enumerate(class_names):
-        for path in found[name]:
-            try:
-                with Image.open(path) as image:
-                    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB").resize((size, size)))
-            except (UnidentifiedImageError, OSError) as error:
-                raise UserError(f"{path} is not a whole image: remove or replace it.") from error
-            images.append(torch.from_numpy(pixels.reshape(size, size, channels).copy()).permute(2, 0, 1))
-            labels.append(label)
-    return Split(torch.stack(images), torch.tensor(labels))
+    return _read(with_labels(class_folders(folder), class_names, folder), size, channels)
+
+
+def _read(files: Labelled, size: int, channels: int = 3, shorter_side: int | None = None) -> Split:
+    """Labelled image files as a split."""
+    images = read_images([path for path, _ in files], size, channels, shorter_side)
+    return Split(images, torch.tensor([label for _, label in files]))
 
 
 def _digits(split: str) -> Split:
@@ -163,18 +164,89 @@ def _color_digits(split: str) -> Split:
     return Split((inks * grey.images).flatten(0, 1), labels.flatten())
 
 
-def _cifar10(split: str) -> Split:
-    """CIFAR-10 through torchvision, downloaded once where there is network; validation is the last training batch."""
-    from torchvision.datasets import CIFAR10
+def _cifar(name: str, split: str) -> Split:
+    """CIFAR-10 or -100 (fine labels) through torchvision; validation is the last 10,000 training images.
 
-    folder = datasets_dir()
+    torchvision compares checksums, and asks the network only for files that are not whole.
+    """
+    import torchvision.datasets
+
+    reader = getattr(torchvision.datasets, name.upper())
     try:
-        data = CIFAR10(folder, train=split != "test", download=not (folder / "cifar-10-batches-py").is_dir())
+        data = reader(datasets_dir(), train=split != "test", download=True)
     except (RuntimeError, OSError) as error:
-        raise MissingFile(
-            f"CIFAR-10 is not whole in {folder} and could not be downloaded: connect to the network once, or put "
-            "cifar-10-batches-py there (NAYER_DATASETS names another folder)."
-        ) from error
+        raise _not_whole(name, reader.base_folder) from error
     part = {"fit": slice(0, 40000), "validation": slice(40000, None)}.get(split, slice(None))
     images = torch.from_numpy(data.data[part]).permute(0, 3, 1, 2).contiguous()
     return Split(images, torch.tensor(data.targets[part]))
+
+
+TINY_IMAGENET = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"  # address, md5
+PER_CLASS = {"train": 500, "validation": 50, "test": 50}  # images of Tiny-ImageNet
+IMAGENET_PER_CLASS = 50  # validation images of ImageNet
+
+
+def _tiny_imagenet(split: str) -> Split:
+    """Tiny-ImageNet-200 from its official archive; validation is the last 50 images of each class, by file name.
+
+    "test" is the archive's val folder, since nobody has the labels of its test folder. Its labels are read from
+    val_annotations.txt, or from subfolders where the folder has been sorted into one a class.
+    """
+    root = datasets_dir() / "tiny-imagenet-200"
+    if not root.is_dir():
+        _download_tiny_imagenet(root)
+    folder = root / ("val" if split == "test" else "train")
+    annotations, flat = folder / "val_annotations.txt", sorted(folder.glob("images/*.JPEG"))
+    if flat and annotations.is_file():
+        wnid_of = dict(line.split("\t")[:2] for line in annotations.read_text(encoding="utf-8").splitlines())
+        found = defaultdict(list)
+        for path in flat:
+            found[wnid_of.get(path.name, path.name)].append(path)
+    else:
+        found = class_folders(folder, "*.JPEG")
+    files = with_labels(found, wnids("tiny_imagenet"), folder, PER_CLASS["test" if split == "test" else "train"])
+    if split in ("fit", "validation"):
+        last = PER_CLASS["train"] - PER_CLASS["validation"]
+        files = [f for i, f in enumerate(files) if (i % PER_CLASS["train"] >= last) == (split == "validation")]
+    return _read(files, size=64)
+
+
+def _download_tiny_imagenet(root: Path) -> None:
+    """The official archive, unpacked aside and then renamed: a half of it never stands at `root`."""
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    address, md5 = TINY_IMAGENET
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tiny-imagenet.", dir=root.parent) as aside:
+            download_and_extract_archive(address, aside, md5=md5)
+            (Path(aside) / root.name).rename(root)
+    except (RuntimeError, OSError) as error:
+        raise _not_whole("tiny_imagenet", root.name) from error
+
+
+def _imagenet(split: str) -> Split:
+    """ImageNet's (ILSVRC-2012) 50,000 validation images as "test": 256 px the shorter side, 224 cut out; 7.5 GB.
+
+    Its training images (190 GB so cut) are not read: nothing here trains on them.
+    """
+    if split != "test":
+        raise UserError(
+            "imagenet's training images do not fit into memory, so only its test split is read: take a trained teacher "
+            "(`python -m nayer_lib teacher convert --help`)."
+        )
+    folder = datasets_dir() / "imagenet" / "val"
+    if not folder.is_dir():
+        raise MissingFile(
+            f"imagenet cannot be downloaded freely: put its validation images into {folder}, one subfolder of .JPEG "
+            "files a class, named by WordNet id (NAYER_DATASETS names another folder)."
+        )
+    files = with_labels(class_folders(folder, "*.JPEG"), wnids("imagenet"), folder, IMAGENET_PER_CLASS)
+    return _read(files, size=224, shorter_side=256)
+
+
+def _not_whole(name: str, base: str) -> MissingFile:
+    return MissingFile(
+        f"{name} is not whole in {datasets_dir()} and could not be downloaded: connect to the network once, or put "
+        f"{base} there (NAYER_DATASETS names another folder)."
+    )

@@ -125,7 +125,7 @@ def prepare(
     check(config)
     if config.method not in METHODS:
         raise unknown("method", config.method, METHODS)
-    device = _device(device)
+    device = choose_device(device)
     if test is None or config.dataset in DATASETS:
         facts = dataset(config.dataset)
     else:
@@ -134,11 +134,8 @@ def prepare(
     if not isinstance(teacher, Classifier):
         teacher = load_teacher(config.dataset, config.teacher, teacher)
     names = teacher.class_names
-    if config.dataset in DATASETS and names != facts.class_names:
-        raise UserError(
-            f"the teacher's class names are not those of {facts.name}, in its order: it starts with "
-            f"{', '.join(names[:3])}, the data set with {', '.join(facts.class_names[:3])}."
-        )
+    if config.dataset in DATASETS:
+        facts.check_classes(names)
     pool = pool or find_pool(config.dataset, names, config.encoder, config.prompt)
     test = (test or load_split(config.dataset, "test")).to(device)
     student = make_classifier(config.student, names, teacher.mean, teacher.std, config.seed).to(device)
@@ -153,7 +150,7 @@ def prepare(
     return Setup(method, evaluate, pool)
 
 
-def _device(name: str | None) -> torch.device:
+def choose_device(name: str | None) -> torch.device:
     """A device by its name; None takes the GPU where there is one."""
     cuda = torch.cuda.is_available()
     if name not in (None, "cpu", "cuda"):

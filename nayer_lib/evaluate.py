@@ -30,10 +30,16 @@ class Scores:
     predictions: Tensor
 
 
+def at_once(images: Tensor) -> int:
+    """How many of these (N, C, H, W) images to classify at a time: 1,000, or as many pixels as 1,000 of 64 px have."""
+    return max(1, min(1000, 1000 * 64 * 64 // images[0, 0].numel()))
+
+
 @torch.no_grad()
-def features(classifier: Classifier, images: Tensor, batch: int = 1000) -> Tensor:
+def features(classifier: Classifier, images: Tensor) -> Tensor:
     """(N, C, H, W) uint8 -> (N, d) what the head of a classifier in eval mode reads: the pooled features."""
-    return torch.cat([classifier(some.float() / 255, return_features=True)[1] for some in images.split(batch)])
+    some = images.split(at_once(images))
+    return torch.cat([classifier(batch.float() / 255, return_features=True)[1] for batch in some])
 
 
 class Evaluator:
@@ -43,14 +49,14 @@ class Evaluator:
         UserError: a label that the teacher has no class for.
     """
 
-    def __init__(self, teacher: Classifier, split: Split, batch: int = 1000):
+    def __init__(self, teacher: Classifier, split: Split, batch: int | None = None):
         self.classes = len(teacher.class_names)
         if not len(split.labels):
             raise UserError("there is no image to score on: the test split is empty.")
         highest = int(split.labels.max())
         if highest >= self.classes:
             raise UserError(f"the test labels go up to {highest}, the teacher has {self.classes} classes.")
-        self.split, self.batch = split, batch
+        self.split, self.batch = split, batch or at_once(split.images)
         self.teacher_logits = self.logits(teacher)
         self.teacher = self.score(self.teacher_logits)
 

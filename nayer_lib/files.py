@@ -100,6 +100,30 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         raise UserError(f"{path} is not a whole safetensors file ({error}): make or download it again.") from error
 
 
+def save_torch(path: Path, content: object) -> None:
+    """Write tensors, numbers and texts, nested in dicts and lists, as one torch file: for states, not for weights."""
+    with replacing(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # so torch reports a full disk
+            raise UserError(f"cannot write {path}: {error}. What stood there before is untouched.") from error
+
+
+def load_torch(path: Path) -> object:
+    """What is in a torch file, on the CPU. It is read with weights_only, so no code in it is ever executed.
+
+    Raises:
+        UserError: the file is cut short, is no torch file, or holds anything but tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds here; to the user they are one
+        raise UserError(
+            f"{path} cannot be read as weights: it is cut short, or holds more than tensors and is not executed for "
+            f"safety ({type(error).__name__})."
+        ) from error
+
+
 def file_hash(path: Path) -> str:
     """sha256 of a file, as hex."""
     with open(path, "rb") as file:

@@ -5,6 +5,8 @@ import ipaddress
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -81,3 +83,12 @@ def clone(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))
     monkeypatch.setenv("NAYER_RUNS", str(tmp_path / "runs"))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(test_data, tmp_path_factory) -> Path:
+    """A folder with cifar-10-batches-py, rebuilt bit by bit from the shards at hand; takes a while."""
+    shards, out = test_data / "cifar10", tmp_path_factory.mktemp("cifar10")
+    done = subprocess.run([sys.executable, shards / "rebuild_cifar10.py", shards, out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out

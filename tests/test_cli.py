@@ -1,6 +1,5 @@
 """`python -m nayer_lib`: each command does what its notebook call does, and a user's mistake is one sentence."""
 
-import dataclasses
 import json
 import re
 import subprocess
@@ -11,7 +10,7 @@ import pytest
 from tiny import TINY, call, read_json, refused
 
 from nayer_lib import cli, files
-from nayer_lib.classifiers.teacher import RECIPES, load_classifier, make_classifier, save_classifier
+from nayer_lib.classifiers.teacher import make_classifier, save_classifier
 from nayer_lib.datasets import DATASETS
 from nayer_lib.results.runs import kept_cards, read_card
 from nayer_lib.results.tables import BENCH_MARKERS, MARKERS, bench_table, results_table
@@ -78,27 +77,7 @@ def test_runs_lists_and_keeps(clone, capsys):
     assert call(capsys, "runs").splitlines()[-1].split() == ["another", "running"]
 
 
-# --- teacher, lte (more of it in test_cli_lte.py), report
-
-
-@pytest.mark.parametrize(("split", "scored_on"), [("train", "test"), ("fit", "validation")])
-def test_teacher_trains_and_saves_with_its_provenance(split, scored_on, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=1))
-    path = tmp_path / "teacher.safetensors"
-    words = ["--dataset", "digits", "--network", "wrn10_half", "--split", split, "--seed", "3", "--out", str(path)]
-    out = call(capsys, "teacher", *words)
-    header = files.load_tensors(path)[1]
-    assert (header["dataset"], header["split"], header["seed"], header["recipe"]["epochs"]) == ("digits", split, 3, 1)
-    assert header["class_names"] == list(class_names("digits"))
-    assert out == f"teacher {100 * header['accuracy'][scored_on]:.1f} % on {scored_on}\n{path}\n"
-    assert not load_classifier(path).training
-
-
-def test_a_teacher_goes_where_distill_finds_it(clone, capsys, monkeypatch):
-    monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=1))
-    call(capsys, "teacher", "--dataset", "digits", "--network", "wrn10_half")
-    assert (clone / "data" / "teachers" / "digits-wrn10_half.safetensors").is_file()
-    call(capsys, "distill", *TINY_SET, "teacher=wrn10_half")
+# --- lte (more of it in cli/test_lte.py), report
 
 
 def test_lte_builds_a_pool_that_distill_finds(clone, capsys):
@@ -151,10 +130,6 @@ def test_report_puts_the_table_and_its_picture_into_the_readme(clone, capsys):
         (["distill", "--teacher", __file__], "is not a whole safetensors file"),
         (["distill", "--set", "encoder=bert"], "unknown text encoder 'bert'. Did you mean 'sbert'"),
         (["distill", "--out", f"{__file__}/run", *TINY_SET], "cannot write"),
-        (["teacher", "--dataset", "digits", "--network", "wrn10_1", "--recipe", "papr"], "Did you mean 'paper'"),
-        (["teacher", "--dataset", "digts", "--network", "wrn10_1"], "unknown data set 'digts'. Did you mean 'digits'"),
-        (["teacher", "--dataset", "digits", "--network", "wrn10"], "unknown network 'wrn10'. Did you mean 'wrn10_1'"),
-        (["teacher", "--dataset", "digits", "--network", "wrn10_1", "--split", "fits"], "Did you mean 'fit'"),
         (["runs", "--keep", "nothing"], "unknown run 'nothing'"),
     ],
     ids=lambda value: " ".join(Path(word).name for word in value)[:60] if isinstance(value, list) else "",
@@ -172,12 +147,10 @@ def test_a_mistake_is_one_sentence_on_stderr_and_status_2(arguments, sentence, c
         (["distill", "--set", "seed=1"], "seed has its own option: use --seed 1"),
         (["distill", "--set", "variant=paper"], "variant has its own option: use --variant paper"),
         (["distill", "--device", "gpu"], "unknown device 'gpu'"),
-        (["teacher", "--dataset", "digits", "--network", "wrn10_half", "--split", "test"], "unknown split to train on"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
 )
-def test_these_mistakes_are_a_sentence_too(arguments, sentence, clone, capsys, monkeypatch):
-    monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=1))
+def test_these_mistakes_are_a_sentence_too(arguments, sentence, clone, capsys):
     refused(arguments, sentence, capsys)
 
 
@@ -192,7 +165,7 @@ def test_a_keyboard_interrupt_is_no_traceback(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "prepare", interrupted)
     assert cli.main(["distill"]) == 130
-    assert capsys.readouterr().err == ("nayer_lib: stopped; the files of the last whole epoch are in the run folder.\n")
+    assert capsys.readouterr().err == ("nayer_lib: stopped; the files of the last whole epoch are kept.\n")
 
 
 def test_a_command_that_does_not_exist_is_told_by_the_parser(capsys):

@@ -1,17 +1,21 @@
 """Data sets: splits that never change and share no drawing, and facts that fit the images."""
 
+import pickle
+import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from nayer_lib import datasets
 from nayer_lib.datasets import DATASETS, INKS, SPLITS, dataset, load_split
 from nayer_lib.errors import MissingFile, UserError
+from nayer_lib.text.labels import wnids
 
 SIZES = {"fit": 1000, "validation": 297, "test": 500, "train": 1297}
 OURS = {"digits": 1, "color_digits": 5}  # splits are this many times as large
@@ -175,16 +179,32 @@ def test_an_unknown_split_names_the_nearest():
         load_split("digits", "valid")
 
 
-@pytest.mark.parametrize("name", ["cifar100", "tiny_imagenet", "imagenet"])
-def test_what_cannot_be_read_yet_says_so(name):
-    with pytest.raises(UserError, match=f"{name} cannot be read yet: use one of digits, color_digits, cifar10"):
+def no_such_host(*_args, **_kwargs):
+    raise socket.gaierror(-2, "Name or service not known")
+
+
+@pytest.fixture
+def sets(monkeypatch, tmp_path) -> Path:
+    """An empty folder of data sets on a machine without network."""
+    monkeypatch.setattr(socket, "getaddrinfo", no_such_host)
+    monkeypatch.setenv("NAYER_DATASETS", str(tmp_path / "sets"))
+    return tmp_path / "sets"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny_imagenet", "imagenet"])
+def test_without_file_and_network_there_is_one_sentence_at_once(sets, name):
+    pytest.importorskip("torchvision.datasets")
+    start = time.perf_counter()
+    with pytest.raises(MissingFile, match=f"{name} .*downloaded.*: .*NAYER_DATASETS names another folder") as raised:
         load_split(name, "test")
+    assert "\n" not in str(raised.value)
+    assert time.perf_counter() - start < 5
 
 
-# --- CIFAR-10
+# --- CIFAR-10 and CIFAR-100
 
 
-class FakeCIFAR10:
+class FakeCIFAR:
     """torchvision's reader over images of one pixel, whose value is their number; notes how it was called."""
 
     calls = []
@@ -197,59 +217,209 @@ class FakeCIFAR10:
         self.targets = (numbers % 10).tolist()
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.parametrize(
     ("split", "numbers"),
     [("train", (0, 50000)), ("fit", (0, 40000)), ("validation", (40000, 50000)), ("test", (0, 10000))],
 )
-def test_cifar10_validates_on_the_last_training_batch(monkeypatch, tmp_path, split, numbers):
-    monkeypatch.setenv("NAYER_DATASETS", str(tmp_path))
-    monkeypatch.setattr("torchvision.datasets.CIFAR10", FakeCIFAR10)
-    monkeypatch.setattr(FakeCIFAR10, "calls", [])
-    part = load_split("cifar10", split)
+def test_cifar_validates_on_the_last_ten_thousand(monkeypatch, sets, name, split, numbers):
+    monkeypatch.setattr(f"torchvision.datasets.{name.upper()}", FakeCIFAR)
+    monkeypatch.setattr(FakeCIFAR, "calls", [])
+    part = load_split(name, split)
     expected = torch.arange(*numbers)
     assert torch.equal(part.images[:, 0, 0, 0] + 256 * part.images[:, 1, 0, 0].long(), expected)
     assert torch.equal(part.labels, expected % 10)
-    assert FakeCIFAR10.calls == [(tmp_path, split != "test", True)]
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    load_split("cifar10", split)
-    assert FakeCIFAR10.calls[1] == (tmp_path, split != "test", False)  # it is there: no network is asked
+    assert FakeCIFAR.calls == [(sets, split != "test", True)]
 
 
-def no_such_host(*_args, **_kwargs):
-    raise socket.gaierror(-2, "Name or service not known")
+@pytest.fixture
+def cifar100_files(sets, monkeypatch):
+    """A few images in CIFAR-100's files: a row is a plane of red, one of green, one of blue. Checksums are waived."""
+    folder, rng = sets / "cifar-100-python", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    content = {}
+    for part, count in (("train", 7), ("test", 5)):
+        rows = rng.integers(256, size=(count, 3072), dtype=np.uint8)
+        fine, coarse = rng.integers(100, size=count).tolist(), [19] * count
+        content[part] = {"data": rows, "fine_labels": fine, "coarse_labels": coarse}
+    content["meta"] = {"fine_label_names": [name.replace(" ", "_") for name in dataset("cifar100").class_names]}
+    for file, entry in content.items():
+        (folder / file).write_bytes(pickle.dumps(entry))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5: Path(path).is_file())
+    return content
 
 
-def test_cifar10_without_file_and_network_is_one_sentence_at_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(socket, "getaddrinfo", no_such_host)
-    monkeypatch.setenv("NAYER_DATASETS", str(tmp_path / "sets"))
-    pytest.importorskip("torchvision.datasets")
-    start = time.perf_counter()
-    with pytest.raises(MissingFile, match="CIFAR-10 is not whole .* could not be downloaded: connect to the network"):
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_cifar100_is_read_with_its_fine_labels_and_no_network_if_it_is_there(cifar100_files, split):
+    part = load_split("cifar100", split)
+    assert torch.equal(part.images.flatten(1), torch.from_numpy(cifar100_files[split]["data"]))
+    assert part.labels.tolist() == cifar100_files[split]["fine_labels"]
+
+
+def test_cifar_that_is_not_whole_is_told(sets):
+    (sets / "cifar-10-batches-py").mkdir(parents=True)
+    (sets / "cifar-10-batches-py" / "test_batch").write_bytes(b"half of it")
+    with pytest.raises(MissingFile, match="cifar10 is not whole in .*: connect .* or put cifar-10-batches-py there"):
         load_split("cifar10", "test")
-    assert time.perf_counter() - start < 5
 
 
-def test_cifar10_that_is_not_whole_is_told(monkeypatch, tmp_path):
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(b"half of it")
-    monkeypatch.setenv("NAYER_DATASETS", str(tmp_path))
-    with pytest.raises(MissingFile, match="CIFAR-10 is not whole"):
-        load_split("cifar10", "test")
+# --- Tiny-ImageNet
 
 
-@pytest.fixture(scope="session")
-def cifar10(test_data, tmp_path_factory):
-    """cifar-10-batches-py, rebuilt bit by bit from the shards at hand."""
-    shards, out = test_data / "cifar10", tmp_path_factory.mktemp("cifar10")
-    done = subprocess.run([sys.executable, shards / "rebuild_cifar10.py", shards, out], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return out
+def draw(path, label, number, mode="RGB", size=(64, 64)):
+    """A plain image that tells its label and number by its colour, up to what JPEG does to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, (label, 60 * number, 9) if mode == "RGB" else label).save(path, quality=95)
+
+
+FEW = {"train": 4, "validation": 1, "test": 2}  # images of a class
+
+
+@pytest.fixture(scope="module")
+def tiny_archive(tmp_path_factory):
+    """What the official archive holds, with few images of each of its 200 classes; the first validation image is grey.
+
+    The validation images are numbered in an order that has nothing to do with the classes.
+    """
+    root = tmp_path_factory.mktemp("archive") / "tiny-imagenet-200"
+    names = wnids("tiny_imagenet")
+    for label, wnid in enumerate(names):
+        for number in range(FEW["train"]):
+            draw(root / "train" / wnid / "images" / f"{wnid}_{number}.JPEG", label, number)
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t62\t62\n")
+    lines, order = [], torch.randperm(400, generator=torch.Generator().manual_seed(0)).tolist()
+    for number, place in enumerate(order):
+        label, file = place % 200, f"val_{number}.JPEG"
+        draw(root / "val" / "images" / file, label, place // 200, "RGB" if number else "L")
+        lines.append(f"{file}\t{names[label]}\t0\t32\t44\t62\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    (root / "wnids.txt").write_text("\n".join(names[::-1]) + "\n")
+    return root
+
+
+@pytest.fixture
+def tiny(tiny_archive, sets, monkeypatch):
+    """A copy of it where `load_split` looks."""
+    monkeypatch.setattr(datasets, "PER_CLASS", FEW)
+    return Path(shutil.copytree(tiny_archive, sets / "tiny-imagenet-200"))
+
+
+@pytest.mark.parametrize(
+    ("split", "numbers"), [("train", [0, 1, 2, 3]), ("fit", [0, 1, 2]), ("validation", [3]), ("test", [0, 1])]
+)
+def test_tiny_imagenet_labels_are_the_sorted_wnids(tiny, split, numbers):
+    part = load_split("tiny_imagenet", split)
+    assert part.images.shape == (200 * len(numbers), 3, 64, 64) and part.images.dtype == torch.uint8
+    assert torch.bincount(part.labels).tolist() == [len(numbers)] * 200
+    red, green, _ = part.images.float().mean((2, 3)).T
+    assert (red - part.labels).abs().max() < 4
+    coloured = part.images.float().std(1).amax((1, 2)) > 0.5
+    assert coloured.sum() >= len(coloured) - 1  # a grey image has three equal channels
+    told = (green[coloured] / 60).round().int()
+    assert sorted(set(told.tolist())) == numbers
+
+
+@pytest.mark.parametrize("images", ["", "images"])
+def test_tiny_imagenets_val_folder_may_be_sorted_into_classes(tiny, images):
+    official = load_split("tiny_imagenet", "test")
+    for line in (tiny / "val" / "val_annotations.txt").read_text().splitlines():
+        file, wnid = line.split("\t")[:2]
+        (tiny / "val" / wnid / images).mkdir(parents=True, exist_ok=True)
+        (tiny / "val" / "images" / file).rename(tiny / "val" / wnid / images / file)
+    again = load_split("tiny_imagenet", "test")
+    assert torch.equal(again.images, official.images) and torch.equal(again.labels, official.labels)
+
+
+def test_tiny_imagenet_that_is_not_whole_is_told(tiny):
+    first, *_, last = wnids("tiny_imagenet")
+    (tiny / "train" / first / "images" / f"{first}_2.JPEG").unlink()
+    with pytest.raises(UserError, match=rf"not 4 images for {first} \(1\); put the whole data set in its place"):
+        load_split("tiny_imagenet", "fit")
+    (tiny / "train" / last).rename(tiny / "train" / "n99999999")
+    with pytest.raises(UserError, match=rf"no images for {last} \(1\); no class for the folders n99999999 \(1\);"):
+        load_split("tiny_imagenet", "fit")
+
+    photo = tiny / "val" / "images" / "val_7.JPEG"
+    photo.write_bytes(photo.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"val_7\.JPEG is not a whole image"):
+        load_split("tiny_imagenet", "test")
+    photo.unlink()
+    with pytest.raises(UserError, match=r"val does not fit the class names: not 2 images for n\d+ \(1\)"):
+        load_split("tiny_imagenet", "test")
+    draw(photo.with_name("mine.JPEG"), 0, 0)
+    with pytest.raises(UserError, match=r"no class for the folders mine\.JPEG \(1\)"):
+        load_split("tiny_imagenet", "test")
+
+
+def test_a_folder_of_200_other_classes_is_refused(tiny):
+    for folder in list((tiny / "train").iterdir()):
+        folder.rename(folder.with_name(f"n9{folder.name[2:]}"))
+    with pytest.raises(UserError, match=r"no images for n01443537, .* \(200\); no class for the folders n9.* \(200\)"):
+        load_split("tiny_imagenet", "train")
+
+
+def test_tiny_imagenet_is_downloaded_once_and_never_stands_there_by_half(sets, tiny_archive, monkeypatch):
+    def download(address, folder, md5):
+        asked.append((address, md5))
+        shutil.copytree(tiny_archive, Path(folder) / tiny_archive.name)
+        assert not (sets / tiny_archive.name).exists()
+        if len(asked) == 1:
+            raise OSError("the connection broke")
+
+    asked = []
+    monkeypatch.setattr(datasets, "PER_CLASS", FEW)
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", download)
+    with pytest.raises(MissingFile, match="tiny_imagenet is not whole"):
+        load_split("tiny_imagenet", "test")
+    assert not list(sets.iterdir())
+    for _ in range(2):
+        assert len(load_split("tiny_imagenet", "test").labels) == 400
+    assert asked == [datasets.TINY_IMAGENET] * 2 and [path.name for path in sets.iterdir()] == [tiny_archive.name]
+
+
+# --- ImageNet
+
+
+@pytest.fixture
+def imagenet(sets, monkeypatch):
+    """One validation image a class, of many shapes; wnids are sorted, so label 0 is the first."""
+    monkeypatch.setattr(datasets, "IMAGENET_PER_CLASS", 1)
+    for label, wnid in enumerate(wnids("imagenet")):
+        draw(sets / "imagenet" / "val" / wnid / f"{label}.JPEG", label % 256, label // 256, size=(8 + label % 9, 12))
+    return sets / "imagenet" / "val"
+
+
+def test_imagenet_is_seen_as_torchvisions_resnet50_was_scored(imagenet):
+    from torchvision.models import ResNet50_Weights
+
+    photo = imagenet / wnids("imagenet")[1] / "1.JPEG"
+    noise = np.random.default_rng(0).integers(256, size=(300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((500, 333)).save(photo)
+    part, facts = load_split("imagenet", "test"), dataset("imagenet")
+    assert part.images.shape == (1000, 3, 224, 224) and part.labels.tolist() == list(range(1000))
+    assert ((part.images.float().mean((2, 3))[:, 0] - torch.arange(1000) % 256).abs() < 4)[2:].all()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (facts.mean, facts.std))
+    expected = ResNet50_Weights.IMAGENET1K_V1.transforms()(Image.open(photo).convert("RGB"))
+    torch.testing.assert_close((part.images[1].float() / 255 - mean) / std, expected)
+
+
+def test_imagenet_wants_its_thousand_classes_and_gives_no_training_images(imagenet):
+    gone = wnids("imagenet")[5]
+    shutil.rmtree(imagenet / gone)
+    with pytest.raises(UserError, match=rf"no images for {gone} \(1\); put the whole data set in its place"):
+        load_split("imagenet", "test")
+    for split in ("train", "fit", "validation"):
+        with pytest.raises(UserError, match="do not fit into memory, so only its test split is read"):
+            load_split("imagenet", split)
+
+
+# --- CIFAR-10 itself
 
 
 @pytest.mark.slow
-def test_cifar10_itself(cifar10, test_data, monkeypatch):
+def test_cifar10_itself(cifar10_folder, test_data, monkeypatch):
     """The numbers that its description gives."""
-    monkeypatch.setenv("NAYER_DATASETS", str(cifar10))
+    monkeypatch.setenv("NAYER_DATASETS", str(cifar10_folder))
     train, test = load_split("cifar10", "train"), load_split("cifar10", "test")
     assert train.images.shape == (50000, 3, 32, 32) and test.images.shape == (10000, 3, 32, 32)
     assert torch.bincount(test.labels).tolist() == [1000] * 10 and torch.bincount(train.labels).tolist() == [5000] * 10

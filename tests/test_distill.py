@@ -16,6 +16,7 @@ from nayer_lib.datasets import DATASETS
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.evaluate import Scores
 from nayer_lib.methods.base import Batch, Method, NonFiniteLoss, SynthesisReport
+from nayer_lib.text.lte_pool import build_pool
 
 SCORES = Scores(0.5, 0.6, 0.7, torch.zeros(10), torch.zeros(500))
 
@@ -172,10 +173,21 @@ def test_prepare_gives_a_frozen_teacher_a_fresh_student_and_the_same_ruler_for_b
     assert setup.evaluate(method.teacher).accuracy == setup.evaluate.teacher.accuracy > 0.98
 
 
-def test_a_run_reads_the_test_split_and_no_other(monkeypatch):
-    asked, read = [], datasets._digits
-    monkeypatch.setattr(datasets, "_digits", lambda split: asked.append(split) or read(split))
-    run_all(tiny_setup())
+@pytest.mark.filterwarnings("ignore:the teacher scores")
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_run_reads_the_test_split_and_no_other(name, monkeypatch):
+    facts, asked = DATASETS[name], []
+
+    def read(*words):
+        asked.append(words[-1])
+        images = torch.randint(256, (4, facts.channels, facts.size, facts.size), dtype=torch.uint8)
+        return datasets.Split(images, torch.arange(4))
+
+    for reader in ("_digits", "_color_digits", "_cifar", "_tiny_imagenet", "_imagenet"):
+        monkeypatch.setattr(datasets, reader, read)
+    teacher = make_classifier("wrn10_half", facts.class_names, facts.mean, facts.std, seed=0)
+    config = tiny_config(dataset=name, generator_batch=2, student_batch=2)
+    run_all(distill.prepare(config, teacher, build_pool(facts.class_names, "random", "a"), device="cpu"))
     assert asked == ["test"]
 
 
@@ -223,10 +235,10 @@ def test_what_does_not_fit_is_told_in_one_sentence(overrides, checkpoint, kind, 
 @pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
 def test_the_device_is_the_gpu_where_there_is_one(there, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert distill._device(None) == torch.device(expected) and distill._device("cpu") == torch.device("cpu")
+    assert distill.choose_device(None) == torch.device(expected) and distill.choose_device("cpu") == torch.device("cpu")
     if not there:
         with pytest.raises(UserError, match="no CUDA device that torch can use"):
-            distill._device("cuda")
+            distill.choose_device("cuda")
 
 
 def test_prepare_checks_a_config_that_was_not_made_by_make_config():

@@ -7,6 +7,7 @@ import reference
 import torch
 from torch import nn
 
+from nayer_lib import evaluate
 from nayer_lib.classifiers.teacher import Classifier
 from nayer_lib.datasets import Split
 from nayer_lib.errors import UserError
@@ -120,11 +121,12 @@ def test_a_teacher_within_ten_points_of_chance_is_noticed(predictions, at_chance
 
 
 @pytest.mark.parametrize("batch", [1000, 2])
-def test_features_are_what_the_head_reads(batch):
+def test_features_are_what_the_head_reads(batch, monkeypatch):
     """Of bytes as 0..1, normalised by the classifier itself; no gradients, whatever the batch."""
+    monkeypatch.setattr(evaluate, "at_once", lambda images: batch)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
     images = torch.randint(0, 256, (5, 1, 1, 2), dtype=torch.uint8)
-    told = features(Classifier(net, NAMES, (0.5,), (0.25,)), images, batch)
+    told = features(Classifier(net, NAMES, (0.5,), (0.25,)), images)
     assert told.shape == (5, 4) and not told.requires_grad
     assert torch.allclose(told, net[:3]((images.float() / 255 - 0.5) / 0.25), atol=1e-6)

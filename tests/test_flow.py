@@ -15,12 +15,12 @@ nayer_lib
 errors files
 text.labels text.prompts text.corpora text.hub text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks
-classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
-datasets augment losses memory evaluate metrics config
+classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher classifiers.training
+image_files datasets augment losses memory evaluate metrics config
 methods.base methods.nayer methods.with_data methods
-distill
+distill budget
 results.paper results.embeddings results.figures results.runs results.tables
-sweep notebook demo cli.common cli.lte cli __main__
+sweep notebook demo cli.common cli.lte cli.teacher cli __main__
 """.split()
 
 HEAVY = "open_clip sentence_transformers gensim seaborn matplotlib pandas torchvision IPython".split()

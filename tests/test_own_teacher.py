@@ -1,8 +1,6 @@
 """Bring your own teacher: any classifier with BatchNorm, with its normalisation, names, images and embeddings."""
 
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -182,12 +180,9 @@ def test_the_command_line_takes_a_foreign_checkpoint_with_its_own_images(folder,
 
 
 @pytest.fixture(scope="module")
-def cifar10(test_data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cifar")
-    shards = test_data / "cifar10"
-    subprocess.run([sys.executable, shards / "rebuild_cifar10.py", shards, folder], check=True, capture_output=True)
+def cifar10(cifar10_folder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NAYER_DATASETS", str(folder))
+        patch.setenv("NAYER_DATASETS", str(cifar10_folder))
         yield load_split("cifar10", "test")
 
 

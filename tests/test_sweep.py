@@ -201,7 +201,7 @@ def test_a_sweep_runs_skips_what_is_done_and_tells_what_failed(write, no_runs, c
     before = sorted(path.name for path in no_runs.iterdir())
     assert cli.main(["sweep", "--file", str(path)]) == 2  # again: only the one without a card
     said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("nayer_lib: 1 runs failed: no pool, seed 5: no label-text")
+    assert said.out == "" and said.err.startswith("nayer_lib: 1 runs failed: no pool, seed 5: unknown text encoder")
     assert said.err.count("\n") == 1 and sorted(path.name for path in no_runs.iterdir()) == before
 
 

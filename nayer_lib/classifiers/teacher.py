@@ -1,16 +1,14 @@
-"""The frame around every network that classifies: T and S, their normalisation, their files, T's training.
+"""The frame around every network that classifies: T and S, their normalisation, their files.
 
 An image is float NCHW in [0, 1] everywhere in this kit; a `Classifier` carries its own normalisation as its first
 layer, so nobody else ever normalises.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import files
 from ..errors import MissingFile, UserError
@@ -76,8 +74,11 @@ def make_classifier(
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def save_classifier(path: Path, classifier: Classifier, **provenance) -> None:
-    """Write weights as safetensors; the header has architecture, class names, normalisation and `provenance`."""
+def save_classifier(path: Path, classifier: Classifier, half: bool = False, **provenance) -> None:
+    """Write weights as safetensors; the header has architecture, class names, normalisation and `provenance`.
+
+    `half` rounds them to float16; `load_classifier` gives float32 again.
+    """
     header = {
         "network": classifier.name,
         "class_names": classifier.class_names,
@@ -85,7 +86,10 @@ def save_classifier(path: Path, classifier: Classifier, **provenance) -> None:
         "std": classifier.std,
         **provenance,
     }
-    files.save_tensors(path, classifier.net.state_dict(), header)
+    weights = classifier.net.state_dict()
+    if half:
+        weights = {name: x.half() if x.is_floating_point() else x for name, x in weights.items()}
+    files.save_tensors(path, weights, header)
 
 
 def load_classifier(path: Path) -> Classifier:
@@ -115,13 +119,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     elif not path.is_file():
         raise MissingFile(f"{path} does not exist.")
     else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds here; to the user they are one
-            raise UserError(
-                f"{path} cannot be read as weights: it is cut short, or holds more than tensors "
-                f"and is not executed for safety ({type(error).__name__})."
-            ) from error
+        content = files.load_torch(path)
         weights = content.get("state_dict", content) if isinstance(content, dict) else {}
     named = isinstance(weights, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items())
     if not named or not weights:
@@ -172,68 +170,7 @@ def load_teacher(dataset: str, network: str, checkpoint: Path | None = None) -> 
     path = Path(checkpoint) if checkpoint else teacher_path(dataset, network)
     if not path.is_file():
         raise MissingFile(
-            f"no teacher for {dataset}/{network}: run `python -m nayer_lib teacher --dataset {dataset} "
-            f"--network {network}` or pass checkpoint=..."
+            f"no teacher for {dataset}/{network}: run `python -m nayer_lib teacher train --dataset {dataset} "
+            f"--network {network}`, or pass a checkpoint (`python -m nayer_lib teacher list` says where one is)."
         )
     return load_classifier(path).freeze()
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a teacher is trained. The defaults are appendix A.1's."""
-
-    epochs: int = 200
-    batch: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    nesterov: bool = False
-    one_cycle: bool = False  # else cosine annealing
-
-
-RECIPES = {"paper": Recipe(), "digits": Recipe(epochs=15, batch=64, nesterov=True, one_cycle=True)}
-
-
-def train_classifier(
-    classifier: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    augment: Callable[[Tensor, torch.Generator], Tensor],
-    recipe: Recipe,
-    seed: int,
-) -> Iterator[float]:
-    """Supervised training on real data, one yield of the mean loss an epoch; the classifier is trained in place.
-
-    Args:
-        images: (N, C, H, W) uint8.
-        labels: (N,) class ids.
-        augment: a batch in [0, 1] and a generator -> the augmented batch.
-    """
-    device = images.device
-    rng = torch.Generator(device).manual_seed(seed)
-    optimizer = torch.optim.SGD(
-        classifier.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
-    )
-    steps = max(1, len(images) // recipe.batch) * recipe.epochs
-    schedule = (
-        torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
-        if recipe.one_cycle
-        else torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    )
-    for _ in range(recipe.epochs):
-        classifier.train()
-        order = torch.randperm(len(images), generator=rng, device=device)
-        total = torch.zeros((), device=device)
-        batches = [batch for batch in order.split(recipe.batch) if len(batch) == recipe.batch] or [order]
-        for batch in batches:
-            loss = F.cross_entropy(classifier(augment(images[batch].float() / 255, rng)), labels[batch])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.detach()
-        yield total.item() / len(batches)
-    classifier.eval()

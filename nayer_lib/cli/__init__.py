@@ -1,7 +1,6 @@
 """`python -m nayer_lib ...`: the same calls as in the notebooks, without one."""
 
 import ast
-import dataclasses
 import inspect
 import json
 import sys
@@ -12,18 +11,17 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from .. import datasets, files
-from ..augment import crop_and_flip
-from ..classifiers.teacher import RECIPES, make_classifier, save_classifier, teacher_path, train_classifier
+from ..budget import in_words, rehearse
 from ..config import make_config
 from ..demo import demo
 from ..distill import prepare
-from ..errors import MissingFile, UserError, unknown
-from ..evaluate import Evaluator
+from ..errors import MissingFile, UserError
 from ..results import runs as cards
 from ..results import tables
 from ..sweep import keep_sweep, read_sweep, run_sweep
 from ..text.lte_pool import load_pool
 from . import lte as pools
+from . import teacher as teachers
 from .common import own_teacher
 
 
@@ -43,6 +41,7 @@ def distill(
     size: int = 32,
     device: str | None = None,
     out: Path | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Distil a student without data and leave a run folder. docs/your_own_model.md shows how with your own teacher.
 
@@ -62,6 +61,8 @@ def distill(
         size: pixels to resize them to.
         device: "cpu" or "cuda"; default: the GPU where there is one.
         out: the run folder; default: a new one under runs/.
+        dry_run: only rehearse: everything at its real size, two random images a batch, on the CPU; and say how much
+            memory the run would hold. It needs neither data nor weights.
     """
     from tqdm import tqdm
 
@@ -73,6 +74,9 @@ def distill(
         if not own:
             raise UserError("--images needs --teacher: the kit's own teachers have their own test images.")
         test = datasets.load_folder(images, own.class_names, size, len(own.mean))
+    if dry_run:
+        print(in_words(config, rehearse(config, own, pool, test)))
+        return
     setup = prepare(config, own, pool, test, device)
     run = cards.Run(setup, out)
     with tqdm(run, total=config.total_epochs, unit="epoch") as bar:
@@ -85,54 +89,6 @@ def distill(
         f"best on test {100 * card['accuracy_best']:.1f} %), {card['images']} images, "
         f"{card['seconds']['total']:.0f} s\n{run.folder}"
     )
-
-
-def teacher(
-    dataset: str, network: str, recipe: str = "digits", split: str = "train", seed: int = 0, out: Path | None = None
-) -> None:
-    """Train a teacher on real data and save it where `distill` finds it.
-
-    Args:
-        dataset: "digits", "color_digits" or "cifar10".
-        network: "wrn10_1", "wrn40_2", "resnet34", ...
-        recipe: "paper" (appendix A.1) or "digits" (15 epochs).
-        split: "train", or "fit" to keep the validation part unseen.
-        seed: of the weights and the batches.
-        out: default: data/teachers/<dataset>-<network>.safetensors.
-    """
-    from tqdm import tqdm
-
-    if recipe not in RECIPES:
-        raise unknown("recipe", recipe, RECIPES)
-    if split not in ("train", "fit"):
-        raise unknown("split to train on", split, ("train", "fit"))
-    facts, chosen = datasets.dataset(dataset), RECIPES[recipe]
-    data = datasets.load_split(dataset, split)
-    classifier = make_classifier(network, facts.class_names, facts.mean, facts.std, seed)
-    losses = train_classifier(
-        classifier,
-        data.images,
-        data.labels,
-        lambda images, rng: crop_and_flip(images, facts.crop_padding, facts.flip, rng),
-        chosen,
-        seed,
-    )
-    with tqdm(losses, total=chosen.epochs, unit="epoch") as bar:
-        for loss in bar:
-            bar.set_description(f"loss {loss:.3f}")
-    scored_on = "validation" if split == "fit" else "test"
-    accuracy = Evaluator(classifier, datasets.load_split(dataset, scored_on)).teacher.accuracy
-    path = out or teacher_path(dataset, network)
-    save_classifier(
-        path,
-        classifier,
-        dataset=dataset,
-        split=split,
-        recipe=dataclasses.asdict(chosen),
-        seed=seed,
-        accuracy={scored_on: accuracy},
-    )
-    print(f"teacher {100 * accuracy:.1f} % on {scored_on}\n{path}")
 
 
 def runs(keep: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None) -> None:
@@ -182,7 +138,7 @@ def report() -> None:
     print(table)
 
 
-COMMANDS = {f.__name__: f for f in (demo, distill, teacher, runs, sweep, report)} | {"lte": pools}
+COMMANDS = {f.__name__: f for f in (demo, distill, runs, sweep, report)} | {"lte": pools, "teacher": teachers}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -193,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"nayer_lib: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("nayer_lib: stopped; the files of the last whole epoch are in the run folder.", file=sys.stderr)
+        print("nayer_lib: stopped; the files of the last whole epoch are kept.", file=sys.stderr)
         return 130
     return 0
 

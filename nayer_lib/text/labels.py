@@ -27,8 +27,20 @@ def class_names(dataset: str) -> tuple[str, ...]:
 
 def superclasses() -> tuple[str, ...]:
     """CIFAR-100's 20 superclasses: the superclass of each of its 100 classes, in index order."""
-    with open(data_dir() / "labels" / "cifar100_superclasses.csv", newline="", encoding="utf-8") as file:
-        return tuple(row["superclass"] for row in csv.DictReader(file))
+    return _column("cifar100_superclasses", "superclass")
+
+
+def wnids(dataset: str) -> tuple[str, ...]:
+    """The WordNet ids of the K classes of "tiny_imagenet" or "imagenet", in index order, which is sorted order.
+
+    They name the folders of these data sets.
+    """
+    return _column(f"{dataset}_wnids", "wnid")
+
+
+def _column(file: str, name: str) -> tuple[str, ...]:
+    with open(data_dir() / "labels" / f"{file}.csv", newline="", encoding="utf-8") as lines:
+        return tuple(row[name] for row in csv.DictReader(lines))
 
 
 def readable(names: Sequence[str]) -> tuple[str, ...]:

@@ -8,14 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn import functional as F
 
 from nayer_lib import files
 from nayer_lib.classifiers import build
 from nayer_lib.classifiers.teacher import (
-    RECIPES,
     Classifier,
-    Recipe,
     load_classifier,
     load_teacher,
     load_weights,
@@ -23,8 +20,8 @@ from nayer_lib.classifiers.teacher import (
     read_checkpoint,
     save_classifier,
     teacher_path,
-    train_classifier,
 )
+from nayer_lib.classifiers.training import RECIPES, Recipe
 from nayer_lib.datasets import dataset, load_split
 from nayer_lib.errors import MissingFile, UserError
 
@@ -119,6 +116,16 @@ def test_a_classifier_comes_back_bit_by_bit(tmp_path):
     assert torch.equal(read(images()), made(images()))
     header = files.load_tensors(path)[1]
     assert header["seed"] == 3 and header["recipe"] == {"epochs": 2} and header["class_names"] == list(NAMES)
+
+
+def test_half_precision_halves_the_file_and_comes_back_as_float32(tmp_path):
+    made, whole, half = classifier(), tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    save_classifier(whole, made)
+    save_classifier(half, made, half=True)
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    read = load_classifier(half)
+    assert {x.dtype for x in read.state_dict().values()} == {torch.float32, torch.int64}
+    assert same_weights(read.net, made.net.half().float())
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])
@@ -261,7 +268,9 @@ def test_a_missing_checkpoint_is_told(tmp_path, name):
 
 
 def test_a_missing_teacher_says_how_to_train_it(tmp_path):
-    command = "no teacher for cifar10/wrn40_2: run `python -m nayer_lib teacher --dataset cifar10 --network wrn40_2`"
+    command = (
+        "no teacher for cifar10/wrn40_2: run `python -m nayer_lib teacher train --dataset cifar10 --network wrn40_2`"
+    )
     with pytest.raises(MissingFile, match=command):
         load_teacher("cifar10", "wrn40_2", tmp_path / "none.safetensors")
     with pytest.raises(MissingFile, match="no teacher for digits/wrn10_9: run"):
@@ -293,74 +302,3 @@ def test_a_kept_teacher_is_good_and_says_how_it_was_made(path):
     assert Recipe(**header["recipe"]) in RECIPES.values()
     assert isinstance(header["seed"], int) and header["split"] in ("fit", "train")
     assert path.stat().st_size < 1_000_000
-
-
-# --- training
-
-
-@pytest.fixture(scope="module")
-def drawings():
-    """A few digits to learn."""
-    fit = load_split("digits", "fit")
-    return fit.images[:160], fit.labels[:160]
-
-
-def trained(drawings, seed, recipe, augment=lambda batch, rng: batch):
-    """A classifier after training, and its loss of each epoch."""
-    made = make_classifier("wrn10_half", dataset("digits").class_names, (0.3,), (0.4,), seed=0)
-    return made, list(train_classifier(made, *drawings, augment, recipe, seed))
-
-
-@pytest.mark.parametrize("one_cycle", [False, True])
-def test_training_lowers_the_loss(drawings, one_cycle):
-    made, losses = trained(drawings, 0, Recipe(epochs=4, batch=32, nesterov=True, one_cycle=one_cycle))
-    assert len(losses) == 4 and losses[-1] < 0.6 * losses[0]
-    assert not made.training
-    images, labels = drawings
-    with torch.no_grad():
-        assert F.cross_entropy(made(images.float() / 255), labels) < 2.3  # ln 10 is knowing nothing
-
-
-def test_the_seed_decides_the_training(drawings):
-    recipe, jitter = Recipe(epochs=1, batch=32), lambda x, rng: x + 0.1 * torch.rand(x.shape, generator=rng)
-    torch.manual_seed(1)
-    (first, losses), (again, same) = (trained(drawings, 0, recipe, jitter) for _ in range(2))
-    other, others = trained(drawings, 1, recipe, jitter)
-    assert same_weights(first, again) and losses == same
-    assert not same_weights(first, other) and losses != others
-
-
-def test_an_epoch_shows_each_image_once_in_whole_batches_in_0_1(drawings):
-    seen = []
-
-    def note(batch, rng):
-        seen.append(batch.clone())
-        return batch
-
-    trained(drawings, 0, Recipe(epochs=2, batch=48), note)  # 3 batches of 48, 16 images left out
-    assert [len(batch) for batch in seen] == [48] * 6
-    assert max(batch.max() for batch in seen) == 1 and min(batch.min() for batch in seen) == 0
-    every = {image.numpy().tobytes() for image in drawings[0]}
-    for epoch in (seen[:3], seen[3:]):
-        shown = [(image * 255).round().to(torch.uint8).numpy().tobytes() for image in torch.cat(epoch)]
-        assert set(shown) <= every and len(set(shown)) == 144
-
-
-def test_every_epoch_trains_in_training_mode_also_after_an_evaluation(drawings):
-    made = make_classifier("wrn10_half", dataset("digits").class_names, (0.3,), (0.4,), seed=0).eval()
-    epochs = train_classifier(made, *drawings, lambda batch, rng: batch, Recipe(epochs=2, batch=32), seed=0)
-    for number, _ in enumerate(epochs, 1):
-        assert all(layer.num_batches_tracked == 5 * number for layer in made.batch_norms())
-        made.eval()
-
-
-def test_fewer_images_than_a_batch_are_one_batch(drawings):
-    _, losses = trained((drawings[0][:5], drawings[1][:5]), 0, Recipe(epochs=3, batch=64))
-    assert len(losses) == 3
-
-
-def test_the_paper_trains_teachers_so():
-    """Appendix A.1."""
-    paper = RECIPES["paper"]
-    assert (paper.epochs, paper.batch, paper.lr, paper.momentum, paper.weight_decay) == (200, 128, 0.1, 0.9, 5e-4)
-    assert not paper.nesterov and not paper.one_cycle

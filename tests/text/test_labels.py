@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nayer_lib.errors import UserError
 from nayer_lib.files import data_dir
-from nayer_lib.text.labels import check_names, class_names, labels_hash, readable, superclasses
+from nayer_lib.text.labels import check_names, class_names, labels_hash, readable, superclasses, wnids
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -130,6 +130,23 @@ def test_readable_keeps_the_number_of_classes_and_leaves_no_underscore_or_comma(
     said = readable(names)
     assert len(said) == len(names)
     assert all("_" not in name and "," not in name and "  " not in name for name in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"), [("tiny_imagenet", "tiny_imagenet_classes.txt"), ("imagenet", "imagenet_wnid_short_name.txt")]
+)
+def test_wordnet_ids_go_with_the_names(test_data, name, source):
+    lines = (test_data / "labels" / source).read_text(encoding="utf-8").splitlines()
+    ids, names = zip(*(line.split("\t") for line in lines), strict=True)
+    assert wnids(name) == ids
+    pairs = zip(names, class_names(name), strict=True)
+    assert all(ours.startswith(theirs.split(",")[0].replace("_", " ")) for theirs, ours in pairs)
+
+
+def test_wordnet_ids_are_sorted_and_tiny_imagenets_are_some_of_imagenets():
+    for name, count in (("tiny_imagenet", 200), ("imagenet", 1000)):
+        assert len(wnids(name)) == count and list(wnids(name)) == sorted(set(wnids(name)))
+    assert set(wnids("tiny_imagenet")) < set(wnids("imagenet"))
 
 
 def test_one_line_is_one_class(labels):

@@ -1,0 +1,108 @@
+"""What a run would hold in memory, by arithmetic, and its rehearsal: every object at its real size, two images a batch.
+
+A rehearsal needs neither data nor weights nor network. It shows in seconds that a config can be put together and run.
+"""
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from .classifiers.teacher import Classifier, load_teacher, make_classifier, teacher_path
+from .config import Config
+from .datasets import Split, dataset
+from .distill import distill, prepare
+from .methods.base import Method
+from .text.lte_pool import LTEPool, load_pool, pool_path
+
+FLOAT = 4  # bytes
+# Numbers kept a parameter: the weight; its gradient and SGD's momentum; its gradient and Adam's two moments.
+COPIES = {"teacher": 1, "student": 3, "generator": 4}
+TOY = {
+    "generator_batch": 2,  # BatchNorm needs two
+    "generator_steps": 1,
+    "rounds": 1,
+    "student_batch": 2,
+    "student_steps": 1,
+    "warmup_epochs": 0,  # so that the round plays against the student
+    "epochs": 1,
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a whole run holds at its end, activations left out: they depend on the device and its libraries.
+
+    Attributes:
+        parameters: of "teacher", "student" and "generator".
+        images: in the memory M.
+        bytes: of the three with their gradients and optimisers, and of "memory".
+    """
+
+    parameters: dict[str, int]
+    images: int
+    bytes: dict[str, int]
+
+
+def budget(method: Method) -> Budget:
+    """The arithmetic for a method that was built for its config, e.g. a row of Table 8."""
+    config, facts = method.config, method.facts
+    parameters = {name: sum(p.numel() for p in getattr(method, name).parameters()) for name in COPIES}
+    rounds = method.repeats * sum(config.synthesis_rounds(epoch) for epoch in range(config.total_epochs))
+    images = min(rounds * config.generator_batch, config.memory_size or rounds * config.generator_batch)
+    image = facts.channels * facts.size**2 + 2 * torch.long.itemsize  # with its label and its round
+    held = {name: FLOAT * COPIES[name] * count for name, count in parameters.items()}
+    return Budget(parameters, images, held | {"memory": images * image})
+
+
+def rehearse(
+    config: Config, teacher: Classifier | None = None, pool: LTEPool | None = None, test: Split | None = None
+) -> Budget:
+    """One synthesis round of one step, one student step and one evaluation on the CPU; returns the real run's budget.
+
+    What is not given is made up: a teacher of fresh weights and embeddings of random numbers, as many as CLIP's, unless
+    the kit's own files are here; and two random test images.
+
+    Raises:
+        UserError: as `prepare` and `distill`, for what does not fit together.
+    """
+    rng = torch.Generator().manual_seed(config.seed)
+    if teacher is None and teacher_path(config.dataset, config.teacher).is_file():
+        teacher = load_teacher(config.dataset, config.teacher)
+    elif teacher is None:
+        facts = dataset(config.dataset)
+        teacher = make_classifier(config.teacher, facts.class_names, facts.mean, facts.std, config.seed)
+    names, path = teacher.class_names, pool_path(config.dataset, config.encoder, config.prompt)
+    if pool is None:
+        pool = load_pool(path, names) if path.is_file() else LTEPool(torch.randn(len(names), 512, generator=rng), {})
+    if test is None:
+        facts = dataset(config.dataset)
+        shape = (2, facts.channels, facts.size, facts.size)
+        test = Split(torch.randint(256, shape, generator=rng, dtype=torch.uint8), torch.arange(2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the teacher scores")  # on two random images
+        setup = prepare(config, teacher, pool, test, device="cpu")
+    counted = budget(setup.method)
+    setup.method.config = dataclasses.replace(config, **TOY)
+    for _ in distill(setup.method, setup.evaluate):
+        pass
+    return counted
+
+
+def in_words(config: Config, counted: Budget) -> str:
+    """A budget as a plain table."""
+    lines = [
+        f"{config.dataset}, {config.teacher} -> {config.student}, {config.variant}, {config.profile}",
+        f"{'':12}{'parameters':>14}{'held at the end':>20}",
+    ]
+    for name, count in counted.parameters.items():
+        lines.append(f"{name:12}{count:14,}{_mb(counted.bytes[name]):>20}")
+    lines.append(f"{'memory':12}{f'{counted.images:,} images':>14}{_mb(counted.bytes['memory']):>20}")
+    lines.append(f"{'together':26}{_mb(sum(counted.bytes.values())):>20}  and activations on top")
+    lines.append("One round, one student step and one evaluation ran on random images: no data or weights were needed.")
+    return "\n".join(lines)
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

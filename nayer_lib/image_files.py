@@ -1,0 +1,89 @@
+"""From image files to bytes: what Tiny-ImageNet, ImageNet and a folder of your own have in common."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import MissingFile, UserError
+
+Labelled = list[tuple[Path, int]]  # a file and its label
+
+
+def class_folders(folder: Path, pattern: str = "*") -> dict[str, list[Path]]:
+    """The files under each subfolder of `folder`, by name; subfolders without any are left out.
+
+    Raises:
+        MissingFile: no such folder.
+    """
+    if not folder.is_dir():
+        raise MissingFile(f"{folder} does not exist: name a folder with one subfolder of images a class.")
+    subfolders = [path for path in folder.iterdir() if path.is_dir()]
+    found = {path.name: sorted(p for p in path.rglob(pattern) if p.is_file()) for path in subfolders}
+    return {name: paths for name, paths in found.items() if paths}
+
+
+def with_labels(
+    found: Mapping[str, list[Path]], classes: Sequence[str], folder: Path, each: int | None = None
+) -> Labelled:
+    """The files with their labels, class after class: a file's label is the place of its class in `classes`.
+
+    Args:
+        found: the files of each class.
+        folder: where they lie, for the error's sentence.
+        each: how many files a class must have; None takes any number but none.
+
+    Raises:
+        UserError: a class without files or with another number of them, or files without a class.
+    """
+    problems = {
+        "no images for": [name for name in classes if not found.get(name)],
+        "no class for the folders": sorted(found.keys() - set(classes)),
+        f"not {each} images for": [name for name in classes if each and len(found.get(name, ())) not in (0, each)],
+    }
+    told = [f"{kind} {', '.join(names[:3])} ({len(names)})" for kind, names in problems.items() if names]
+    if told:
+        remedy = "; put the whole data set in its place" if each else ""
+        raise UserError(f"{folder} does not fit the class names: {'; '.join(told)}{remedy}.")
+    return [(path, label) for label, name in enumerate(classes) for path in found[name]]
+
+
+def read_images(paths: Sequence[Path], size: int, channels: int = 3, shorter_side: int | None = None) -> Tensor:
+    """Decode image files of any mode and size, in their order: (N, channels, size, size) uint8.
+
+    Threads share the work, because decoding leaves Python's lock; a bar appears when it takes longer than 3 seconds.
+
+    Args:
+        channels: 1 reads everything as grey, 3 as RGB.
+        shorter_side: pixels to scale the shorter side to before `size` are cut out of the middle, as ImageNet's
+            classifiers are scored; None squeezes the whole image into the square.
+
+    Raises:
+        UserError: a file that is no whole image.
+    """
+    from PIL import Image
+    from tqdm import tqdm
+
+    def decode(path: Path) -> Tensor:
+        try:
+            with Image.open(path) as image:
+                image = image.convert("L" if channels == 1 else "RGB")
+        except OSError as error:
+            raise UserError(f"{path} is not a whole image: remove or replace it.") from error
+        if shorter_side is None:
+            image = image.resize((size, size))
+        else:
+            from torchvision.transforms.functional import center_crop, resize
+
+            image = center_crop(resize(image, shorter_side), size)
+        return torch.from_numpy(np.array(image).reshape(size, size, channels)).permute(2, 0, 1)
+
+    images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
+    with ThreadPoolExecutor() as pool:
+        decoded = tqdm(pool.map(decode, paths), total=len(paths), unit="image", delay=3)
+        for image, pixels in zip(images, decoded, strict=True):
+            image.copy_(pixels)
+    return images

@@ -1,0 +1,84 @@
+"""Image files: what a class's folder holds, its label, and the bytes of an image of any mode and size."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nayer_lib.errors import MissingFile, UserError
+from nayer_lib.image_files import class_folders, read_images, with_labels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of one, two and no images, and files that are none of them."""
+    for name in ("b/2.png", "b/deep/1.png", "a/9.png", "c/notes.txt", "list.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_files_are_found_under_the_subfolders(folder):
+    found = class_folders(folder, "*.png")
+    assert found == {"a": [folder / "a/9.png"], "b": [folder / "b/2.png", folder / "b/deep/1.png"]}
+    assert class_folders(folder)["c"] == [folder / "c/notes.txt"]
+    with pytest.raises(MissingFile, match="nowhere does not exist: name a folder with one subfolder of images a class"):
+        class_folders(folder / "nowhere")
+
+
+def test_a_label_is_the_place_of_the_class_and_not_of_the_folder(folder):
+    found = class_folders(folder, "*.png")
+    assert [(path.name, label) for path, label in with_labels(found, ("b", "a"), folder)] == [
+        ("2.png", 0),
+        ("1.png", 0),
+        ("9.png", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("classes", "each", "sentence"),
+    [
+        ("abc", None, r"does not fit the class names: no images for c \(1\)\.$"),
+        ("a", None, r"does not fit the class names: no class for the folders b \(1\)\.$"),
+        ("ab", 1, r"not 1 images for b \(1\); put the whole data set in its place\.$"),
+        ("xyzab", 2, r"no images for x, y, z \(3\); not 2 images for a \(1\); put the whole"),
+    ],
+)
+def test_what_does_not_fit_the_classes_is_told(folder, classes, each, sentence):
+    with pytest.raises(UserError, match=sentence):
+        with_labels(class_folders(folder, "*.png"), classes, folder, each)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1"])
+def test_an_image_of_any_mode_becomes_bytes(tmp_path, mode):
+    noise = np.random.default_rng(0).integers(256, size=(6, 6, 3), dtype=np.uint8)
+    image, path = Image.fromarray(noise).convert(mode), tmp_path / "image.tiff"
+    image.save(path)
+    expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(read_images([path, path], size=6), torch.stack([expected, expected]))
+    assert torch.equal(read_images([path], 6, channels=1)[0, 0], torch.from_numpy(np.array(image.convert("L"))))
+
+
+def test_many_images_keep_their_order(tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(200)]
+    for number, path in enumerate(paths):
+        Image.new("L", (4, 4), number).save(path)
+    assert torch.equal(read_images(paths, 4, channels=1)[:, 0, 0, 0], torch.arange(200, dtype=torch.uint8))
+
+
+def test_the_middle_is_cut_out_of_an_image_whose_shorter_side_was_scaled(tmp_path):
+    """Left half black, right half white, 40 x 10: of the 16 x 4 that it becomes, columns 6 to 9 stay."""
+    image = Image.new("L", (40, 10))
+    image.paste(255, (20, 0, 40, 10))
+    image.save(tmp_path / "image.png")
+    [[middle]] = read_images([tmp_path / "image.png"], 4, channels=1, shorter_side=4)
+    assert (middle[:, 0] == 0).all() and (middle[:, 3] == 255).all()
+
+
+def test_a_file_that_is_no_whole_image_is_named(tmp_path):
+    Image.new("RGB", (50, 50), "red").save(tmp_path / "whole.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-300])
+    (tmp_path / "text.jpg").write_text("no image")
+    for name in ("half.jpg", "text.jpg", "missing.jpg"):
+        with pytest.raises(UserError, match=f"{name} is not a whole image: remove or replace it"):
+            read_images([tmp_path / "whole.jpg", tmp_path / name], 8)
