@@ -18,7 +18,7 @@ generator.noisy_layer generator.latents generator.networks
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
 datasets augment losses memory evaluate metrics config
 methods.base methods.nayer methods.with_data methods
-distill
+checkpoint distill
 results.paper results.embeddings results.figures results.runs results.tables
 sweep notebook demo cli.common cli.lte cli __main__
 """.split()

@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import inspect
 import json
+import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +45,9 @@ def distill(
     size: int = 32,
     device: str | None = None,
     out: Path | None = None,
-) -> None:
+    resume: bool = False,
+    max_minutes: float | None = None,
+) -> cards.Run:
     """Distil a student without data and leave a run folder. docs/your_own_model.md shows how with your own teacher.
 
     Args:
@@ -62,9 +66,13 @@ def distill(
         size: pixels to resize them to.
         device: "cpu" or "cuda"; default: the GPU where there is one.
         out: the run folder; default: a new one under runs/.
+        resume: go on where the run in --out stopped; start one where there is none.
+        max_minutes: stop after so many minutes, at the end of an epoch and resumable; so does SIGTERM.
     """
     from tqdm import tqdm
 
+    if resume and not out:
+        raise UserError("--resume needs --out: the folder of the run that stopped.")
     config = make_config(preset, variant, profile, seed=seed, **_overrides(set))
     own = own_teacher(config.dataset, teacher, network, classes, mean, std)
     pool = load_pool(lte, own.class_names if own else datasets.dataset(config.dataset).class_names) if lte else None
@@ -74,17 +82,20 @@ def distill(
             raise UserError("--images needs --teacher: the kit's own teachers have their own test images.")
         test = datasets.load_folder(images, own.class_names, size, len(own.mean))
     setup = prepare(config, own, pool, test, device)
-    run = cards.Run(setup, out)
-    with tqdm(run, total=config.total_epochs, unit="epoch") as bar:
+    run = cards.Run(setup, out, resume, max_minutes=max_minutes)
+    signal.signal(signal.SIGTERM, lambda *_: run.stop())
+    with tqdm(run, total=config.total_epochs, initial=len(run.card["curve"]), unit="epoch") as bar:
         for epoch in bar:
             if epoch.scores:
                 bar.set_description(f"student {100 * epoch.scores.accuracy:.1f} %")
-    card = run.card
-    print(
-        f"teacher {100 * card['teacher']['accuracy']:.1f} %, student {100 * card['accuracy_last']:.1f} % (last epoch; "
-        f"best on test {100 * card['accuracy_best']:.1f} %), {card['images']} images, "
-        f"{card['seconds']['total']:.0f} s\n{run.folder}"
-    )
+    if not run.stopped:
+        card = run.card
+        print(
+            f"teacher {100 * card['teacher']['accuracy']:.1f} %, student {100 * card['accuracy_last']:.1f} % (last "
+            f"epoch; best on test {100 * card['accuracy_best']:.1f} %), {card['images']} images, "
+            f"{card['seconds']['total']:.0f} s\n{run.folder}"
+        )
+    return run
 
 
 def teacher(
@@ -187,8 +198,12 @@ COMMANDS = {f.__name__: f for f in (demo, distill, teacher, runs, sweep, report)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. A user's mistake is one sentence on stderr and exit status 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        _app(COMMANDS).cli(prog="nayer_lib", args=arguments)
+        done = _app(COMMANDS).cli(prog="nayer_lib", args=arguments)
+        if isinstance(done, cards.Run) and done.stopped:
+            print(f"stopped after epoch {len(done.card['curve'])} of {done.setup.method.config.total_epochs}")
+            print(f"resume with: python -m nayer_lib {_resuming(arguments, done.folder)}")
     except UserError as error:
         print(f"nayer_lib: {error}", file=sys.stderr)
         return 2
@@ -196,6 +211,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("nayer_lib: stopped; the files of the last whole epoch are in the run folder.", file=sys.stderr)
         return 130
     return 0
+
+
+def _resuming(arguments: list[str], folder: Path) -> str:
+    """The words of a `distill` command that goes on in a folder."""
+    out = [] if "--out" in arguments else ["--out", str(folder)]
+    return shlex.join([*arguments, *out, *([] if "--resume" in arguments else ["--resume"])])
 
 
 def _app(commands: dict) -> SubcommandApp:
