@@ -16,7 +16,7 @@ errors files
 text.labels text.prompts text.corpora text.hub text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
-datasets augment losses memory evaluate metrics config
+datasets augment losses memory evaluate metrics config compute
 methods.base methods.nayer methods.with_data methods
 checkpoint distill
 results.paper results.embeddings results.figures results.runs results.tables

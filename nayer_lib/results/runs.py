@@ -101,6 +101,7 @@ class Run:
             "commit": _commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "device": device_name(method.device),
+            "compute": dataclasses.asdict(method.compute),
             "threads": torch.get_num_threads(),
             "curve": [],
         }
@@ -174,7 +175,7 @@ class Run:
                 "started with, or choose another folder."
             )
         self._checkpoint.load(self.setup.method, saved)
-        changed = [name for name in ("device", "threads", "versions") if mine[name] != card[name]]
+        changed = [name for name in ("device", "compute", "threads", "versions") if mine[name] != card[name]]
         if changed:
             warnings.warn(
                 f"this run began with other {', '.join(changed)}: it goes on with an equal config, not equal bits.",
