@@ -20,8 +20,12 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator
     Returns:
         (B, C, H, W); the gradient of each pixel goes back to the pixel it came from.
     """
-    batch, channels, height, width = images.shape
-    device = images.device
+    return take(images, draw_pixels(images.shape, padding, flip, rng, images.device), padding)
+
+
+def draw_pixels(shape: torch.Size, padding: int, flip: bool, rng: torch.Generator, device: torch.device) -> Tensor:
+    """The random part alone, for `take`: (B, H * W), where in the padded image each pixel of the crop comes from."""
+    batch, _, height, width = shape
 
     def offsets() -> Tensor:
         return torch.randint(2 * padding + 1, (batch, 1), generator=rng, device=device)
@@ -32,6 +36,10 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator
         mirrored = torch.rand(batch, 1, generator=rng, device=device) < 0.5
         columns = torch.where(mirrored, width - 1 - columns, columns)
     columns = offsets() + columns
-    pixels = rows.unsqueeze(2) * (width + 2 * padding) + columns.unsqueeze(1)
+    return (rows.unsqueeze(2) * (width + 2 * padding) + columns.unsqueeze(1)).flatten(1)
+
+
+def take(images: Tensor, pixels: Tensor, padding: int) -> Tensor:
+    """The crops that `draw_pixels` drew: no random number is needed, so the step that does this can be captured."""
     padded = F.pad(images, [padding] * 4).flatten(2)
-    return padded.gather(2, pixels.view(batch, 1, -1).expand(-1, channels, -1)).view_as(images)
+    return padded.gather(2, pixels.unsqueeze(1).expand(-1, images.shape[1], -1)).view_as(images)

@@ -4,7 +4,9 @@ A rehearsal needs neither data nor weights nor network. It shows in seconds that
 """
 
 import dataclasses
+import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +90,40 @@ def rehearse(
     for _ in distill(setup.method, setup.evaluate):
         pass
     return counted
+
+
+def projected_seconds(method: Method) -> float:
+    """How long a whole run will take here, from one warm-up round, one adversarial round and some student steps of it.
+
+    The method is used up by this: build it again for the run. A first round and step, which load and compile, do not
+    count; evaluation is left out.
+    """
+    config = method.config
+    after = config.total_epochs - 1  # an epoch with the student
+    rounds = [sum(config.synthesis_rounds(e) for e in epochs) for epochs in _epochs(config)]
+
+    def took(call: Callable, times: int = 1) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        if method.device.type == "cuda":
+            torch.cuda.synchronize(method.device)
+        return (time.perf_counter() - start) / times
+
+    def learn() -> None:
+        method.student_step(method.sample(config.student_batch))
+
+    seconds = 0.0
+    for epoch, count in zip((0, after), rounds, strict=True):
+        if count:
+            took(lambda epoch=epoch: method.synthesize(epoch))
+            seconds += count * took(lambda epoch=epoch: method.synthesize(epoch))
+    took(learn)
+    return method.repeats * (seconds + config.distillation_epochs * config.student_steps * took(learn, times=5))
+
+
+def _epochs(config: Config) -> tuple[range, range]:
+    return range(config.warmup_epochs), range(config.warmup_epochs, config.total_epochs)
 
 
 def in_words(config: Config, counted: Budget) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from .classifiers.teacher import Classifier, load_teacher, make_classifier
+from .compute import Compute, fastest
 from .config import Config, check
 from .datasets import DATASETS, DataSet, Split, dataset, load_split
 from .errors import UserError, unknown
@@ -108,6 +109,7 @@ def prepare(
     pool: LTEPool | None = None,
     test: Split | None = None,
     device: str | None = None,
+    compute: Compute | None = None,
 ) -> Setup:
     """Put together what a config needs: the kit's teacher, pool and test split, or your own in their place.
 
@@ -118,6 +120,7 @@ def prepare(
             then, images are cropped by an eighth of their side and mirrored as CIFAR's are, and training images are
             never asked for.
         device: "cpu" or "cuda"; None takes the GPU where there is one.
+        compute: how it is computed; None takes what is fastest on the device.
 
     Raises:
         UserError, MissingFile: the teacher, the pool or the test split is missing or does not fit the others.
@@ -139,7 +142,9 @@ def prepare(
     pool = pool or find_pool(config.dataset, names, config.encoder, config.prompt)
     test = (test or load_split(config.dataset, "test")).to(device)
     student = make_classifier(config.student, names, teacher.mean, teacher.std, config.seed).to(device)
-    method = METHODS[config.method](teacher.to(device), student, config, pool.table.to(device), facts)
+    method = METHODS[config.method](
+        teacher.to(device), student, config, pool.table.to(device), facts, compute or fastest(device)
+    )
     evaluate = Evaluator(teacher, test)
     if evaluate.teacher_at_chance:
         warnings.warn(

@@ -77,7 +77,7 @@ class BatchNormLoss:
 
         def watch(index: int):
             def hook(_module, inputs):
-                self._batch[index] = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
+                self._batch[index] = torch.var_mean(inputs[0].float(), (0, 2, 3), correction=0)
 
             return hook
 
@@ -106,7 +106,7 @@ class BatchNormLoss:
         """mem <- m * mem + (1 - m) * batch, from the round's last batch; the first time a copy."""
         if not self.momentum:
             return
-        batch = [tuple(x.detach() for x in self._batch[i]) for i in range(len(self.layers))]
+        batch = [tuple(x.detach().clone() for x in self._batch[i]) for i in range(len(self.layers))]
         m = self.momentum
         mixed = [
             tuple(m * old + (1 - m) * new for old, new in zip(*pair, strict=True))

@@ -25,6 +25,7 @@ class Memory:
         self._labels = torch.empty(0, dtype=torch.long, device=device)
         self._rounds = torch.empty(0, dtype=torch.long, device=device)
         self._count = 0  # images held
+        self.added = 0  # images ever added, those that have left among them
         self._next = 0  # where the next one goes
         self._order = torch.empty(0, dtype=torch.long, device=device)  # what is left to draw of the present shuffle
 
@@ -65,6 +66,7 @@ class Memory:
         self._rounds[places] = round
         self._next = (self._next + len(batch)) % room if self.capacity is not None else self._next + len(batch)
         self._count = min(self._count + len(batch), room)
+        self.added += len(batch)
         self._order = self._order[:0]
 
     def draw(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -95,12 +97,13 @@ class Memory:
             setattr(self, name, new)
 
     def state_dict(self) -> dict:
-        """All of it, for an exact resume."""
+        """All of it, for an exact resume; the rows of images, labels and rounds stand by age."""
         return {
-            "images": self._images[: self._count].clone(),
-            "labels": self._labels[: self._count].clone(),
-            "rounds": self._rounds[: self._count].clone(),
+            "images": self.images.clone(),
+            "labels": self.labels.clone(),
+            "rounds": self.rounds.clone(),
             "next": self._next,
+            "added": self.added,
             "capacity": self.capacity,
             "order": self._order.clone(),
         }
@@ -113,6 +116,9 @@ class Memory:
         """
         if state["capacity"] != self.capacity:
             raise UserError(f"this state holds a memory of {state['capacity']} images, not of {self.capacity}.")
-        for name in ("images", "labels", "rounds", "order"):
-            setattr(self, f"_{name}", state[name].to(self._images.device, copy=True))
-        self._count, self._next = len(self._images), state["next"]
+        self._count, self._next, self.added = len(state["images"]), state["next"], state["added"]
+        start = self._next if self._count == self.capacity else 0  # a ring that has wrapped starts in the middle
+        for name in ("images", "labels", "rounds"):
+            rows = state[name].to(self._images.device, copy=True)
+            setattr(self, f"_{name}", rows.roll(start, 0) if start else rows)
+        self._order = state["order"].to(self._images.device, copy=True)

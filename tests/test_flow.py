@@ -15,10 +15,10 @@ nayer_lib
 errors files
 text.labels text.prompts text.corpora text.hub text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks
-classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher classifiers.training
+classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher compute classifiers.training
 image_files datasets augment losses memory evaluate metrics config
 methods.base methods.nayer methods.with_data methods
-distill budget
+checkpoint distill budget
 results.paper results.embeddings results.figures results.runs results.tables
 sweep notebook demo cli.common cli.lte cli.teacher cli __main__
 """.split()

@@ -1,8 +1,11 @@
 """`python -m nayer_lib ...`: the same calls as in the notebooks, without one."""
 
 import ast
+import dataclasses
 import inspect
 import json
+import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +15,10 @@ from tyro.extras import SubcommandApp
 
 from .. import datasets, files
 from ..budget import in_words, rehearse
+from ..compute import fastest
 from ..config import make_config
 from ..demo import demo
-from ..distill import prepare
+from ..distill import choose_device, prepare
 from ..errors import MissingFile, UserError
 from ..results import runs as cards
 from ..results import tables
@@ -41,8 +45,12 @@ def distill(
     size: int = 32,
     device: str | None = None,
     out: Path | None = None,
+    resume: bool = False,
+    max_minutes: float | None = None,
+    precision: str | None = None,
+    compiled: bool | None = None,
     dry_run: bool = False,
-) -> None:
+) -> cards.Run | None:
     """Distil a student without data and leave a run folder. docs/your_own_model.md shows how with your own teacher.
 
     Args:
@@ -61,11 +69,17 @@ def distill(
         size: pixels to resize them to.
         device: "cpu" or "cuda"; default: the GPU where there is one.
         out: the run folder; default: a new one under runs/.
+        resume: go on where the run in --out stopped; start one where there is none.
+        max_minutes: stop after so many minutes, at the end of an epoch and resumable; so does SIGTERM.
+        precision: "fp32", "bf16" or "fp16"; default: what is fastest on the device.
+        compiled: steps through torch.compile, on a GPU as CUDA graphs; default: on a GPU yes.
         dry_run: only rehearse: everything at its real size, two random images a batch, on the CPU; and say how much
             memory the run would hold. It needs neither data nor weights.
     """
     from tqdm import tqdm
 
+    if resume and not out:
+        raise UserError("--resume needs --out: the folder of the run that stopped.")
     config = make_config(preset, variant, profile, seed=seed, **_overrides(set))
     own = own_teacher(config.dataset, teacher, network, classes, mean, std)
     pool = load_pool(lte, own.class_names if own else datasets.dataset(config.dataset).class_names) if lte else None
@@ -76,19 +90,24 @@ def distill(
         test = datasets.load_folder(images, own.class_names, size, len(own.mean))
     if dry_run:
         print(in_words(config, rehearse(config, own, pool, test)))
-        return
-    setup = prepare(config, own, pool, test, device)
-    run = cards.Run(setup, out)
-    with tqdm(run, total=config.total_epochs, unit="epoch") as bar:
+        return None
+    given = {name: value for name, value in (("precision", precision), ("compiled", compiled)) if value is not None}
+    compute = dataclasses.replace(fastest(choose_device(device)), **given)
+    setup = prepare(config, own, pool, test, device, compute)
+    run = cards.Run(setup, out, resume, max_minutes=max_minutes)
+    signal.signal(signal.SIGTERM, lambda *_: run.stop())
+    with tqdm(run, total=config.total_epochs, initial=len(run.card["curve"]), unit="epoch") as bar:
         for epoch in bar:
             if epoch.scores:
                 bar.set_description(f"student {100 * epoch.scores.accuracy:.1f} %")
-    card = run.card
-    print(
-        f"teacher {100 * card['teacher']['accuracy']:.1f} %, student {100 * card['accuracy_last']:.1f} % (last epoch; "
-        f"best on test {100 * card['accuracy_best']:.1f} %), {card['images']} images, "
-        f"{card['seconds']['total']:.0f} s\n{run.folder}"
-    )
+    if not run.stopped:
+        card = run.card
+        print(
+            f"teacher {100 * card['teacher']['accuracy']:.1f} %, student {100 * card['accuracy_last']:.1f} % (last "
+            f"epoch; best on test {100 * card['accuracy_best']:.1f} %), {card['images']} images, "
+            f"{card['seconds']['total']:.0f} s\n{run.folder}"
+        )
+    return run
 
 
 def runs(keep: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None) -> None:
@@ -143,8 +162,12 @@ COMMANDS = {f.__name__: f for f in (demo, distill, runs, sweep, report)} | {"lte
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. A user's mistake is one sentence on stderr and exit status 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        _app(COMMANDS).cli(prog="nayer_lib", args=arguments)
+        done = _app(COMMANDS).cli(prog="nayer_lib", args=arguments)
+        if isinstance(done, cards.Run) and done.stopped:
+            print(f"stopped after epoch {len(done.card['curve'])} of {done.setup.method.config.total_epochs}")
+            print(f"resume with: python -m nayer_lib {_resuming(arguments, done.folder)}")
     except UserError as error:
         print(f"nayer_lib: {error}", file=sys.stderr)
         return 2
@@ -152,6 +175,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("nayer_lib: stopped; the files of the last whole epoch are kept.", file=sys.stderr)
         return 130
     return 0
+
+
+def _resuming(arguments: list[str], folder: Path) -> str:
+    """The words of a `distill` command that goes on in a folder."""
+    out = [] if "--out" in arguments else ["--out", str(folder)]
+    return shlex.join([*arguments, *out, *([] if "--resume" in arguments else ["--resume"])])
 
 
 def _app(commands: dict) -> SubcommandApp:

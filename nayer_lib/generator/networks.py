@@ -86,4 +86,5 @@ class Generator(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """(B, r) -> (B, channels, size, size), each value in [0, 1]."""
-        return self.layers(latent)
+        before = self.layers[:-1](latent)
+        return self.layers[-1](before.float())  # the Sigmoid: bfloat16 has 256 values in [0.5, 1], as a byte has in all

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import losses
 from ..augment import crop_and_flip
 from ..classifiers.teacher import Classifier
+from ..compute import Compute, Step, folded
 from ..config import Config
 from ..datasets import DataSet, dataset
 from ..errors import UserError
@@ -68,6 +69,7 @@ class Method:
         config: the run; its device is the teacher's.
         table: (K, e), the pool P, for methods that read label text.
         facts: image size, crop and flip; None takes those of the config's data set.
+        compute: number format, memory layout, compiled steps; None: 32 bits, plain.
 
     Attributes:
         name, citation: the row's label, and the paper in author-year form.
@@ -85,6 +87,7 @@ class Method:
         config: Config,
         table: Tensor | None = None,
         facts: DataSet | None = None,
+        compute: Compute | None = None,
     ):
         if teacher.class_names != student.class_names:
             raise UserError("teacher and student must have the same class names in the same order.")
@@ -93,7 +96,13 @@ class Method:
         self.device = next(teacher.parameters()).device
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.memory = Memory((self.facts.channels, self.facts.size, self.facts.size), self.device, config.memory_size)
+        self.compute = compute or Compute()
+        self.compute.lay_out(self.teacher)
+        self.compute.lay_out(self.student)
+        self.scaler = self.compute.scaler(self.device)
         self.student_optimizer = self.make_student_optimizer()
+        self._answering = folded(self.teacher, self.memory.images.shape[1:])  # the teacher of the student phase
+        self._learn = Step(self._student_loss, self.compute, self.device)
 
     # Phase 1.
 
@@ -124,13 +133,18 @@ class Method:
 
     def student_step(self, batch: Batch) -> Tensor:
         """One update of the student: Algorithm 1, line 14. Returns the loss, a scalar still on the device."""
-        with torch.no_grad():
-            teacher_logits = self.teacher(batch.images)
-        loss = self.student_loss(batch, teacher_logits, self.student(batch.images))
         self.student_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.student_optimizer.step()
-        return loss.detach()
+        loss = self._learn.backward(batch, scaler=self.scaler)
+        self.scaler.step(self.student_optimizer)
+        self.scaler.update()
+        return loss.detach().clone()
+
+    def _student_loss(self, batch: Batch) -> Tensor:
+        with self.compute.autocast(self.device):
+            with torch.no_grad():
+                teacher_logits = self._answering(batch.images)
+            student_logits = self.student(batch.images)
+        return self.student_loss(batch, teacher_logits.float(), student_logits.float())
 
     # Shared pieces.
 
@@ -145,6 +159,7 @@ class Method:
             "student_optimizer": self.student_optimizer.state_dict(),
             "memory": self.memory.state_dict(),
             "rng": self.rng.get_state(),
+            "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -153,3 +168,4 @@ class Method:
         self.student_optimizer.load_state_dict(state["student_optimizer"])
         self.memory.load_state_dict(state["memory"])
         self.rng.set_state(state["rng"])
+        self.scaler.load_state_dict(state["scaler"])

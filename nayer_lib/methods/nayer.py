@@ -5,6 +5,7 @@ the released code's `synthesize`, and with `variant="paper"` the text's lines 5-
 """
 
 import math
+import operator
 import time
 from contextlib import nullcontext
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import losses
+from ..augment import draw_pixels, take
 from ..classifiers.teacher import Classifier
+from ..compute import Compute, Step
 from ..config import Config
 from ..datasets import DataSet
 from ..errors import UserError
@@ -35,9 +38,15 @@ class Nayer(Method):
     citation = "Tran et al. 2024"
 
     def __init__(
-        self, teacher: Classifier, student: Classifier, config: Config, table: Tensor, facts: DataSet | None = None
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        config: Config,
+        table: Tensor,
+        facts: DataSet | None = None,
+        compute: Compute | None = None,
     ):
-        super().__init__(teacher, student, config, table, facts)
+        super().__init__(teacher, student, config, table, facts, compute)
         if len(table) != len(teacher.class_names):
             raise UserError(f"the pool has {len(table)} classes, the teacher {len(teacher.class_names)}.")
         self.table = control_table(config.embedding, table.cpu(), self.facts.factors, config.seed).to(self.device)
@@ -45,6 +54,7 @@ class Nayer(Method):
         self.bn_loss = losses.BatchNormLoss(self.teacher, config.bn_momentum) if config.alpha_bn else None
         self.round = 0  # of the run
         self._round_of_epoch = 0
+        self._generate = Step(self._eq5, self.compute, self.device)
         self._rebuild()
 
     def begin_epoch(self, epoch: int) -> None:
@@ -71,21 +81,21 @@ class Nayer(Method):
         best, parts = torch.full((), math.inf, device=self.device), []
         with self.bn_loss.armed() if self.bn_loss else nullcontext():
             for step in range(config.generator_steps):  # line 7
-                images = self.generator(labels)  # lines 6 and 8, Eq. 4
-                seen = self.augment(images) if config.augment_synthesis else images  # D12
-                terms = self._terms(seen, labels, adversarial)
-                loss = config.alpha_cls * terms[0] + config.alpha_bn * terms[1] + config.alpha_adv * terms[2]  # line 9
+                crop = self._draw_crop(len(labels)) if config.augment_synthesis else None  # D12
+                optimizer.zero_grad(set_to_none=True)
+                loss, terms, images = self._generate.backward(
+                    labels, crop, adversarial, scaler=self.scaler, loss_of=operator.itemgetter(0)
+                )  # lines 6, 8 and 9
                 # D11: chosen on the device, without waiting for the loss's value.
                 better = loss.detach() < best
                 best = torch.where(better, loss.detach(), best)
                 if step == 0 or config.keep == "last":
-                    kept = images.detach()
+                    kept = images.detach().clone()
                 else:
                     kept = torch.where(better, images.detach(), kept)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()  # line 10
-                parts.append(terms.detach())
+                self.scaler.step(optimizer)  # line 10
+                self.scaler.update()
+                parts.append(terms.detach().clone())
             if self.bn_loss:
                 self.bn_loss.end_round()
 
@@ -102,19 +112,37 @@ class Nayer(Method):
         self._round_of_epoch += 1
         return SynthesisReport(config.generator_steps, len(labels), ce, bn[-1], adv[-1], time.perf_counter() - start)
 
+    def _eq5(self, labels: Tensor, crop: Tensor | None, adversarial: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. 5 on images made for some labels: the loss, its three terms (3,), and the images (B, C, H, W)."""
+        config = self.config
+        with self.compute.autocast(self.device):
+            images = self.generator(labels)  # Eq. 4
+        seen = images if crop is None else take(images, crop, self.facts.crop_padding)
+        terms = self._terms(seen, labels, adversarial)
+        weights = (config.alpha_cls, config.alpha_bn, config.alpha_adv)
+        return sum(alpha * term for alpha, term in zip(weights, terms, strict=True)), terms, images
+
     def _terms(self, images: Tensor, labels: Tensor, adversarial: bool) -> Tensor:
         """The three terms of Eq. 5, unweighted, the adversarial one with its minus: (3,)."""
-        teacher_logits = self.teacher(images)
+        with self.compute.autocast(self.device):
+            teacher_logits = self.teacher(images)
+            student_logits = self.student(images) if adversarial else None
+        teacher_logits = teacher_logits.float()
         zero = teacher_logits.new_zeros(())
         return torch.stack(
             [
                 losses.classification(teacher_logits, labels),
                 self.bn_loss() if self.bn_loss else zero,
-                losses.adversarial(teacher_logits, self.student(images), self.config.adversarial_mask)
+                losses.adversarial(teacher_logits, student_logits.float(), self.config.adversarial_mask)
                 if adversarial
                 else zero,
             ]
         )
+
+    def _draw_crop(self, batch: int) -> Tensor:
+        facts = self.facts
+        shape = torch.Size((batch, facts.channels, facts.size, facts.size))
+        return draw_pixels(shape, facts.crop_padding, facts.flip, self.rng, self.device)
 
     def _pseudo_labels(self) -> Tensor:
         """All classes in order until the batch is full, the remainder at random: each head sees each class once."""
@@ -146,7 +174,11 @@ class Nayer(Method):
                 config.generator_layout,
                 config.spectral_norm,
             )
-        self.generator = nn.Sequential(latent, network).to(self.device).train()
+        built = self.compute.lay_out(nn.Sequential(latent, network).to(self.device)).train()
+        if self.generator:  # in place: what was compiled for the old one serves the new one
+            self.generator.load_state_dict(built.state_dict())
+        else:
+            self.generator = built
 
     def state_dict(self) -> dict:
         """The method's part on top of `Method.state_dict`; a round's Adam does not outlive it."""

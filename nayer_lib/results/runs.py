@@ -6,6 +6,7 @@ Runs go to `files.runs_dir()`; `keep` copies a card to data/runs, and every numb
 
 import csv
 import dataclasses
+import io
 import json
 import os
 import platform
@@ -13,14 +14,17 @@ import shutil
 import statistics
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from .. import files
+from ..checkpoint import STATE, Checkpoint
 from ..classifiers.teacher import save_classifier
 from ..config import Config
 from ..distill import Epoch, Setup, distill
@@ -28,8 +32,12 @@ from ..errors import MissingFile, UserError, unknown
 from ..metrics import convergence, diversity
 from .figures import image_grid, new_figure
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 CURVE = ("epoch", "images", "ce_first", "ce_last", "student_loss", "accuracy", "agreement", "kl", "seconds")
 CE_THRESHOLDS = (0.1, 0.5, 1.0)  # nats; Table 3's is the first, which small problems may never reach
+PHASES = ("synthesis", "student", "evaluation")
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "safetensors")
 
 
@@ -39,17 +47,30 @@ class Run:
     Args:
         setup: of `distill.prepare`.
         folder: where to write; None makes a new one under `files.runs_dir()`.
+        resume: go on where the run in `folder` stopped; without a saved state there it starts from the beginning.
+        save_every: seconds after which a state is saved for that, at the next end of an epoch.
+        max_minutes: after so many minutes the run stops at the end of an epoch, resumable.
 
     Attributes:
         folder: the run folder.
         card: the run card so far, a dict that is written as card.json.
+        stopped: whether it stopped before its last epoch, resumable.
 
     Raises:
-        UserError: the folder cannot be written to, or holds a run already.
+        UserError: the folder cannot be written to, holds a run already, is in use by another process, or what stopped
+            there is a run of another config, teacher, pool or test split.
     """
 
-    def __init__(self, setup: Setup, folder: Path | None = None):
-        self.setup = setup
+    def __init__(
+        self,
+        setup: Setup,
+        folder: Path | None = None,
+        resume: bool = False,
+        save_every: float = 300.0,
+        max_minutes: float | None = None,
+    ):
+        self.setup, self.save_every, self.max_minutes, self.stopped = setup, save_every, max_minutes, False
+        self._stop = False
         config, method, evaluate = setup.method.config, setup.method, setup.evaluate
         started = datetime.now(UTC)
         self.id = (
@@ -57,9 +78,11 @@ class Run:
             f"{config.variant}-{config.profile}-{config.hash[:6]}-s{config.seed}"
         )
         self.folder = Path(folder) if folder else files.runs_dir() / self.id
-        if (self.folder / "card.json").exists():
-            raise UserError(f"{self.folder} holds a run already: choose another folder, or remove it.")
-        teacher = method.teacher
+        self._checkpoint = Checkpoint(self.folder)
+        goes_on = resume and (self.folder / "card.json").exists()
+        if (self.folder / "card.json").exists() and not resume:
+            raise UserError(f"{self.folder} holds a run already: resume it, choose another folder, or remove it.")
+        self._lock = _locked(self.folder)
         self.card = {
             "id": self.id,
             "status": "running",
@@ -71,40 +94,96 @@ class Run:
                 "sha256": files.tensors_hash({"images": evaluate.split.images, "labels": evaluate.split.labels}),
             },
             "teacher": {
-                "sha256": files.tensors_hash(teacher.net.state_dict()),
+                "sha256": files.tensors_hash(method.teacher.net.state_dict()),
                 "accuracy": evaluate.teacher.accuracy,
             },
             "lte": setup.pool.header,
             "commit": _commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "device": device_name(method.device),
+            "compute": dataclasses.asdict(method.compute),
             "threads": torch.get_num_threads(),
             "curve": [],
         }
+        self._seconds = dict.fromkeys((*PHASES, "total"), 0.0)
+        self._rounds: list[list[float]] = []  # L_CE per step of every round after warm-up
+        if goes_on:
+            self._resume()
         self._write_card()
-        files.write_text(self.folder / "curve.csv", ",".join(CURVE) + "\n")
+        rows = [[_blank(row[name]) for name in CURVE] for row in self.card["curve"]]
+        files.write_text(self.folder / "curve.csv", "".join(_csv(row) for row in (CURVE, *rows)))
 
     def __iter__(self) -> Iterator[Epoch]:
         """Run it. Where it stops, by error or by its caller, the card says so; the last epoch's files are whole."""
-        seconds, rounds = dict.fromkeys(("synthesis", "student", "evaluation"), 0.0), []
-        start, status = time.perf_counter(), "stopped before its last epoch"
+        begun, before = time.perf_counter(), self._seconds["total"]
+        saved, status = begun, "stopped before its last epoch"
+        total = self.setup.method.config.total_epochs
         try:
-            for epoch in distill(self.setup.method, self.setup.evaluate):
+            for epoch in distill(self.setup.method, self.setup.evaluate, start=len(self.card["curve"])):
                 for name, value in epoch.seconds.items():
-                    seconds[name] += value
-                rounds += [r.ce_per_step for r in epoch.rounds if epoch.scores and r.ce_per_step]
+                    self._seconds[name] += value
+                self._seconds["total"] = before + time.perf_counter() - begun
+                self._rounds += [r.ce_per_step for r in epoch.rounds if epoch.scores and r.ce_per_step]
                 self._record(epoch)
+                now, left = time.perf_counter(), epoch.epoch + 1 < total
+                late = self.max_minutes is not None and now - begun >= 60 * self.max_minutes
+                self.stopped = left and (self._stop or late)
+                if left and (self.stopped or now - saved >= self.save_every):
+                    self._checkpoint.save(self.setup.method, self._progress())
+                    saved = now
                 yield epoch
-            if rounds:
-                self.card["metrics"] = self._metrics(rounds)
+                if self.stopped:
+                    return
+            if self._rounds:
+                self.card["metrics"] = self._metrics(self._rounds)
             self._draw_images()
+            self._checkpoint.remove()
             status = "finished"
         except UserError as error:
             status = f"failed: {error}"
             raise
         finally:
-            self.card |= {"status": status, "seconds": {**seconds, "total": time.perf_counter() - start}}
+            self._seconds["total"] = before + time.perf_counter() - begun
+            self.card |= {"status": status, "seconds": self._seconds}
             self._write_card()
+            (self.folder / ".lock").unlink(missing_ok=True)
+            self._lock.release()
+
+    def stop(self) -> None:
+        """Ask it to stop, resumable, at the end of the epoch that is running. Safe in a signal handler."""
+        self._stop = True
+
+    def _progress(self) -> dict:
+        return {"card": self.card, "seconds": self._seconds, "rounds": self._rounds}
+
+    def _resume(self) -> None:
+        """Take up card, clocks and state of the run in this folder, if it is this one; with no state, start over."""
+        if read_card(self.folder)["status"] == "finished":
+            raise UserError(f"the run in {self.folder} is finished: there is nothing to resume.")
+        if not self._checkpoint.exists():
+            return
+        mine, saved = self.card, self._checkpoint.read()
+        progress = saved["progress"]
+        card = progress["card"]
+        here = json.loads(json.dumps(mine["config"]))  # tuples are lists in a card
+        there = json.loads(json.dumps(card["config"]))
+        other = [name for name in here if here[name] != there.get(name)]
+        other += [what for what in ("teacher", "lte", "test_split") if mine[what] != card[what]]
+        if other:
+            raise UserError(
+                f"the run in {self.folder} has another {other[0].replace('_', ' ')}: resume it with the options it was "
+                "started with, or choose another folder."
+            )
+        self._checkpoint.load(self.setup.method, saved)
+        changed = [name for name in ("device", "compute", "threads", "versions") if mine[name] != card[name]]
+        if changed:
+            warnings.warn(
+                f"this run began with other {', '.join(changed)}: it goes on with an equal config, not equal bits.",
+                stacklevel=3,
+            )
+        self.card = card | {"resumed": [*card.get("resumed", []), len(card["curve"])], "status": "running"}
+        self.card |= {name: mine[name] for name in changed}
+        self.id, self._seconds, self._rounds = card["id"], progress["seconds"], progress["rounds"]
 
     def _record(self, epoch: Epoch) -> None:
         ce = epoch.rounds[-1].ce_per_step if epoch.rounds else []
@@ -120,7 +199,7 @@ class Run:
             "seconds": sum(epoch.seconds.values()),
         }
         self.card["curve"].append(row)
-        self._append(["" if row[name] is None else row[name] for name in CURVE])
+        self._append([_blank(row[name]) for name in CURVE])
         if epoch.scores:
             scored = [r for r in self.card["curve"] if r["accuracy"] is not None]
             best = max(scored, key=lambda r: r["accuracy"])
@@ -153,7 +232,7 @@ class Run:
     def _append(self, row) -> None:
         try:
             with open(self.folder / "curve.csv", "a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow(row)
+                file.write(_csv(row))
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.folder}: {error.strerror}. The last epoch's files are whole."
@@ -199,6 +278,16 @@ def local_cards() -> list[dict]:
     return [read_card(path) for path in sorted(files.runs_dir().glob("*/card.json"))]
 
 
+def resumable(config: Config) -> Path | None:
+    """The folder of the newest run of this config on this machine that stopped and can go on; None if there is none."""
+    stopped = [
+        path.parent
+        for path in sorted(files.runs_dir().glob("*/card.json"))
+        if (path.parent / STATE).is_file() and card_config(read_card(path)) == config
+    ]
+    return stopped[-1] if stopped else None
+
+
 def kept_cards() -> list[dict]:
     """The cards in data/runs, oldest first: one a file, and those of kept sweeps, one a line."""
     folder = files.data_dir() / "runs"
@@ -224,6 +313,32 @@ def keep(run_id: str) -> Path:
         shutil.copyfile(folder / "images.png", temporary)
     files.write_text(target, json.dumps(card, indent=1) + "\n")
     return target
+
+
+def _locked(folder: Path) -> "FileLock":
+    """A lock on a run folder that the system lets go of when its process ends, however it ends."""
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another process is running in {folder}: choose another folder, or wait for it.") from error
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}. Choose a folder you can write to.") from error
+    return lock
+
+
+def _blank(value):
+    return "" if value is None else value
+
+
+def _csv(row) -> str:
+    """One line of a CSV file."""
+    line = io.StringIO(newline="")
+    csv.writer(line).writerow(row)
+    return line.getvalue()
 
 
 def _no_nan(measured) -> dict:

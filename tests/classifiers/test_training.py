@@ -8,6 +8,7 @@ from nayer_lib.augment import crop_and_flip
 from nayer_lib.classifiers import training as training_file
 from nayer_lib.classifiers.teacher import make_classifier
 from nayer_lib.classifiers.training import RECIPES, Recipe, Training, resume_training, save_partial
+from nayer_lib.compute import PRECISIONS, Compute
 from nayer_lib.datasets import dataset, load_split
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.files import tensors_hash
@@ -101,26 +102,20 @@ def test_the_paper_trains_teachers_so():
 # --- half precision, as a GPU would train in
 
 
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_half_precision_learns_as_well_and_leaves_float32_weights(drawings, half, monkeypatch):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_as_well_and_leaves_float32_weights(drawings, precision, monkeypatch):
     recipe = Recipe(epochs=4, batch=32, nesterov=True, one_cycle=True)
     _, losses = trained(drawings, recipe)
-    monkeypatch.setattr(training_file, "half_type", lambda device: half)
+    monkeypatch.setattr(training_file, "fastest", lambda device: Compute(precision, channels_last=True))
     training = begun(drawings, recipe)
-    assert training.scaler.is_enabled() == (half is torch.float16)
+    assert training.scaler.is_enabled() == (precision == "fp16")
     seen = []
     handle = training.classifier.net.conv1.register_forward_hook(lambda module, _, output: seen.append(output.dtype))
     assert list(training) == pytest.approx(losses, rel=0.1)
     handle.remove()
-    assert set(seen) == {half} and all(x.dtype is torch.float32 for x in training.classifier.parameters())
+    assert set(seen) == {PRECISIONS[precision]}
+    assert all(x.dtype is torch.float32 for x in training.classifier.parameters())
     assert training.classifier.net.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_a_gpu_without_bfloat16_takes_float16(native, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native and not including_emulation)
-    assert training_file.half_type(torch.device("cuda")) is (torch.bfloat16 if native else torch.float16)
-    assert training_file.half_type(torch.device("cpu")) is None
 
 
 # --- interrupted and resumed

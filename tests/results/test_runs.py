@@ -46,7 +46,7 @@ def rows_of(folder) -> list[dict]:
 
 def files_of(folder) -> dict[str, bytes]:
     """What a run folder holds beside the card."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "card.json"}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("card.json", ".lock")}
 
 
 # --- a run that ends well
@@ -187,14 +187,14 @@ def test_outside_a_git_clone_the_commit_is_empty(clone, monkeypatch):
 
 def test_an_existing_run_is_not_written_over(finished):
     before = (finished.folder / "card.json").read_bytes()
-    with pytest.raises(UserError, match="holds a run already: choose another folder"):
+    with pytest.raises(UserError, match="holds a run already: resume it, choose another folder"):
         Run(finished.setup, finished.folder)
     assert (finished.folder / "card.json").read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path, finished):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot write .*card.json: .* Choose a folder you can write to"):
+    with pytest.raises(UserError, match="cannot write .*: .* Choose a folder you can write to"):
         Run(finished.setup, tmp_path / "file" / "run")
 
 

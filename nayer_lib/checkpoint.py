@@ -1,0 +1,119 @@
+"""Exact resume: what a run needs to go on as if it had never stopped.
+
+Two files beside the run card. `state.pt` is small, is replaced as a whole, and holds nothing but tensors and plain
+values (it is read with weights_only). `memory.bin` holds every image of the memory M once and only grows: saving costs
+what was made since the last time, not all that was ever made. Images are appended before the state that counts them is
+put in place, so whatever a kill leaves behind is the old state or the new one.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .errors import UserError
+from .files import load_torch, save_torch
+from .methods.base import Method
+
+VERSION = 1
+STATE, IMAGES = "state.pt", "memory.bin"
+AGAIN = "run without resume to start again, in another folder"
+
+
+class Checkpoint:
+    """The resumable state of one run.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path):
+        self.state, self.images = Path(folder) / STATE, Path(folder) / IMAGES
+        self._rows = 0  # images in the file that the state counts
+        self._added = 0  # images that the memory had been given by then
+
+    def save(self, method: Method, progress: dict) -> None:
+        """Put down a method between two epochs, and the run's own `progress` (plain values).
+
+        Raises:
+            UserError: the folder cannot be written, or is full; the state before is whole and stays.
+        """
+        state = method.state_dict()
+        memory = state["memory"]
+        rows = {name: memory.pop(name) for name in ("images", "labels", "rounds")}
+        fresh = min(memory["added"] - self._added, len(rows["images"]))
+        first = len(rows["images"]) - fresh
+        record = np.empty(fresh, _record(rows["images"].shape[1:]))
+        for name in rows:
+            record[name] = rows[name][first:].cpu().numpy()
+        try:
+            with open(self.images, "r+b" if self._rows else "wb") as file:
+                file.truncate(self._rows * record.itemsize)  # what an interrupted save left
+                file.seek(0, os.SEEK_END)
+                file.write(record.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"cannot write {self.images}: {error.strerror}. The last saved state is whole.") from error
+        saved = {"version": VERSION, "method": state, "rows": self._rows + fresh, "progress": progress}
+        save_torch(self.state, saved)
+        self._rows, self._added = self._rows + fresh, memory["added"]
+
+    def load(self, method: Method, saved: dict) -> None:
+        """Bring a method, built as the saved one was, to where that stopped.
+
+        Args:
+            saved: from `read`.
+
+        Raises:
+            UserError: a memory file without its images.
+        """
+        state, shape = saved["method"], method.memory.images.shape[1:]
+        kind = _record(shape)
+        held = min(saved["rows"], state["memory"]["capacity"] or saved["rows"])
+        try:
+            with open(self.images, "rb") as file:
+                file.seek((saved["rows"] - held) * kind.itemsize)
+                record = np.fromfile(file, kind, held)
+        except OSError as error:
+            raise UserError(f"cannot read {self.images}: {error.strerror}; {AGAIN}.") from error
+        if len(record) < held:
+            raise UserError(f"{self.images} is cut short, {len(record)} images of {held}; {AGAIN}.")
+        for name in kind.names:
+            state["memory"][name] = torch.from_numpy(record[name].copy())
+        for name in ("labels", "rounds"):
+            state["memory"][name] = state["memory"][name].long()
+        method.load_state_dict(state)
+        self._rows, self._added = saved["rows"], state["memory"]["added"]
+
+    def exists(self) -> bool:
+        """Whether a state was ever saved here."""
+        return self.state.is_file()
+
+    def read(self) -> dict:
+        """The state file; the run's own part stands under "progress".
+
+        Raises:
+            UserError: it is cut short, or of another version.
+        """
+        try:
+            saved = load_torch(self.state)
+        except UserError as error:
+            raise UserError(f"{self.state} is not a whole state of a run; {AGAIN}.") from error
+        version = saved.get("version") if isinstance(saved, dict) else None
+        if version != VERSION:
+            raise UserError(
+                f"{self.state} was saved by another version of the kit ({version}, not {VERSION}); {AGAIN}."
+            )
+        return saved
+
+    def remove(self) -> None:
+        """Take the files away: a finished run does not go on."""
+        self.state.unlink(missing_ok=True)
+        self.images.unlink(missing_ok=True)
+
+
+def _record(shape: tuple[int, ...]) -> np.dtype:
+    """One image in the file: its pixels, its pseudo-label, the round that made it."""
+    return np.dtype([("images", "u1", tuple(shape)), ("labels", "<i4"), ("rounds", "<i4")])

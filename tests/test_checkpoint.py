@@ -1,0 +1,314 @@
+"""Exact resume: interrupted is uninterrupted, whatever interrupts, and nothing is half written."""
+
+import json
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny import TINY, tiny_setup
+
+from nayer_lib import cli, files
+from nayer_lib.checkpoint import IMAGES, STATE, VERSION
+from nayer_lib.classifiers.teacher import load_classifier
+from nayer_lib.config import make_config
+from nayer_lib.errors import UserError
+from nayer_lib.methods.base import NonFiniteLoss
+from nayer_lib.results.runs import Run, read_card, resumable
+
+LONGER = {"epochs": 4, "generator_life": 2, "student_steps": 3}
+SET = [f"{name}={value}" for name, value in {**TINY, **LONGER}.items()]
+
+
+def started(folder, resume=False, save_every=0.0, max_minutes=None, **overrides) -> Run:
+    return Run(tiny_setup(**{**LONGER, **overrides}), folder, resume, save_every, max_minutes)
+
+
+def left(folder) -> tuple:
+    """What a run leaves, without the clocks: its curve, its metrics, its student, its picture."""
+    card = read_card(folder)
+    curve = [{name: value for name, value in row.items() if name != "seconds"} for row in card["curve"]]
+    student = load_classifier(folder / "student.safetensors").net.state_dict()
+    picture = (folder / "images.png").read_bytes()
+    return card["status"], curve, card["metrics"], files.tensors_hash(student), picture
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    list(started(folder))
+    return left(folder)
+
+
+def interrupted_after(folder, epochs: int, **overrides) -> Run:
+    run = started(folder, **overrides)
+    for epoch in run:
+        if epoch.epoch + 2 == epochs:
+            run.stop()  # takes effect at the end of the next epoch
+    return run
+
+
+# --- interrupted = uninterrupted
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 4])
+def test_a_run_that_was_asked_to_stop_goes_on_to_the_same_bits(epochs, tmp_path, whole):
+    run = interrupted_after(tmp_path / "run", epochs)
+    assert run.stopped and len(run.card["curve"]) == epochs
+    assert read_card(tmp_path / "run")["status"] == "stopped before its last epoch"
+
+    again = started(tmp_path / "run", resume=True)
+    assert [epoch.epoch for epoch in again] == list(range(epochs, 5))
+    assert left(tmp_path / "run") == whole
+    card = read_card(tmp_path / "run")
+    assert card["id"] == run.id and card["resumed"] == [epochs]
+    assert card["seconds"]["total"] > run.card["seconds"]["student"] > 0
+    lines = (tmp_path / "run" / "curve.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["epoch", "0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("memory_size", [30, 50])
+def test_so_does_one_with_a_bounded_memory(memory_size, tmp_path):
+    """Stopped twice: the ring has wrapped by then."""
+    list(started(tmp_path / "whole", memory_size=memory_size))
+    interrupted_after(tmp_path / "run", 2, memory_size=memory_size)
+    list(started(tmp_path / "run", resume=True, max_minutes=0.0, memory_size=memory_size))
+    list(started(tmp_path / "run", resume=True, memory_size=memory_size))
+    assert left(tmp_path / "run") == left(tmp_path / "whole")
+
+
+def test_what_was_not_saved_is_run_again(tmp_path, whole):
+    """A state after epoch 1, then two epochs that are lost with the process."""
+    run = started(tmp_path / "run")
+    epochs = iter(run)
+    for epoch in epochs:
+        if epoch.epoch == 1:
+            run.save_every = 1e9
+        if epoch.epoch == 3:
+            break
+    epochs.close()
+    assert len(read_card(tmp_path / "run")["curve"]) == 4
+    assert [epoch.epoch for epoch in started(tmp_path / "run", resume=True)] == [2, 3, 4]
+    assert left(tmp_path / "run") == whole
+
+
+def test_max_minutes_stops_at_the_end_of_an_epoch(tmp_path, whole):
+    run = started(tmp_path / "run", save_every=1e9, max_minutes=0.0)
+    assert [epoch.epoch for epoch in run] == [0] and run.stopped
+    for expected in (1, 2, 3):
+        again = started(tmp_path / "run", resume=True, save_every=1e9, max_minutes=0.0)
+        assert [epoch.epoch for epoch in again] == [expected]
+    again = started(tmp_path / "run", resume=True, max_minutes=0.0)
+    assert [epoch.epoch for epoch in again] == [4] and not again.stopped  # the last epoch ends the run
+    assert left(tmp_path / "run") == whole and read_card(tmp_path / "run")["resumed"] == [1, 2, 3, 4]
+
+
+def test_resume_where_there_is_no_run_or_no_state_starts_one(tmp_path, whole):
+    next(iter(started(tmp_path / "run", resume=True, save_every=1e9)))  # gone before anything was saved
+    assert not (tmp_path / "run" / STATE).exists()
+    list(started(tmp_path / "run", resume=True))
+    assert left(tmp_path / "run") == whole and "resumed" not in read_card(tmp_path / "run")
+
+
+# --- the files
+
+
+def test_a_finished_run_keeps_no_state(tmp_path):
+    list(started(tmp_path / "run"))
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"card.json", "curve.csv", "student.safetensors", "images.png"}
+    with pytest.raises(UserError, match="is finished: there is nothing to resume"):
+        started(tmp_path / "run", resume=True)
+
+
+def test_the_memory_file_holds_every_image_once_and_only_grows(tmp_path):
+    run, sizes = started(tmp_path / "run"), []
+    for epoch in run:
+        if epoch.epoch < 4:
+            sizes.append(((tmp_path / "run" / IMAGES).stat().st_size, epoch.images))
+            first = (tmp_path / "run" / IMAGES).read_bytes()[: sizes[0][0]]
+            assert first == (tmp_path / "run" / IMAGES).read_bytes()[: len(first)]
+    assert [size for size, _ in sizes] == [images * (8 * 8 + 4 + 4) for _, images in sizes]
+
+
+def test_the_state_is_small_and_holds_nothing_that_could_run(tmp_path):
+    interrupted_after(tmp_path / "run", 3)
+    saved = torch.load(tmp_path / "run" / STATE, weights_only=True)
+    assert saved["version"] == VERSION and "images" not in saved["method"]["memory"]
+
+
+def test_images_of_a_save_that_was_cut_off_are_dropped(tmp_path, whole):
+    interrupted_after(tmp_path / "run", 3)
+    with open(tmp_path / "run" / IMAGES, "ab") as file:
+        file.write(b"half an image, and the state does not count it")
+    list(started(tmp_path / "run", resume=True))
+    assert left(tmp_path / "run") == whole
+
+
+def test_a_full_disk_while_saving_leaves_the_state_before(tmp_path, monkeypatch, whole):
+    run = started(tmp_path / "run")
+    write = torch.save
+
+    def full(state, path, **options):
+        write(state, path, **options)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left on device"):
+        for epoch in run:
+            if epoch.epoch == 1:
+                before = (tmp_path / "run" / STATE).read_bytes()
+                monkeypatch.setattr(torch, "save", full)
+    monkeypatch.undo()
+    assert (tmp_path / "run" / STATE).read_bytes() == before
+    assert read_card(tmp_path / "run")["status"].startswith("failed: cannot write")
+    list(started(tmp_path / "run", resume=True))
+    assert left(tmp_path / "run") == whole
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(tmp_path, whole):
+    run = started(tmp_path / "run")
+    synthesize = run.setup.method.synthesize
+
+    def failing(epoch):
+        if epoch == 3:
+            raise NonFiniteLoss("L_CE became NaN.")
+        return synthesize(epoch)
+
+    run.setup.method.synthesize = failing
+    with pytest.raises(NonFiniteLoss):
+        list(run)
+    list(started(tmp_path / "run", resume=True))
+    assert left(tmp_path / "run") == whole
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize("file", [STATE, IMAGES])
+def test_files_that_are_cut_short_are_told(file, tmp_path):
+    interrupted_after(tmp_path / "run", 3)
+    path = tmp_path / "run" / file
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=f"{file} is (not a whole state|cut short).*; run without resume"):
+        started(tmp_path / "run", resume=True)
+
+
+def test_another_version_is_refused(tmp_path):
+    interrupted_after(tmp_path / "run", 3)
+    path = tmp_path / "run" / STATE
+    torch.save(torch.load(path, weights_only=True) | {"version": 99}, path)
+    with pytest.raises(UserError, match=r"another version of the kit \(99, not 1\)"):
+        started(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"), [({"seed": 1}, "seed"), ({"alpha_bn": 1.0}, "alpha bn"), ({"prompt": "photo"}, "prompt")]
+)
+def test_another_config_is_refused_and_named(other, named, tmp_path):
+    interrupted_after(tmp_path / "run", 3)
+    before = (tmp_path / "run" / "card.json").read_bytes()
+    with pytest.raises(UserError, match=f"has another {named}: resume it with the options it was started with"):
+        started(tmp_path / "run", resume=True, **other)
+    assert (tmp_path / "run" / "card.json").read_bytes() == before
+
+
+def test_without_resume_a_run_is_not_touched(tmp_path):
+    interrupted_after(tmp_path / "run", 3)
+    with pytest.raises(UserError, match="holds a run already: resume it"):
+        started(tmp_path / "run")
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, whole):
+    run = started(tmp_path / "run")
+    epochs = iter(run)
+    next(epochs)
+    with pytest.raises(UserError, match="another process is running in"):
+        started(tmp_path / "run", resume=True)
+    list(epochs)
+    assert left(tmp_path / "run") == whole
+
+
+def test_other_threads_mean_equal_config_not_equal_bits(tmp_path):
+    interrupted_after(tmp_path / "run", 3)
+    saved = torch.load(tmp_path / "run" / STATE, weights_only=True)
+    saved["progress"]["card"]["threads"] = 64
+    torch.save(saved, tmp_path / "run" / STATE)
+    with pytest.warns(UserWarning, match="began with other threads: .* not equal bits"):
+        list(started(tmp_path / "run", resume=True))
+
+
+def test_a_run_that_can_go_on_is_found_by_its_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("NAYER_RUNS", str(tmp_path))
+    config = tiny_setup(**LONGER).method.config
+    assert resumable(config) is None
+    run = interrupted_after(tmp_path / "run", 3)
+    assert resumable(config) == run.folder and resumable(make_config("digits")) is None
+    list(started(tmp_path / "run", resume=True))
+    assert resumable(config) is None
+
+
+# --- the command
+
+
+def command(folder, *more: str) -> list[str]:
+    return ["distill", "--device", "cpu", "--out", str(folder), "--set", *SET, *more]
+
+
+def test_the_command_stops_with_status_0_and_says_how_to_go_on(tmp_path, capsys, whole):
+    assert cli.main(command(tmp_path / "run", "--max-minutes", "0")) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "stopped after epoch 1 of 5"
+    assert told[1].startswith("resume with: python -m nayer_lib distill ") and told[1].endswith(" --resume")
+    assert cli.main(command(tmp_path / "run", "--resume")) == 0
+    assert left(tmp_path / "run") == whole
+    assert cli.main(["distill", "--resume"]) == 2
+    assert "--resume needs --out" in capsys.readouterr().err
+
+
+def killed_at(folder, moments) -> None:
+    """Run it in another process that is killed after so many seconds, again and again; then let it end."""
+    fork = multiprocessing.get_context("fork")  # torch is imported already: a new interpreter takes many seconds
+    for seconds in moments:
+        running = fork.Process(target=lambda: list(started(folder, resume=True)))
+        running.start()
+        time.sleep(seconds)
+        running.kill()
+        running.join()
+    if not (folder / "card.json").is_file() or read_card(folder)["status"] != "finished":
+        list(started(folder, resume=True))
+
+
+def moments(count: int, seed: int) -> list[float]:
+    """Seconds; a run of this size takes about one."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed)).mul(1.5).tolist()
+
+
+def test_sigkill_at_three_moments_ends_in_the_same_result(tmp_path, whole):
+    killed_at(tmp_path / "run", moments(3, seed=0))
+    assert left(tmp_path / "run") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_sigkill_at_any_moment_ends_in_the_same_result(seed, tmp_path, whole):
+    killed_at(tmp_path / "run", moments(2, seed))
+    assert left(tmp_path / "run") == whole
+
+
+def test_sigterm_ends_the_epoch_saves_and_exits_with_0(tmp_path, whole):
+    words = [sys.executable, "-m", "nayer_lib", *command(tmp_path / "run")]
+    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    curve = tmp_path / "run" / "curve.csv"
+    while running.poll() is None and not (curve.is_file() and len(curve.read_text().splitlines()) > 1):
+        time.sleep(0.005)
+    running.send_signal(signal.SIGTERM)
+    out, err = running.communicate()
+    assert running.returncode == 0, err
+    if "resume with:" in out:  # else it had reached its last epoch
+        assert cli.main(command(tmp_path / "run", "--resume")) == 0
+    assert left(tmp_path / "run") == whole
+    assert json.loads((tmp_path / "run" / "card.json").read_text())["status"] == "finished"
