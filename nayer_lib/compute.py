@@ -82,7 +82,7 @@ class Step:
         torch.compiler.cudagraph_mark_step_begin()
         try:
             return self._run(args, scaler, loss_of)
-        except UserError:
+        except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # dynamo's, inductor's, a missing compiler's
             warnings.warn(f"torch.compile failed ({type(error).__name__}): going on without it.", stacklevel=3)

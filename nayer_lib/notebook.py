@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,29 +85,44 @@ def table8_differences(config: Config) -> str:
     return "\n".join(f"{name:26} {ours!s:>10}   released: {theirs}" for name, (ours, theirs) in pairs)
 
 
-def watch(epochs: Iterable[Epoch], config: Config, teacher_accuracy: float) -> list[Epoch]:
+def watch(
+    epochs: Iterable[Epoch], config: Config, teacher_accuracy: float, earlier: Sequence[dict] = ()
+) -> list[Epoch]:
     """Run to the end with a bar and a curve that grows after every epoch; in CI neither, at the end the curve.
 
+    Args:
+        earlier: of a run that goes on, the rows of its card's curve.
+
     Returns:
-        all epochs.
+        the epochs that were run now.
     """
     from IPython.display import display
     from tqdm.auto import tqdm
 
     quiet = bool(os.environ.get("CI"))
+    points = [(row["epoch"], 100 * row["accuracy"]) for row in earlier if row["accuracy"] is not None]
     seen: list[Epoch] = []
     handle = None
-    bar = tqdm(epochs, total=config.total_epochs, unit="epoch", leave=False, disable=quiet, file=sys.stdout)
+    bar = tqdm(
+        epochs,
+        total=config.total_epochs,
+        initial=len(earlier),
+        unit="epoch",
+        leave=False,
+        disable=quiet,
+        file=sys.stdout,
+    )
     for epoch in bar:
         seen.append(epoch)
-        scored = [e for e in seen if e.scores]
         last = epoch.epoch + 1 == config.total_epochs
-        if not scored or (quiet and not last):
+        if not epoch.scores:
             continue
-        classes = len(scored[-1].scores.per_class)
-        accuracy = [100 * e.scores.accuracy for e in scored]
+        points.append((epoch.epoch, 100 * epoch.scores.accuracy))
+        if quiet and not last:
+            continue
+        numbers, accuracy = zip(*points, strict=True)
         drawn, [ax] = new_figure()
-        learning_curve(ax, [e.epoch for e in scored], accuracy, 100 * teacher_accuracy, 100 / classes)
+        learning_curve(ax, numbers, accuracy, 100 * teacher_accuracy, 100 / len(epoch.scores.per_class))
         alt = f"Student test accuracy by epoch, rising to {accuracy[-1]:.1f} %; teacher {100 * teacher_accuracy:.1f} %."
         if handle is None:
             handle = display(_picture(drawn, alt), display_id=True)

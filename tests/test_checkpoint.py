@@ -185,6 +185,24 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_state(tmp_path, whole):
     assert left(tmp_path / "run") == whole
 
 
+def test_a_gpu_that_is_too_small_is_told_with_the_batch_to_try(tmp_path, whole):
+    run = started(tmp_path / "run")
+    step = run.setup.method.student_step
+    calls = iter(range(100))
+
+    def full(batch):
+        if next(calls) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(batch)
+
+    run.setup.method.student_step = full
+    with pytest.raises(UserError, match="generator_batch=20 and student_batch=16: half of each, --set .*=10 .*=8"):
+        list(run)
+    assert read_card(tmp_path / "run")["status"] == "failed: out of memory"
+    list(started(tmp_path / "run", resume=True))
+    assert left(tmp_path / "run") == whole
+
+
 # --- refusals
 
 

@@ -139,6 +139,15 @@ class Run:
             self._draw_images()
             self._checkpoint.remove()
             status = "finished"
+        except torch.OutOfMemoryError as error:
+            config = self.setup.method.config
+            status = "failed: out of memory"
+            raise UserError(
+                f"the GPU's memory is too small for generator_batch={config.generator_batch} and "
+                f"student_batch={config.student_batch}: half of each, --set generator_batch="
+                f"{max(2, config.generator_batch // 2)} student_batch={max(1, config.student_batch // 2)}, is the next "
+                "to try. What was saved before is whole."
+            ) from error
         except UserError as error:
             status = f"failed: {error}"
             raise
