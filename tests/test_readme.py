@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nayer_lib import cli
+from nayer_lib.results.comparison import tables_page
 from nayer_lib.results.runs import kept_cards
 from nayer_lib.results.tables import MARKERS, results_table
 
@@ -44,11 +45,17 @@ def test_the_results_are_those_of_the_kept_cards():
     assert shown == f"\n{results_table(kept_cards())}\n", "run `python -m nayer_lib report`"
 
 
-def test_pictures_are_there_and_have_alternative_text():
-    pictures = re.findall(r"!\[([^]]*)\]\((?!https?:)([^)]+)\)", README.read_text(encoding="utf-8"))
+def test_the_tables_of_the_paper_are_those_of_the_kept_cards():
+    shown = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    assert shown == tables_page(kept_cards()), "run `python -m nayer_lib report`"
+
+
+@pytest.mark.parametrize("path", [README, ROOT / "docs" / "tables.md"], ids=lambda path: path.name)
+def test_pictures_are_there_and_have_alternative_text(path):
+    pictures = re.findall(r"!\[([^]]*)\]\((?!https?:)([^)]+)\)", path.read_text(encoding="utf-8"))
     assert pictures
     for alt, address in pictures:
-        assert (ROOT / address).is_file() and len(alt.split()) >= 5
+        assert (path.parent / address).is_file() and len(alt.split()) >= 5
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -19,8 +19,8 @@ from ..demo import demo
 from ..distill import prepare
 from ..errors import MissingFile, UserError, unknown
 from ..evaluate import Evaluator
+from ..results import comparison, tables
 from ..results import runs as cards
-from ..results import tables
 from ..sweep import keep_sweep, read_sweep, run_sweep
 from ..text.lte_pool import load_pool
 from . import lte as pools
@@ -166,7 +166,10 @@ def sweep(file: Path, jobs: int = 1, keep: bool = False) -> None:
 
 
 def report() -> None:
-    """Print the results table of the kept cards, paper beside ours; put it, its picture and the bench in the README."""
+    """Print the results table of the kept cards, paper beside ours, and render README.md and docs/ anew.
+
+    The README gets that table, its picture and the bench; docs/ Tables 1 and 2 (tables.md) and Figure 1 (figure1.png).
+    """
     kept, root = cards.kept_cards(), files.data_dir().parent
     table = tables.results_table(kept)
     readme = root / "README.md"
@@ -179,6 +182,8 @@ def report() -> None:
     bench = json.loads(bench_card.read_text(encoding="utf-8"))
     files.write_text(readme, tables.with_table(text, tables.bench_table(bench), tables.BENCH_MARKERS))
     tables.draw_results(kept, root / "docs" / "results.png")
+    files.write_text(root / "docs" / "tables.md", comparison.tables_page(kept))
+    comparison.draw_figure_1(kept, root / "docs" / "figure1.png")
     print(table)
 
 
