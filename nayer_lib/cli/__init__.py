@@ -149,20 +149,31 @@ def runs(keep: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None) -> Non
         print(f"{card['id']}  {card['status']}  {accuracy}")
 
 
-def sweep(file: Path, jobs: int = 1, keep: bool = False) -> None:
-    """Run every arm and seed of a sweep file that has no finished card yet.
+def sweep(
+    file: tyro.conf.Positional[Path],
+    jobs: int | None = None,
+    backend: str = "local",
+    only: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
+    dry_run: bool = False,
+    keep: bool = False,
+) -> None:
+    """Run every arm and seed of a sweep file that has no finished card yet; each run's output is its log.txt.
 
     Args:
-        file: a sweep file, e.g. data/sweeps/latents.json.
-        jobs: runs at a time, one thread each.
+        file: a sweep file, e.g. data/sweeps/latents_digits.json.
+        jobs: runs at a time; default: one for each GPU, or one on the CPU, where each has one thread.
+        backend: "local", or "ray" for the Ray cluster of RAY_ADDRESS, or one on this machine.
+        only: one of N shares, counted from 1, for job arrays.
+        dry_run: print what is left to run and about how long that takes, and nothing more.
         keep: then keep all its cards in one file under data/runs.
     """
     chosen = read_sweep(file)
-    failed = run_sweep(chosen, jobs)
+    failed = run_sweep(chosen, jobs, backend, only, dry_run)
     if keep:
         print(keep_sweep(chosen))
     if failed:
-        raise UserError(f"{len(failed)} runs failed: " + "; ".join(failed))
+        print("failed:", *failed, sep="\n")
+        raise UserError(f"runs that failed: {len(failed)}; read their logs, then run the sweep again to repeat them.")
 
 
 def report() -> None:
