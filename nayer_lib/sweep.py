@@ -4,9 +4,9 @@ A sweep file is JSON: "preset", "variant" and "profile" (as in `make_config`), "
 a name -> overrides map. Arms of unequal budgets cannot be compared, so a file that wants them says
 "unequal_budgets": true.
 
-Every run is a process of its own, the `distill` command: one that dies takes no other with it, and what it prints
-stands in log.txt in its run folder. A run that has finished is known by its card and is not run again, so a killed
-sweep goes on.
+Every run is a process of its own, the `distill` command: one that dies takes no other with it, no setting of one
+reaches the next, and what it prints stands in log.txt in its run folder. A run that has finished is known by its card
+and is not run again, so a killed sweep goes on.
 """
 
 import dataclasses
@@ -187,7 +187,7 @@ def projected(config: Config, finished: list[tuple[Config, dict]]) -> tuple[floa
 
     As long as finished runs of an equal config but the seed took, else as those of equal networks, data set, method
     and profile, their synthesis scaled by its steps, the student by its steps and the evaluation by its epochs. Runs
-    on a device named as this one come first.
+    on a device named as this one come first. The start of a process, up to 20 s on a slow CPU, is not in it.
 
     Args:
         finished: (config, card) of finished runs, oldest first.

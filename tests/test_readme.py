@@ -9,6 +9,7 @@ from nayer_lib import cli
 from nayer_lib.results.comparison import tables_page
 from nayer_lib.results.runs import kept_cards
 from nayer_lib.results.tables import MARKERS, results_table
+from nayer_lib.sweep import read_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -70,6 +71,15 @@ def test_the_commands_it_names_exist(path):
     assert found <= commands()
     if path == README:
         assert found
+
+
+def test_the_sweep_file_that_it_shows_is_one_and_its_job_array_has_as_many_tasks_as_shares(tmp_path):
+    text = README.read_text(encoding="utf-8")
+    [shown] = re.findall(r"^```json\n(.*?)^```", text, re.M | re.S)
+    (tmp_path / "mine.json").write_text(shown, encoding="utf-8")
+    runs = read_sweep(tmp_path / "mine.json").runs()
+    [tasks] = re.findall(r"--array=1-(\d+)", text)
+    assert f"--only $SLURM_ARRAY_TASK_ID/{tasks}\n" in text and len(runs) == int(tasks)
 
 
 def test_every_notebook_is_listed_in_the_readme():

@@ -356,10 +356,13 @@ def test_short_and_long_times_have_their_units(write, no_runs, nothing_kept, ask
         (no_runs / told / "card.json").unlink()
 
 
-def test_a_dry_run_lists_what_is_left_and_runs_nothing(write, no_runs, nothing_kept, asked, capsys):
+def test_a_dry_run_lists_what_is_left_and_runs_and_keeps_nothing(
+    write, no_runs, nothing_kept, asked, capsys, monkeypatch
+):
+    monkeypatch.setattr(cli, "keep_sweep", lambda sweep: asked.append("keep"))
     save_card(no_runs, card_of(tiny_config(seed=0)))
     path = write(SPEC | {"arms": {"text": {}, "wide": {"student": "wrn10_1"}}})
-    assert cli.main(["sweep", str(path), "--dry-run"]) == 0
+    assert cli.main(["sweep", str(path), "--dry-run", "--keep"]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "wide, seed 0: time not known",
         "text, seed 1: about 2 min, as on a device",

@@ -169,7 +169,7 @@ def sweep(
     """
     chosen = read_sweep(file)
     failed = run_sweep(chosen, jobs, backend, only, dry_run)
-    if keep:
+    if keep and not dry_run:
         print(keep_sweep(chosen))
     if failed:
         print("failed:", *failed, sep="\n")
