@@ -149,7 +149,7 @@ def run_sweep(
         jobs: runs at a time, each with one CPU thread unless OMP_NUM_THREADS is set. None: with "local" one for each
             GPU, or one on the CPU; with "ray" as many as the cluster has GPUs, or cores.
         backend: "local", or "ray" for joblib's Ray backend on the cluster of RAY_ADDRESS, or on one started here;
-            its machines must share this clone and the runs folder.
+            its machines must share this clone and the runs folder. With one run at a time joblib stays on this machine.
         share: as in `Sweep.runs`.
         dry_run: print only, and each run that is left.
 
