@@ -1,5 +1,6 @@
 """Render environment.yml from pyproject.toml; with --check, only say whether it still matches."""
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -16,7 +17,9 @@ HEADER = """\
 def render() -> str:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + [name for extra in extras if extra != "all" for name in extras[extra]]
+    [everything] = extras["all"]  # "nayer-kit[text,...]"
+    chosen = re.search(r"\[(.+)\]", everything)[1].split(",")
+    wanted = project["dependencies"] + [name for extra in chosen for name in extras[extra]]
     conda = [f"python{project['requires-python']}", "pip", *(name for name in wanted if name in FROM_CONDA)]
     pip = [*(name for name in wanted if name not in FROM_CONDA), "-e ."]
     lines = [f"name: {project['name']}", "channels:", "  - conda-forge", "dependencies:"]

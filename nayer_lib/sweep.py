@@ -1,20 +1,37 @@
 """Many runs from one file: arms that differ in a few config fields, the same seeds for each.
 
 A sweep file is JSON: "preset", "variant" and "profile" (as in `make_config`), "seeds", "common" overrides, and "arms",
-a name -> overrides map. A run that has finished is known by its card and is not run again, so a killed sweep goes on.
+a name -> overrides map. Arms of unequal budgets cannot be compared, so a file that wants them says
+"unequal_budgets": true.
+
+Every run is a process of its own, the `distill` command: one that dies takes no other with it, no setting of one
+reaches the next, and what it prints stands in log.txt in its run folder. A run that has finished is known by its card
+and is not run again, one that stopped half-way goes on from its saved state: a killed sweep continues.
 """
 
+import dataclasses
 import json
+import os
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+
+import torch
 
 from . import files
 from .config import Config, make_config
-from .distill import prepare
-from .errors import MissingFile, UserError
-from .results.runs import Run, card_config, kept_cards, local_cards
+from .errors import MissingFile, UserError, unknown
+from .methods import METHODS
+from .results.runs import card_config, device_name, kept_cards, local_cards, new_id, read_card, resumable
 
-FIELDS = {"preset", "variant", "profile", "seeds", "common", "arms"}
+FIELDS = {"preset", "variant", "profile", "seeds", "common", "arms", "unequal_budgets"}
+BACKENDS = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -24,24 +41,47 @@ class Sweep:
     name: str
     arms: dict[str, list[Config]]
 
+    def runs(self, share: str | None = None) -> list[tuple[str, Config]]:
+        """Every run once, as (arm, config), seed by seed: a sweep that is cut short has every arm with fewer seeds.
+
+        Args:
+            share: "i/n", the i-th of n disjoint shares, counted from 1; their sizes differ by one run at most.
+
+        Raises:
+            UserError: a share that does not exist.
+        """
+        arm_of = {}
+        for arm, configs in self.arms.items():
+            for config in configs:
+                arm_of.setdefault(config, arm)
+        runs = [(arm_of[config], config) for config in sorted(arm_of, key=lambda config: config.seed)]
+        if share is None:
+            return runs
+        numbers = re.fullmatch(r"(\d+)/(\d+)", share)
+        i, n = map(int, numbers.groups()) if numbers else (0, 0)
+        if not 1 <= i <= n:
+            raise UserError(f"a share of a sweep is i/n with i from 1 to n, as 2/3, not {share!r}.")
+        return runs[i - 1 :: n]
+
 
 def read_sweep(path: Path) -> Sweep:
     """Read a sweep file; every config is checked before anything runs.
 
     Raises:
-        MissingFile, UserError: no such file, not JSON, an unknown field, or a config that makes no sense.
+        MissingFile, UserError: no such file, not JSON, an unknown field, a config that makes no sense, or arms of
+            unequal budgets.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingFile(f"no sweep file {path}: the kit's own are in data/sweeps.")
     try:
         spec = dict(json.loads(path.read_text(encoding="utf-8")))
-        unknown = set(spec) - FIELDS
+        unknown_fields = set(spec) - FIELDS
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not JSON that describes a sweep ({error}).") from error
-    if unknown or not {"arms", "seeds"} <= set(spec):
+    if unknown_fields or not {"arms", "seeds"} <= set(spec):
         others = sorted(FIELDS - {"arms", "seeds"})
-        raise UserError(f"{path} must have 'arms' and 'seeds' and may have {others}, not {sorted(unknown)}.")
+        raise UserError(f"{path} must have 'arms' and 'seeds' and may have {others}, not {sorted(unknown_fields)}.")
     base = {name: spec[name] for name in ("preset", "variant", "profile") if name in spec}
     try:
         arms = {
@@ -54,7 +94,36 @@ def read_sweep(path: Path) -> Sweep:
         raise UserError(
             f"{path}: 'seeds' is a list of numbers, 'arms' maps names to config fields ({error})."
         ) from error
-    return Sweep(path.stem, arms)
+    sweep = Sweep(path.stem, arms)
+    budgets = {arm: budget(config) for arm, config in sweep.runs()}
+    for arm, spent in budgets.items():
+        (first, of_first), *_ = budgets.items()
+        unequal = [what for what in spent if spent[what] != of_first[what]]
+        if unequal and spec.get("unequal_budgets") is not True:
+            raise UserError(
+                f"{path}: arm {arm!r} has {spent[unequal[0]]} {unequal[0]}, arm {first!r} {of_first[unequal[0]]}: give "
+                'all arms one budget, or say "unequal_budgets": true in the file.'
+            )
+    return sweep
+
+
+def budget(config: Config) -> dict[str, int]:
+    """What a run spends, warm-up included: steps of the generator and the student, and the images of those steps.
+
+    Raises:
+        UserError: an unknown method.
+    """
+    if config.method not in METHODS:
+        raise unknown("method", config.method, METHODS)
+    repeats = METHODS[config.method].repeats
+    rounds = repeats * sum(map(config.synthesis_rounds, range(config.total_epochs)))
+    steps = repeats * config.distillation_epochs * config.student_steps
+    return {
+        "synthesis steps": rounds * config.generator_steps,
+        "synthetic images": rounds * config.generator_batch,
+        "student steps": steps,
+        "images drawn by the student": steps * config.student_batch,
+    }
 
 
 def arm_cards(sweep: Sweep, cards: list[dict]) -> dict[str, list[dict]]:
@@ -71,27 +140,170 @@ def keep_sweep(sweep: Sweep) -> Path:
     return path
 
 
-def run_sweep(sweep: Sweep, jobs: int = 1) -> list[str]:
-    """Run what has no finished card yet, `jobs` at a time, one thread each. Returns the sentences of failed runs."""
-    from joblib import Parallel, delayed
+def run_sweep(
+    sweep: Sweep, jobs: int | None = None, backend: str = "local", share: str | None = None, dry_run: bool = False
+) -> list[str]:
+    """Run what has no finished card yet, and print what that should take, and a line for every run that ends.
 
-    done = {card_config(card) for card in kept_cards() + local_cards() if card["status"] == "finished"}
-    left = [(arm, config) for arm, configs in sweep.arms.items() for config in configs if config not in done]
-    # Seed by seed, so that a sweep that is cut short has every arm with fewer seeds.
-    left.sort(key=lambda pair: pair[1].seed)
-    results = Parallel(n_jobs=jobs, verbose=0)(delayed(_run)(arm, config) for arm, config in left)
+    Args:
+        jobs: runs at a time, each with one CPU thread unless OMP_NUM_THREADS is set. None: with "local" one for each
+            GPU, or one on the CPU; with "ray" as many as the cluster has GPUs, or cores.
+        backend: "local", or "ray" for joblib's Ray backend on the cluster of RAY_ADDRESS, or on one started here;
+            its machines must share this clone and the runs folder. With one run at a time joblib stays on this machine.
+        share: as in `Sweep.runs`.
+        dry_run: print only, and each run that is left.
+
+    Returns:
+        a sentence for every run that failed, with its log.
+
+    Raises:
+        UserError: jobs, backend or share make no sense, or Ray is not installed.
+    """
+    from joblib import Parallel, delayed, parallel_config
+
+    if jobs is not None and jobs < 1:
+        raise UserError(f"the runs at a time must be 1 or more, not {jobs}.")
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    runs = sweep.runs(share)
+    finished = [(card_config(card), card) for card in kept_cards() + local_cards() if card["status"] == "finished"]
+    done = {config for config, _ in finished}
+    left = [(arm, config) for arm, config in runs if config not in done]
+    where, gpus = _on_ray(jobs) if backend == "ray" else _here(jobs)
+    times = [projected(config, finished) for _, config in left]
+    print(f"{len(left)} of {len(runs)} runs left, {where['n_jobs']} at a time: {_in_all(times, where['n_jobs'])}")
+    if dry_run:
+        for (arm, config), time in zip(left, times, strict=True):
+            print(f"{arm}, seed {config.seed}: {_in_all([time], 1)}")
+        return []
+    folder = files.runs_dir().resolve()
+    with parallel_config(**where):
+        results = Parallel(batch_size=1)(delayed(_run)(arm, config, folder, gpus) for arm, config in left)
     return [sentence for sentence in results if sentence]
 
 
-def _run(arm: str, config: Config) -> str | None:
-    import torch
+def projected(config: Config, finished: list[tuple[Config, dict]]) -> tuple[float, str] | None:
+    """Seconds that a run should take, and the device on which that was measured; None if nothing like it was run.
 
-    torch.set_num_threads(1)
+    As long as finished runs of an equal config but the seed took, else as those of equal networks, data set, method
+    and profile, their synthesis scaled by its steps, the student by its steps and the evaluation by its epochs. Runs
+    on a device named as this one come first. The start of a process, up to 20 s on a slow CPU, is not in it.
+
+    Args:
+        finished: (config, card) of finished runs, oldest first.
+    """
+    alike = ("method", "dataset", "teacher", "student", "profile")
+    near = [(o, card) for o, card in finished if all(getattr(o, name) == getattr(config, name) for name in alike)]
+    if not near:
+        return None
+    devices = [card["device"] for _, card in near]
+    here = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = here if here in devices else devices[-1]
+    near = [(other, card["seconds"]) for other, card in near if card["device"] == device]
+    equal = [pair for pair in near if dataclasses.replace(pair[0], seed=config.seed) == config]
+    return statistics.mean(_scaled(config, *pair) for pair in equal or near), device
+
+
+def _scaled(config: Config, other: Config, seconds: dict[str, float]) -> float:
+    """The seconds of another config's run, as if it had had the steps of this one."""
+    ours, theirs = budget(config), budget(other)
+    ratios = {
+        "synthesis": ours["synthesis steps"] / theirs["synthesis steps"],
+        "student": ours["student steps"] / theirs["student steps"],
+        "evaluation": config.distillation_epochs / other.distillation_epochs,
+    }
+    phases = sum(seconds[phase] for phase in ratios)
+    return seconds["total"] * sum(seconds[phase] * ratio for phase, ratio in ratios.items()) / phases
+
+
+def _in_all(times: list[tuple[float, str] | None], jobs: int) -> str:
+    """The time of runs in words, with the devices it was measured on; those of unknown time are counted apart."""
+    known = [time for time in times if time]
+    if not known:
+        return "time not known" if times else "nothing to do"
+    seconds = [time for time, _ in known]
+    wall = max(sum(seconds) / jobs, *seconds)
+    about = f"{wall:.0f} s" if wall < 100 else f"{wall / 60:.0f} min" if wall < 6000 else f"{wall / 3600:.1f} h"
+    beside = f"; for {len(times) - len(known)} of them not known" if len(known) < len(times) else ""
+    return f"about {about}, as on {', '.join(sorted({device for _, device in known}))}{beside}"
+
+
+def _here(jobs: int | None) -> tuple[dict, SimpleQueue | None]:
+    """joblib's arguments for threads that wait for processes here, and a queue of the GPU for each; None without."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = allowed.split(",") if allowed else list(map(str, range(torch.cuda.device_count())))
+    names = names[: torch.cuda.device_count()]
+    jobs = jobs or max(len(names), 1)
+    gpus = SimpleQueue() if names else None
+    for k in range(jobs if names else 0):
+        gpus.put(names[k % len(names)])
+    return {"backend": "threading", "n_jobs": jobs}, gpus
+
+
+def _on_ray(jobs: int | None) -> tuple[dict, None]:
+    """joblib's arguments for a Ray cluster; Ray itself gives each of its workers a GPU, or a part of one."""
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # read at import; else it shows one of the lines that runs print
     try:
-        run = Run(prepare(config))
-        for _ in run:
-            pass
-    except UserError as error:
-        return f"{arm}, seed {config.seed}: {error}"
-    print(f"{arm}, seed {config.seed}: {100 * run.card['accuracy_last']:.1f} %", flush=True)
-    return None
+        import ray
+        from ray.util.joblib import register_ray
+    except ImportError as error:
+        raise UserError(
+            "ray is not installed: `pip install -e '.[ray]'`, or leave out `--backend ray` to use this machine."
+        ) from error
+    register_ray()
+    if not ray.is_initialized():
+        ray.init()
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    jobs = jobs or gpus or int(resources["CPU"])
+    return {"backend": "ray", "n_jobs": jobs, "ray_remote_args": {"num_gpus": min(1, gpus / jobs)}}, None
+
+
+def _run(arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None) -> str | None:
+    """One run in a process of its own. Prints how it ended; returns that sentence if it failed."""
+    log = (resumable(config) or runs_dir / new_id(config)) / "log.txt"  # what stopped half-way goes on
+    gpu = gpus.get() if gpus else None
+    try:
+        status = _process(_command(config, log.parent), log, {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+        card = read_card(log.parent) if status == 0 else {"status": _reason(status, log)}
+    except Exception as error:  # whatever it is, the other runs go on
+        card = {"status": f"{type(error).__name__}: {error}"}
+    finally:
+        if gpus:
+            gpus.put(gpu)
+    failed = card["status"] != "finished"
+    told = f"{card['status']} ({log})" if failed else f"{100 * card['accuracy_last']:.1f} %"
+    sentence = f"{arm}, seed {config.seed}: {told}"
+    print(sentence, flush=True)
+    return sentence if failed else None
+
+
+def _command(config: Config, folder: Path) -> list[str]:
+    """The `distill` command that runs a config in a folder; every field is given, so no preset matters."""
+    fields = dataclasses.asdict(config)
+    own = [word for name in ("variant", "profile", "seed") for word in (f"--{name}", str(fields.pop(name)))]
+    overrides = [f"{name}={value!r}" for name, value in fields.items()]
+    return [sys.executable, "-m", "nayer_lib", "distill", "--out", str(folder), "--resume", *own, "--set", *overrides]
+
+
+def _process(command: list[str], log: Path, environment: dict[str, str]) -> int:
+    """Run a command to its end; it and all that it prints are added to the log. Returns its exit status."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as output:
+        output.write(f"{shlex.join(command)}\n".encode())
+        output.flush()
+        return subprocess.run(
+            command,
+            env={"OMP_NUM_THREADS": "1"} | os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ).returncode
+
+
+def _reason(status: int, log: Path) -> str:
+    """Why a process failed: the signal that ended it, or the last line that it printed."""
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    _, *printed = log.read_text(encoding="utf-8", errors="replace").splitlines()  # the first is the command
+    return printed[-1].removeprefix("nayer_lib: ") if printed else f"ended with status {status}"

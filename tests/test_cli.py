@@ -12,6 +12,7 @@ from tiny import TINY, call, read_json, refused
 from nayer_lib import cli, files
 from nayer_lib.classifiers.teacher import make_classifier, save_classifier
 from nayer_lib.datasets import DATASETS
+from nayer_lib.results.comparison import tables_page
 from nayer_lib.results.runs import kept_cards, read_card
 from nayer_lib.results.tables import BENCH_MARKERS, MARKERS, bench_table, results_table
 from nayer_lib.text.labels import class_names
@@ -88,7 +89,7 @@ def test_lte_builds_a_pool_that_distill_finds(clone, capsys):
     call(capsys, "distill", *TINY_SET, "encoder=random", "prompt=photo")
 
 
-def test_report_puts_the_table_and_its_picture_into_the_readme(clone, capsys):
+def test_report_renders_the_readme_and_the_documents_anew(clone, capsys):
     call(capsys, "distill", *TINY_SET)
     [folder] = (clone / "runs").iterdir()
     call(capsys, "runs", "--keep", folder.name)
@@ -105,7 +106,9 @@ def test_report_puts_the_table_and_its_picture_into_the_readme(clone, capsys):
         f"before\n{MARKERS[0]}\n{out}{MARKERS[1]}\nbetween\n{BENCH_MARKERS[0]}\n{shown}\n{BENCH_MARKERS[1]}\nafter\n"
     )
     assert "| one round, 100 images | 12.3 | 100.0 | **8.1** (8.0 – 8.2) |" in shown and "memory draw, 512" in shown
-    assert (clone / "docs" / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert (clone / "docs" / "tables.md").read_text(encoding="utf-8") == tables_page(kept_cards())
+    for name in ("results.png", "figure1.png"):
+        assert (clone / "docs" / name).read_bytes().startswith(b"\x89PNG")
 
 
 # --- mistakes

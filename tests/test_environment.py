@@ -49,6 +49,12 @@ def test_environment_yml_is_rendered_from_pyproject():
     assert done.returncode == 0, done.stderr
 
 
+def test_ray_is_for_those_who_ask_for_it():
+    [everything] = PROJECT["optional-dependencies"]["all"]
+    assert "ray" in PROJECT["optional-dependencies"] and "ray" not in everything
+    assert "- ray\n" not in (ROOT / "environment.yml").read_text()
+
+
 def test_constraints_pin_every_direct_dependency_and_name_no_address():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     for line in lines:

@@ -19,7 +19,7 @@ classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifie
 image_files datasets augment losses memory evaluate metrics config
 methods.base methods.nayer methods.with_data methods
 checkpoint distill budget
-results.paper results.embeddings results.figures results.runs results.tables
+results.paper results.embeddings results.figures results.runs results.tables results.comparison
 sweep notebook demo cli.common cli.lte cli.teacher cli __main__
 """.split()
 

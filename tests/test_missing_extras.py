@@ -14,10 +14,11 @@ from nayer_lib.config import make_config
 from nayer_lib.demo import demo
 from nayer_lib.errors import UserError
 from nayer_lib.notebook import profile, table8_differences
+from nayer_lib.sweep import Sweep, run_sweep
 from nayer_lib.text.encoders import encode
 
 TEXT = ("sentence_transformers", "open_clip", "gensim", "huggingface_hub")
-OPTIONAL = (*TEXT, "papermill", "nbconvert", "nbformat", "IPython", "jupyter")
+OPTIONAL = (*TEXT, "papermill", "nbconvert", "nbformat", "IPython", "jupyter", "ray")
 LIBRARY = Path(nayer_lib.__file__).parent
 
 
@@ -76,6 +77,11 @@ def test_doc2vec_says_what_to_install(corpus, tmp_path):
 def test_the_demo_says_what_to_install():
     with pytest.raises(UserError, match=r"needs papermill and nbconvert: `pip install -e '\.\[notebooks\]'`"):
         demo()
+
+
+def test_a_sweep_on_ray_says_what_to_install():
+    with pytest.raises(UserError, match=r"ray is not installed: `pip install -e '\.\[ray\]'`"):
+        run_sweep(Sweep("mine", {"preset": [make_config(seed=77)]}), backend="ray")
 
 
 def test_what_needs_no_extra_works():

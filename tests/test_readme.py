@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from nayer_lib import cli
+from nayer_lib.results.comparison import tables_page
 from nayer_lib.results.runs import kept_cards
 from nayer_lib.results.tables import MARKERS, results_table
+from nayer_lib.sweep import read_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -44,11 +46,17 @@ def test_the_results_are_those_of_the_kept_cards():
     assert shown == f"\n{results_table(kept_cards())}\n", "run `python -m nayer_lib report`"
 
 
-def test_pictures_are_there_and_have_alternative_text():
-    pictures = re.findall(r"!\[([^]]*)\]\((?!https?:)([^)]+)\)", README.read_text(encoding="utf-8"))
+def test_the_tables_of_the_paper_are_those_of_the_kept_cards():
+    shown = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    assert shown == tables_page(kept_cards()), "run `python -m nayer_lib report`"
+
+
+@pytest.mark.parametrize("path", [README, ROOT / "docs" / "tables.md"], ids=lambda path: path.name)
+def test_pictures_are_there_and_have_alternative_text(path):
+    pictures = re.findall(r"!\[([^]]*)\]\((?!https?:)([^)]+)\)", path.read_text(encoding="utf-8"))
     assert pictures
     for alt, address in pictures:
-        assert (ROOT / address).is_file() and len(alt.split()) >= 5
+        assert (path.parent / address).is_file() and len(alt.split()) >= 5
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -63,6 +71,15 @@ def test_the_commands_it_names_exist(path):
     assert found <= commands()
     if path == README:
         assert found
+
+
+def test_the_sweep_file_that_it_shows_is_one_and_its_job_array_has_as_many_tasks_as_shares(tmp_path):
+    text = README.read_text(encoding="utf-8")
+    [shown] = re.findall(r"^```json\n(.*?)^```", text, re.M | re.S)
+    (tmp_path / "mine.json").write_text(shown, encoding="utf-8")
+    runs = read_sweep(tmp_path / "mine.json").runs()
+    [tasks] = re.findall(r"--array=1-(\d+)", text)
+    assert f"--only $SLURM_ARRAY_TASK_ID/{tasks}\n" in text and len(runs) == int(tasks)
 
 
 def test_every_notebook_is_listed_in_the_readme():

@@ -1,18 +1,32 @@
-"""Many runs from one file: what a file may say, what is run and in which order, and what is skipped or fails."""
+"""Many runs from one file: what a file may say, what is run, where and in which order, what is skipped or fails."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
 
 import pytest
-from tiny import TINY, copy_data, tiny_config
+import torch
+from joblib import register_parallel_backend
+from joblib._parallel_backends import ThreadingBackend
+from tiny import TINY, copy_data, read_json, run_all, tiny_config, tiny_setup
 
 from nayer_lib import cli, files, sweep
 from nayer_lib.classifiers.teacher import load_classifier
 from nayer_lib.config import Config, make_config
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.generator.latents import EMBEDDINGS, LATENTS
-from nayer_lib.results.runs import card_config, kept_cards, local_cards
-from nayer_lib.sweep import Sweep, arm_cards, keep_sweep, read_sweep, run_sweep
+from nayer_lib.methods import METHODS
+from nayer_lib.methods.nayer import Nayer
+from nayer_lib.results.runs import card_config, device_name, kept_cards, local_cards
+from nayer_lib.sweep import Sweep, arm_cards, budget, keep_sweep, projected, read_sweep, run_sweep
 
 SPEC = {"preset": "digits", "seeds": [0, 1], "common": TINY, "arms": {"text": {}, "z": {"latent": "noise"}}}
 
@@ -39,7 +53,9 @@ def no_runs(tmp_path, monkeypatch):
 def card_of(config: Config, status: str = "finished", **facts) -> dict:
     """A card as it is read from a file: lists where the config has tuples."""
     config = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {"id": f"{config['latent']}-{config['seed']}", "status": status, "config": config, **facts}
+    seconds = {"synthesis": 60.0, "student": 30.0, "evaluation": 10.0, "total": 110.0}
+    name = f"{config['latent']}-{config['seed']}"
+    return {"id": name, "status": status, "config": config, "seconds": seconds, "device": "a device", **facts}
 
 
 def save_card(folder, card: dict) -> None:
@@ -67,7 +83,7 @@ def test_preset_variant_and_profile_are_those_of_make_config(write):
 
 def test_an_arm_has_the_last_word(write):
     """Over what all arms have in common, and over the preset."""
-    spec = SPEC | {"variant": "released", "common": {**TINY, "rounds": 3}}
+    spec = SPEC | {"variant": "released", "common": {**TINY, "rounds": 3}, "unequal_budgets": True}
     spec["arms"] = {"as all": {}, "its own": {"rounds": 1}, "the text": {"variant": "paper"}}
     arms = read_sweep(write(spec)).arms
     assert [configs[0].rounds for configs in arms.values()] == [3, 1, 3]
@@ -117,6 +133,62 @@ def test_an_unknown_preset_variant_or_profile_is_told(write, name):
         read_sweep(write(SPEC | {name: "digit"}))
 
 
+# --- budgets
+
+
+def test_a_budget_counts_what_a_run_does():
+    setup = tiny_setup(warmup_epochs=2, warmup_rounds=3, rounds=1)
+    method, drawn = setup.method, []
+    step = method.student_step
+    method.student_step = lambda batch: drawn.append(len(batch.images)) or step(batch)
+    rounds = [report for epoch in run_all(setup) for report in epoch.rounds]
+    assert budget(method.config) == {
+        "synthesis steps": sum(report.steps for report in rounds),
+        "synthetic images": sum(report.images for report in rounds),
+        "student steps": len(drawn),
+        "images drawn by the student": sum(drawn),
+    }
+
+
+def test_a_method_that_repeats_its_epoch_spends_so_many_times_as_much(monkeypatch):
+    once = budget(tiny_config())
+    monkeypatch.setitem(METHODS, "nayer", type("Often", (Nayer,), {"repeats": 5}))
+    assert budget(tiny_config()) == {what: 5 * count for what, count in once.items()}
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ({"epochs": 3}, "synthesis steps"),
+        ({"generator_steps": 3}, "arm 'dear' has 15 synthesis steps, arm 'text' 10"),
+        ({"rounds": 3}, "synthesis steps"),
+        ({"warmup_rounds": 2}, "synthesis steps"),
+        ({"generator_batch": 21}, "arm 'dear' has 105 synthetic images, arm 'text' 100"),
+        ({"student_steps": 3}, "arm 'dear' has 6 student steps, arm 'text' 4"),
+        ({"student_batch": 8}, "32 images drawn by the student, arm 'text' 64"),
+    ],
+    ids=str,
+)
+def test_arms_of_unequal_budgets_are_refused_unless_the_file_says_so(write, override, told):
+    spec = SPEC | {"arms": {"text": {}, "dear": override}}
+    for said in (None, False, "yes", 1):
+        with pytest.raises(UserError, match=f'{told}.*give all arms one budget, or say "unequal_budgets": true'):
+            read_sweep(write(spec if said is None else spec | {"unequal_budgets": said}))
+    assert len(read_sweep(write(spec | {"unequal_budgets": True})).arms) == 2
+
+
+@pytest.mark.parametrize(
+    "override", [{"memory_size": 50}, {"student": "wrn10_1"}, {"student_lr": 0.1}, {"keep": "last"}]
+)
+def test_what_a_run_holds_or_which_networks_it_has_is_no_budget(write, override):
+    read_sweep(write(SPEC | {"arms": {"text": {}, "another": override}}))
+
+
+def test_an_unknown_method_is_told_before_anything_runs(write):
+    with pytest.raises(UserError, match="unknown method 'nayr'. Did you mean 'nayer'"):
+        read_sweep(write(SPEC | {"arms": {"text": {}, "typo": {"method": "nayr"}}}))
+
+
 # --- what is run
 
 
@@ -124,7 +196,7 @@ def test_an_unknown_preset_variant_or_profile_is_told(write, name):
 def asked(monkeypatch):
     """(arm, seed) of every run that was asked for, in order; nothing runs."""
     seen = []
-    monkeypatch.setattr(sweep, "_run", lambda arm, config: seen.append((arm, config.seed)))
+    monkeypatch.setattr(sweep, "_run", lambda arm, config, *_: seen.append((arm, config.seed)))
     return seen
 
 
@@ -179,16 +251,372 @@ def test_a_sweep_that_is_done_runs_nothing(write, no_runs, asked):
     assert run_sweep(read) == [] and asked == []
 
 
+def test_a_config_that_two_arms_share_is_run_once(write, no_runs, asked):
+    run_sweep(read_sweep(write(SPEC | {"seeds": [0, 0], "arms": {"one": {}, "same": {}, "z": {"latent": "noise"}}})))
+    assert asked == [("one", 0), ("z", 0)]
+
+
+# --- shares
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_shares_are_disjoint_balanced_and_cover_everything(write, n):
+    read = read_sweep(write(SPEC | {"seeds": [2, 0, 1]}))
+    shares = [read.runs(f"{i}/{n}") for i in range(1, n + 1)]
+    runs = [run for share in shares for run in share]
+    assert len(runs) == 6 and set(runs) == set(read.runs())
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_share_is_the_same_however_much_is_finished(write, no_runs, asked):
+    read = read_sweep(write(SPEC))
+    run_sweep(read, share="2/2")
+    assert asked == [("z", 0), ("z", 1)]
+    save_card(no_runs, card_of(tiny_config(seed=0)))
+    save_card(no_runs, card_of(tiny_config(seed=0, latent="noise")))
+    run_sweep(read, share="2/2")
+    assert asked[2:] == [("z", 1)]
+
+
+@pytest.mark.parametrize("share", ["0/3", "4/3", "3", "1/0", "-1/2", "1/2/3", "a/b", "", "1/ 2"])
+def test_a_share_that_does_not_exist_is_told(write, no_runs, asked, share):
+    with pytest.raises(UserError, match="a share of a sweep is i/n with i from 1 to n, as 2/3, not "):
+        run_sweep(read_sweep(write(SPEC)), share=share)
+    assert asked == []
+
+
+# --- how long it takes
+
+
+@pytest.fixture
+def nothing_kept(monkeypatch):
+    monkeypatch.setattr(sweep, "kept_cards", list)
+
+
+def test_a_run_takes_as_long_as_those_of_other_seeds(no_runs):
+    cards = [card_of(tiny_config(seed=s), seconds={**PHASES, "total": t}) for s, t in ((0, 100.0), (1, 200.0))]
+    other = card_of(tiny_config(latent="noise"), seconds={**PHASES, "total": 9.0})  # as many steps, but not equal
+    finished = [(card_config(card), card) for card in (other, *cards)]
+    assert projected(tiny_config(seed=7), finished) == (pytest.approx(150), "a device")
+
+
+PHASES = {"synthesis": 60.0, "student": 30.0, "evaluation": 10.0}
+
+
+def test_else_as_long_as_alike_ones_scaled_by_steps(no_runs):
+    """Of 110 s, 100 are of the phases: synthesis has twice the steps, the student three times, scoring as many."""
+    base = card_of(tiny_config())
+    twice = tiny_config(generator_steps=4, student_steps=6, latent="noise", memory_size=10)
+    assert projected(twice, [(card_config(base), base)]) == (pytest.approx(110 * (120 + 90 + 10) / 100), "a device")
+    longer = tiny_config(epochs=4)  # 9 rounds where there were 5, and four epochs where there were two
+    expected = 110 * (60 * 9 / 5 + 30 * 2 + 10 * 2) / 100
+    assert projected(longer, [(card_config(base), base)]) == (pytest.approx(expected), "a device")
+
+
+@pytest.mark.parametrize(
+    "other", [{"student": "wrn10_1"}, {"teacher": "x"}, {"dataset": "color_digits"}, {"profile": "lab"}]
+)
+def test_of_other_networks_data_or_profiles_nothing_is_known(other):
+    card = card_of(dataclasses.replace(tiny_config(), **other))
+    assert projected(tiny_config(), [(card_config(card), card)]) is None and projected(tiny_config(), []) is None
+
+
+def test_runs_on_this_device_come_first():
+    here = device_name(torch.device("cpu"))
+    cards = [card_of(tiny_config(seed=0, epochs=4), device=here), card_of(tiny_config(seed=1))]
+    finished = [(card_config(card), card) for card in cards]
+    assert projected(tiny_config(seed=2), finished)[1] == here
+    assert projected(tiny_config(seed=2), finished[1:]) == (pytest.approx(110), "a device")
+
+
+def test_the_time_is_printed_before_anything_runs(write, no_runs, nothing_kept, asked, capsys):
+    read = read_sweep(write(SPEC))
+
+    def told(**options) -> str:
+        run_sweep(read, **options)
+        return capsys.readouterr().out.splitlines()[0]
+
+    assert told() == "4 of 4 runs left, 1 at a time: time not known"
+    save_card(no_runs, card_of(tiny_config(seed=0)))
+    assert told() == "3 of 4 runs left, 1 at a time: about 6 min, as on a device"
+    assert told(jobs=2) == "3 of 4 runs left, 2 at a time: about 3 min, as on a device"
+    assert told(jobs=3, share="2/2") == "2 of 2 runs left, 3 at a time: about 2 min, as on a device"
+    wide = SPEC | {"arms": {**SPEC["arms"], "wide": {"student": "wrn10_1"}}}
+    read = read_sweep(write(wide))
+    assert told() == "5 of 6 runs left, 1 at a time: about 6 min, as on a device; for 2 of them not known"
+    read = Sweep("done", {"text": [tiny_config(seed=0)]})
+    assert told() == "0 of 1 runs left, 1 at a time: nothing to do"
+
+
+def test_short_and_long_times_have_their_units(write, no_runs, nothing_kept, asked, capsys):
+    for seconds, told in ((10.0, "about 20 s,"), (4000.0, "about 2.2 h,")):
+        save_card(no_runs, card_of(tiny_config(seed=5), id=told, seconds={**PHASES, "total": seconds}))
+        run_sweep(Sweep("two", {"text": [tiny_config(seed=6), tiny_config(seed=7)]}), jobs=1)
+        assert told in capsys.readouterr().out
+        (no_runs / told / "card.json").unlink()
+
+
+def test_a_dry_run_lists_what_is_left_and_runs_and_keeps_nothing(
+    write, no_runs, nothing_kept, asked, capsys, monkeypatch
+):
+    monkeypatch.setattr(cli, "keep_sweep", lambda sweep: asked.append("keep"))
+    save_card(no_runs, card_of(tiny_config(seed=0)))
+    path = write(SPEC | {"arms": {"text": {}, "wide": {"student": "wrn10_1"}}})
+    assert cli.main(["sweep", str(path), "--dry-run", "--keep"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "wide, seed 0: time not known",
+        "text, seed 1: about 2 min, as on a device",
+        "wide, seed 1: time not known",
+    ]
+    assert asked == [] and len(list(no_runs.iterdir())) == 1
+
+
+# --- a process for every run
+
+
+SCRIPT = """
+import json, os, signal, sys, time
+from pathlib import Path
+folder, does = Path(sys.argv[1]), sys.argv[2]
+seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+begin = time.time()
+print("in", does, flush=True)
+print("to stderr", file=sys.stderr, flush=True)
+if does == "raise":
+    raise ZeroDivisionError("of the network")
+if does == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+if does == "leave":
+    sys.exit("nayer_lib: no label-text embeddings.")
+if does == "sleep":
+    time.sleep(0.3)
+status = "stopped before its last epoch" if does == "stop" else "finished"
+card = json.loads(sys.argv[3]) | {"id": folder.name, "status": status, "seen": seen, "time": (begin, time.time())}
+(folder / "card.json").write_text(json.dumps(card))
+"""
+
+
+@pytest.fixture
+def play(monkeypatch, no_runs, nothing_kept):
+    """Run arms that are named for what their process does, in place of a distillation; returns their cards too."""
+
+    def command(config: Config, folder: Path) -> list[str]:
+        card = json.dumps(card_of(config, accuracy_last=0.5))
+        return [sys.executable, "-c", SCRIPT, str(folder), does[config.generator_lr], card]
+
+    def played(*names: str, **options) -> tuple[list[str], dict[str, dict]]:
+        arms = {f"{k} {name}": [tiny_config(generator_lr=float(1 + k))] for k, name in enumerate(names)}
+        does.update({config.generator_lr: arm.split()[1] for arm, [config] in arms.items()})
+        failed = run_sweep(Sweep("played", arms), **options)
+        return failed, {arm: card for arm, cards in arm_cards(Sweep("", arms), local_cards()).items() for card in cards}
+
+    does: dict[float, str] = {}
+    monkeypatch.setattr(sweep, "_command", command)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return played
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_runs_that_fail_or_die_do_not_stop_the_others(play, capsys, jobs):
+    failed, cards = play("raise", "die", "work", "leave", "stop", "work", jobs=jobs)
+    assert set(cards) == {"2 work", "5 work"}
+    reasons = {
+        "0 raise": "ZeroDivisionError: of the network",
+        "1 die": "ended by SIGKILL",
+        "3 leave": "no label-text embeddings.",
+        "4 stop": "stopped before its last epoch",
+    }
+    logs = {}
+    for sentence, (arm, reason) in zip(failed, reasons.items(), strict=True):
+        assert sentence.startswith(f"{arm}, seed 0: {reason} (") and sentence.endswith("log.txt)")
+        logs[arm] = Path(sentence.rsplit("(", 1)[1][:-1]).read_text()
+    lines = capsys.readouterr().out.splitlines()[1:]  # a line for every run that ended
+    assert sorted(lines) == sorted([*failed, "2 work, seed 0: 50.0 %", "5 work, seed 0: 50.0 %"])
+    for arm, log in logs.items():  # the command, what it printed, and the traceback
+        assert log.splitlines()[0].startswith(sys.executable) and f"in {arm[2:]}\nto stderr\n" in log
+    assert "Traceback (most recent call last)" in logs["0 raise"]
+
+
+def test_a_finished_run_has_its_log_too(play, no_runs):
+    _, cards = play("work")
+    assert "in work\nto stderr\n" in (no_runs / cards["0 work"]["id"] / "log.txt").read_text()
+
+
+def test_a_process_that_says_nothing_is_told_by_its_status(play, monkeypatch):
+    monkeypatch.setattr(sweep, "_command", lambda *_: [sys.executable, "-c", "import sys; sys.exit(3)"])
+    assert "0 work, seed 0: ended with status 3 (" in play("work")[0][0]
+
+
+def test_what_goes_wrong_around_a_process_does_not_stop_the_others_either(play, monkeypatch, no_runs):
+    real = sweep._process
+
+    def broken(command, log, environment):
+        if command[4] == "raise":
+            raise OSError("no more processes")
+        return real(command, log, environment)
+
+    monkeypatch.setattr(sweep, "_process", broken)
+    failed, cards = play("raise", "work")
+    assert failed[0].startswith("0 raise, seed 0: OSError: no more processes (") and set(cards) == {"1 work"}
+
+
+def test_the_command_line_lists_failed_runs_with_their_logs_at_the_end(write, no_runs, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "_process", lambda command, log, environment: files.write_text(log, "x\nbroken\n") or 1)
+    assert cli.main(["sweep", str(write(SPEC | {"seeds": [5]}))]) == 2
+    said = capsys.readouterr()
+    *_, title, first, second = said.out.splitlines()
+    assert (
+        title == "failed:" and first.startswith("text, seed 5: broken (") and second.startswith("z, seed 5: broken (")
+    )
+    assert said.err == ("nayer_lib: runs that failed: 2; read their logs, then run the sweep again to repeat them.\n")
+
+
+def test_on_the_cpu_one_at_a_time_with_one_thread_unless_told_otherwise(play, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    _, cards = play("work", "work")
+    assert capsys.readouterr().out.startswith("2 of 2 runs left, 1 at a time")
+    seen = {"CUDA_VISIBLE_DEVICES": None, "OMP_NUM_THREADS": "1"}
+    assert [card["seen"] for card in cards.values()] == [seen, seen]
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert play("work", "work", "work")[1]["2 work"]["seen"]["OMP_NUM_THREADS"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "names", "jobs", "at_a_time"),
+    [("4,7", ["4", "7"], None, 2), (None, ["0", "1"], None, 2), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"], 4, 4)],
+)
+def test_every_process_has_a_gpu_of_its_own(play, monkeypatch, capsys, allowed, names, jobs, at_a_time):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if allowed:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    _, cards = play(*["sleep"] * 6, jobs=jobs)
+    assert f"6 of 6 runs left, {at_a_time} at a time" in capsys.readouterr().out
+    by_gpu = {name: [] for name in names}
+    for card in cards.values():
+        by_gpu[card["seen"]["CUDA_VISIBLE_DEVICES"]].append(card["time"])
+    assert all(by_gpu.values()) and sum(map(len, by_gpu.values())) == 6
+    for times in by_gpu.values():
+        for begin, _ in times:
+            assert sum(b <= begin < e for b, e in times) <= at_a_time / 2
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_less_than_one_run_at_a_time_is_told(write, no_runs, asked, jobs):
+    with pytest.raises(UserError, match=f"the runs at a time must be 1 or more, not {jobs}"):
+        run_sweep(read_sweep(write(SPEC)), jobs=jobs)
+
+
+# --- Ray
+
+
+@pytest.fixture
+def fake_ray(monkeypatch):
+    """A `ray` of threads, with a cluster whose resources a test names; returns what it was asked for."""
+    asked = {"inits": 0, "resources": {"CPU": 3.0}}
+
+    class Backend(ThreadingBackend):
+        def __init__(self, ray_remote_args=None, **options):
+            asked["args"] = ray_remote_args
+            super().__init__(**options)
+
+    def init():
+        asked["inits"] += 1
+
+    ray = types.ModuleType("ray")
+    ray.init, ray.is_initialized = init, lambda: bool(asked["inits"])
+    ray.cluster_resources = lambda: asked["resources"]
+    backend = types.ModuleType("ray.util.joblib")
+    backend.register_ray = lambda: register_parallel_backend("ray", Backend)
+    for name, module in {"ray": ray, "ray.util": types.ModuleType("ray.util"), "ray.util.joblib": backend}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("resources", "jobs", "at_a_time", "gpus"),
+    [
+        ({"CPU": 3.0}, None, 3, 0),
+        ({"CPU": 3.0}, 2, 2, 0),
+        ({"CPU": 8.0, "GPU": 4.0}, None, 4, 1),
+        ({"CPU": 8.0, "GPU": 4.0}, 2, 2, 1),
+        ({"CPU": 8.0, "GPU": 1.0}, 4, 4, 0.25),
+    ],
+)
+def test_ray_gives_every_worker_its_gpu(play, fake_ray, monkeypatch, capsys, resources, jobs, at_a_time, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # those of this machine do not count
+    fake_ray["resources"] = resources
+    failed, cards = play("work", "die", "work", backend="ray", jobs=jobs)
+    assert fake_ray["args"] == {"num_gpus": gpus} and fake_ray["inits"] == 1
+    assert set(cards) == {"0 work", "2 work"} and "1 die, seed 0: ended by SIGKILL" in failed[0]
+    assert f"3 of 3 runs left, {at_a_time} at a time" in capsys.readouterr().out
+    assert cards["0 work"]["seen"]["CUDA_VISIBLE_DEVICES"] is None  # Ray sets it, in its workers
+
+
+def test_a_ray_that_runs_already_is_used(play, fake_ray):
+    fake_ray["inits"] = 1
+    play("work", backend="ray")
+    assert fake_ray["inits"] == 1
+
+
+def test_without_ray_it_says_what_to_install(write, no_runs, asked, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
+    assert cli.main(["sweep", str(write(SPEC)), "--backend", "ray"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("nayer_lib: ray is not installed: `pip install -e '.[ray]'`, or") and said.count("\n") == 1
+    assert asked == []
+
+
+def test_an_unknown_backend_is_told(write, no_runs, asked):
+    with pytest.raises(UserError, match="unknown backend 'rai'. Did you mean 'ray'"):
+        run_sweep(read_sweep(write(SPEC)), backend="rai")
+
+
 # --- for real
 
 
-def test_a_sweep_runs_skips_what_is_done_and_tells_what_failed(write, no_runs, capsys):
+@pytest.fixture
+def in_process(monkeypatch):
+    """The real command, but called here: without the seconds of imports that a process takes."""
+
+    def called(command, log, environment):
+        assert command[1:3] == ["-m", "nayer_lib"]
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            status = cli.main(command[3:])
+        files.write_text(log, f"the command\n{printed.getvalue()}")
+        return status
+
+    monkeypatch.setattr(sweep, "_process", called)
+
+
+def test_the_command_of_a_run_is_exactly_its_config(write, no_runs, in_process):
+    """Whatever the preset, variant and profile: every field goes with it, None, pairs and numbers alike."""
+    odd = {
+        "generator_betas": [0.4, 0.91],
+        "memory_size": 30,
+        "student_lr_end": 1e-7,
+        "generator_life": 1,
+        "keep": "last",
+    }
+    spec = SPEC | {"variant": "paper", "profile": "lab", "seeds": [11], "arms": {"odd": odd}}
+    spec["common"] = {**TINY, "warmup_rounds": None}
+    read = read_sweep(write(spec))
+    assert run_sweep(read) == []
+    [card] = local_cards()
+    assert card_config(card) == read.arms["odd"][0] and card["status"] == "finished"
+
+
+def test_a_sweep_runs_skips_what_is_done_and_tells_what_failed(
+    write, no_runs, in_process, capsys, tmp_path, monkeypatch
+):
     """An arm without a pool fails, in the first place; the others run all the same."""
     arms = {"no pool": {"encoder": "nothing"}, "LTE": {"latent": "lte"}, "text": {}}
-    path = write(SPEC | {"seeds": [5], "arms": arms})
-    read = read_sweep(path)
+    read = read_sweep(write(SPEC | {"seeds": [5], "arms": arms}))
     [sentence] = run_sweep(read)
-    assert sentence.startswith("no pool, seed 5: unknown text encoder") and "\n" not in sentence
+    assert sentence.startswith("no pool, seed 5: unknown text encoder 'nothing'. Did you mean") and "\n" not in sentence
     cards = arm_cards(read, local_cards())
     assert [len(found) for found in cards.values()] == [0, 1, 1]
     [lte], [text] = cards["LTE"], cards["text"]
@@ -196,13 +624,52 @@ def test_a_sweep_runs_skips_what_is_done_and_tells_what_failed(write, no_runs, c
     assert "metrics" in lte and lte["id"] != text["id"]
     assert load_classifier(no_runs / lte["id"] / "student.safetensors").class_names[0] == "zero"
     told = [f"{arm}, seed 5: {100 * card['accuracy_last']:.1f} %" for arm, card in (("LTE", lte), ("text", text))]
-    assert capsys.readouterr().out.splitlines() == told
+    assert capsys.readouterr().out.splitlines()[2:] == told
 
-    before = sorted(path.name for path in no_runs.iterdir())
-    assert cli.main(["sweep", "--file", str(path)]) == 2  # again: only the one without a card
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("nayer_lib: 1 runs failed: no pool, seed 5: unknown text encoder")
-    assert said.err.count("\n") == 1 and sorted(path.name for path in no_runs.iterdir()) == before
+    assert len(run_sweep(read)) == 1  # again: only the one without a card
+    assert "1 of 3 runs left" in capsys.readouterr().out and len(local_cards()) == 2
+
+    monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))  # a run of a sweep is kept by its id, as any other
+    assert cli.main(["runs", "--keep", text["id"]]) == 0
+    assert read_json(tmp_path / "data" / "runs" / f"{text['id']}.json") == text
+
+
+def finished(runs: Path) -> list[Config]:
+    return [card_config(card) for card in map(read_json, runs.glob("*/card.json")) if card["status"] == "finished"]
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on(write, no_runs):
+    path = write(SPEC | {"common": {**TINY, "student_steps": 4}})
+    command = [sys.executable, "-m", "nayer_lib", "sweep", str(path), "--jobs", "2"]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as process:
+        while not finished(no_runs):
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    configs = finished(no_runs)
+    assert sorted(configs, key=str) == sorted((c for _, c in read_sweep(path).runs()), key=str)
+    assert "4 of 4 runs left" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_on_a_local_ray(write, no_runs):
+    """Its own process: Ray does not go away as long as the one that started it lives."""
+    pytest.importorskip("ray")
+    path = write(
+        SPEC | {"seeds": [5], "arms": {"no pool": {"encoder": "nothing"}, "LTE": {"latent": "lte"}, "text": {}}}
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "nayer_lib", "sweep", str(path), "--backend", "ray", "--jobs", "2"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+    )
+    assert done.returncode == 2 and "3 of 3 runs left, 2 at a time" in done.stdout, done.stdout + done.stderr
+    assert "no pool, seed 5: unknown text encoder 'nothing'" in done.stdout.split("failed:")[1]
+    assert {config.latent for config in finished(no_runs)} == {"lte", "noisy"}
 
 
 # --- cards of arms

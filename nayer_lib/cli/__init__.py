@@ -20,8 +20,8 @@ from ..config import make_config
 from ..demo import demo
 from ..distill import choose_device, prepare
 from ..errors import MissingFile, UserError
+from ..results import comparison, tables
 from ..results import runs as cards
-from ..results import tables
 from ..sweep import keep_sweep, read_sweep, run_sweep
 from ..text.lte_pool import load_pool
 from . import lte as pools
@@ -124,24 +124,38 @@ def runs(keep: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None) -> Non
         print(f"{card['id']}  {card['status']}  {accuracy}")
 
 
-def sweep(file: Path, jobs: int = 1, keep: bool = False) -> None:
-    """Run every arm and seed of a sweep file that has no finished card yet.
+def sweep(
+    file: tyro.conf.Positional[Path],
+    jobs: int | None = None,
+    backend: str = "local",
+    only: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
+    dry_run: bool = False,
+    keep: bool = False,
+) -> None:
+    """Run every arm and seed of a sweep file that has no finished card yet; each run's output is its log.txt.
 
     Args:
-        file: a sweep file, e.g. data/sweeps/latents.json.
-        jobs: runs at a time, one thread each.
+        file: a sweep file, e.g. data/sweeps/latents_digits.json.
+        jobs: runs at a time; default: one for each GPU, or one on the CPU, where each has one thread.
+        backend: "local", or "ray" for the Ray cluster of RAY_ADDRESS, or one on this machine.
+        only: one of N shares, counted from 1, for job arrays.
+        dry_run: print what is left to run and about how long that takes, and nothing more.
         keep: then keep all its cards in one file under data/runs.
     """
     chosen = read_sweep(file)
-    failed = run_sweep(chosen, jobs)
-    if keep:
+    failed = run_sweep(chosen, jobs, backend, only, dry_run)
+    if keep and not dry_run:
         print(keep_sweep(chosen))
     if failed:
-        raise UserError(f"{len(failed)} runs failed: " + "; ".join(failed))
+        print("failed:", *failed, sep="\n")
+        raise UserError(f"runs that failed: {len(failed)}; read their logs, then run the sweep again to repeat them.")
 
 
 def report() -> None:
-    """Print the results table of the kept cards, paper beside ours; put it, its picture and the bench in the README."""
+    """Print the results table of the kept cards, paper beside ours, and render README.md and docs/ anew.
+
+    The README gets that table, its picture and the bench; docs/ Tables 1 and 2 (tables.md) and Figure 1 (figure1.png).
+    """
     kept, root = cards.kept_cards(), files.data_dir().parent
     table = tables.results_table(kept)
     readme = root / "README.md"
@@ -154,6 +168,8 @@ def report() -> None:
     bench = json.loads(bench_card.read_text(encoding="utf-8"))
     files.write_text(readme, tables.with_table(text, tables.bench_table(bench), tables.BENCH_MARKERS))
     tables.draw_results(kept, root / "docs" / "results.png")
+    files.write_text(root / "docs" / "tables.md", comparison.tables_page(kept))
+    comparison.draw_figure_1(kept, root / "docs" / "figure1.png")
     print(table)
 
 

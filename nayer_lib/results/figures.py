@@ -153,6 +153,32 @@ def ce_by_step(ax: "Axes", curves: dict[str, Sequence[float]]) -> "Axes":
     return ax
 
 
+def accuracy_against_hours(
+    ax: "Axes", paper: dict[str, list[tuple[float, float]]], ours: dict[str, tuple[float, float, float | None]]
+) -> "Axes":
+    """Accuracy in percent against hours of training (Fig. 1).
+
+    Args:
+        paper: method -> its printed (hours, accuracy): hollow, named beside the last, joined where there are several.
+        ours: what was run -> (hours, accuracy, standard deviation over seeds or None): filled, named in a legend.
+    """
+    from matplotlib.ticker import LogLocator
+
+    for name, points in paper.items():
+        ax.plot(*zip(*points, strict=True), "o-", fillstyle="none", markersize=7)
+        ax.annotate(name, points[-1], xytext=(0, 7), textcoords="offset points", ha="center", size=9)
+    for (name, (hours, accuracy, spread)), marker in zip(ours.items(), "sD^vP*X" * len(ours), strict=False):
+        ax.errorbar(hours, accuracy, spread, fmt=marker, capsize=3, markersize=8, label=f"ours: {name}")
+    ax.set(xlabel="hours of training", ylabel="test accuracy (%)", xscale="log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+    ax.margins(0.12)
+    if ours:
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    return ax
+
+
 def heat_map(ax: "Axes", matrix: Tensor, names: Sequence[str], low: float, high: float) -> "Axes":
     """A (K, K) matrix of similarities with its numbers, like rows side by side (average linkage)."""
     import seaborn

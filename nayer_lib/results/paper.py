@@ -36,6 +36,12 @@ def table(number: int) -> "pandas.DataFrame":
     return _read(data_dir() / "paper" / f"table{number}.csv").copy()
 
 
+def rows(number: int) -> list:
+    """The rows of table `number`, each with its columns as attributes; None where a number is missing."""
+    cells = table(number).astype(object)
+    return list(cells.where(cells.notna(), None).itertuples(index=False, name="Row"))
+
+
 @cache
 def _read(path: Path) -> "pandas.DataFrame":
     import pandas as pd

@@ -73,11 +73,10 @@ class Run:
         self._stop = False
         config, method, evaluate = setup.method.config, setup.method, setup.evaluate
         started = datetime.now(UTC)
-        self.id = (
-            f"{started:%Y%m%d-%H%M%S}-{config.method}-{config.dataset}-{config.teacher}-{config.student}-"
-            f"{config.variant}-{config.profile}-{config.hash[:6]}-s{config.seed}"
-        )
-        self.folder = Path(folder) if folder else files.runs_dir() / self.id
+        self.folder = Path(folder) if folder else files.runs_dir() / new_id(config)
+        # `keep` finds a run by its id, so a folder among the others gives its name.
+        among_others = self.folder.resolve().parent == files.runs_dir().resolve()
+        self.id = self.folder.name if among_others else new_id(config)
         self._checkpoint = Checkpoint(self.folder)
         goes_on = resume and (self.folder / "card.json").exists()
         if (self.folder / "card.json").exists() and not resume:
@@ -256,6 +255,14 @@ class Run:
         image_grid(ax, memory.images.cpu(), memory.labels.cpu(), names)
         with files.replacing(self.folder / "images.png") as temporary:
             figure.savefig(temporary, format="png")
+
+
+def new_id(config: Config) -> str:
+    """The name of a run that starts now: when, and what it runs."""
+    return (
+        f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{config.method}-{config.dataset}-{config.teacher}-{config.student}-"
+        f"{config.variant}-{config.profile}-{config.hash[:6]}-s{config.seed}"
+    )
 
 
 def read_card(path: Path) -> dict:

@@ -1,4 +1,4 @@
-"""Tables and the README's picture as views of run cards, the paper's numbers beside ours."""
+"""Cells, the README's tables and its picture as views of run cards, the paper's numbers beside ours."""
 
 import dataclasses
 import statistics
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .. import files
 from ..config import PRESETS, Config, make_config
 from ..errors import UserError
+from ..methods import METHODS
 from . import paper
 from .figures import learning_curve, new_figure
 from .runs import card_config
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 class Cell:
     """Finished runs of one protocol, over their seeds: percent and seconds.
 
-    Protocol: equal config but the seed, equal teacher, equal test split, equal device.
+    Protocol: equal config but the seed, equal teacher, equal test split, equal device, equal "compute" entry of the
+    card (precision, compilation; an entry that not every card has).
     """
 
     config: Config
@@ -28,6 +30,8 @@ class Cell:
     last: list[float]
     best: list[float]
     seconds: list[float]
+    synthesis: list[float]
+    student: list[float]
     device: str
     ids: list[str]
 
@@ -43,44 +47,99 @@ class Cell:
 
 
 def cells(cards: list[dict]) -> list[Cell]:
-    """Group finished cards by protocol; cards of different protocols are never averaged."""
-    groups: dict[tuple, list[dict]] = {}
+    """Group finished cards by protocol; cards of different protocols are never averaged.
+
+    Of several runs of one seed the first counts: a seed that was run twice is not two seeds.
+    """
+    groups: dict[tuple, dict[int, dict]] = {}
     for card in cards:
         if card["status"] == "finished":
-            config = dataclasses.replace(card_config(card), seed=0)
-            protocol = (config, card["teacher"]["sha256"], card["test_split"]["sha256"], card["device"])
-            groups.setdefault(protocol, []).append(card)
-    return [
-        Cell(
-            config=card_config(group[0]),
-            teacher=100 * group[0]["teacher"]["accuracy"],
-            last=[100 * card["accuracy_last"] for card in group],
-            best=[100 * card["accuracy_best"] for card in group],
-            seconds=[card["seconds"]["total"] for card in group],
-            device=group[0]["device"],
-            ids=[card["id"] for card in group],
+            config = card_config(card)
+            compute = ", ".join(f"{name} {value}" for name, value in sorted(card.get("compute", {}).items()))
+            hashes = card["teacher"]["sha256"], card["test_split"]["sha256"]
+            protocol = (dataclasses.replace(config, seed=0), hashes, card["device"], compute)
+            groups.setdefault(protocol, {}).setdefault(config.seed, card)
+    found = []
+    for (_, _, device, compute), seeds in groups.items():
+        first, *_ = group = list(seeds.values())
+        found.append(
+            Cell(
+                config=card_config(first),
+                teacher=100 * first["teacher"]["accuracy"],
+                last=[100 * card["accuracy_last"] for card in group],
+                best=[100 * card["accuracy_best"] for card in group],
+                seconds=[card["seconds"]["total"] for card in group],
+                synthesis=[card["seconds"]["synthesis"] for card in group],
+                student=[card["seconds"]["student"] for card in group],
+                device=f"{device} ({compute})" if compute else device,
+                ids=[card["id"] for card in group],
+            )
         )
-        for group in groups.values()
-    ]
+    return found
+
+
+OURS = (
+    "ours: last epoch | gap | teacher | best (chosen on the test set) | n | time a run: synthesis + student | device |"
+)
+OURS_LINE = "--:|--:|--:|--:|--:|--:|---|"
+
+
+def ours(cell: Cell | None, printed: float | None) -> str:
+    """Our part of a row, in the columns of `OURS`; `printed` is the paper's accuracy, None where it has none.
+
+    The gap is ours minus the paper's, in points. "better" needs three seeds, and a gap above their spread.
+    """
+    if cell is None:
+        return "not run | | | | 0 | | |"
+    gap = "" if printed is None else f"{cell.mean - printed:+.2f}"
+    if gap and len(cell.last) >= 3 and cell.mean - printed > cell.spread:
+        gap += ", better"
+    spread = "" if cell.spread is None else f" ± {cell.spread:.1f}"
+    return (
+        f"**{cell.mean:.1f}{spread}** | {gap} | {cell.teacher:.1f} | {statistics.mean(cell.best):.1f} | "
+        f"{len(cell.last)} | {_clocks(cell)} | {cell.device} |"
+    )
 
 
 def results_table(cards: list[dict]) -> str:
-    """The README's table, in Markdown: our cells of unchanged presets, then the paper's cells that were not run."""
+    """The README's table, in Markdown: our cells of unchanged presets, then NAYER's of the paper that were not run."""
     lines = [
-        f"| data set | teacher → student | variant, profile | paper ({paper.EDITION}) | ours: last epoch | "
-        "teacher | best on test | n | time a run | device |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|---|",
+        f"| data set | teacher → student | method, variant, profile | paper ({paper.EDITION}) | {OURS}",
+        f"|---|---|---|--:|{OURS_LINE}",
     ]
-    measured = [cell for cell in cells(cards) if _is_standard(cell.config)]
-    for cell in measured:
-        lines.append(_row(cell.config.dataset, cell.config, _printed(cell.config), cell))
-    for config in _paper_configs("released", epochs=(300,)):
-        if config not in [_seedless(cell.config) for cell in measured]:
-            lines.append(
-                f"| {config.dataset} | {config.teacher} → {config.student} | released, full, E = 300 | "
-                f"{_printed(config)} | not run | | | 0 | | |"
-            )
+    measured = standard_cells(cards)
+    run = [_seedless(cell.config) for cell in measured]
+    rows = [(cell.config, cell) for cell in measured]
+    rows += [(config, None) for config in _nayer_configs(epochs=300) if config not in run]
+    for config, cell in rows:
+        printed = _printed(config)
+        lines.append(
+            f"| {config.dataset} | {config.teacher} → {config.student} | {setting(config)} | {number(printed)} | "
+            f"{ours(cell, printed)}"
+        )
     return "\n".join(lines)
+
+
+def standard_cells(cards: list[dict]) -> list[Cell]:
+    """The cells in which nothing but the number of epochs was changed in a preset; arms of sweeps have other tables."""
+    return [cell for cell in cells(cards) if _is_standard(cell.config)]
+
+
+def answers(config: Config, row) -> bool:
+    """Whether a config in which nothing but epochs was changed runs what a row of the paper's Table 1 or 2 prints."""
+    ran = (METHODS[config.method].name, config.dataset, config.teacher, config.student)
+    asked = (row.method, row.dataset, row.teacher, row.student)
+    return config.profile == "full" and ran == asked and row.epochs in (config.epochs, None)
+
+
+def setting(config: Config) -> str:
+    """What was run, in a few words."""
+    return f"{METHODS[config.method].name}, {config.variant}, {config.profile}, E = {config.epochs}"
+
+
+def number(printed: float | None) -> str:
+    """A printed number, or a dash where the paper has none."""
+    return "–" if printed is None else f"{printed:.2f}"
 
 
 MARKERS = ("<!-- results: made by `python -m nayer_lib report` -->", "<!-- /results -->")
@@ -124,15 +183,14 @@ def draw_results(cards: list[dict], path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def _paper_configs(variant: str, epochs: tuple[int, ...] = (100, 200, 300)) -> list[Config]:
+def _nayer_configs(epochs: int) -> list[Config]:
     """The configs behind Table 1's NAYER cells, in its order."""
     presets = [name for name, row in PRESETS.items() if row["dataset"] in set(paper.table(1)["dataset"])]
-    return [make_config(name, variant, "full", epochs=e) for name in presets for e in epochs]
+    return [make_config(name, profile="full", epochs=epochs) for name in presets]
 
 
 def _is_standard(config: Config) -> bool:
-    """Whether nothing but the number of epochs was changed in a preset; arms of sweeps have tables of their own."""
-    made = (make_config(name, config.variant, config.profile) for name in PRESETS)
+    made = (make_config(name, config.variant, config.profile, method=config.method) for name in PRESETS)
     return _seedless(config) in [dataclasses.replace(preset, epochs=config.epochs) for preset in made]
 
 
@@ -140,21 +198,17 @@ def _seedless(config: Config) -> Config:
     return dataclasses.replace(config, seed=0)
 
 
-def _printed(config: Config) -> str:
-    """The paper's number for a config, or a dash where it has none: only unchanged full runs are compared with it."""
-    value = None
-    if _seedless(config) in _paper_configs(config.variant):
-        value = paper.accuracy("NAYER", config.dataset, config.teacher, config.student, config.epochs)
-    return "–" if value is None else f"{value:.2f}"
+def _printed(config: Config) -> float | None:
+    """The accuracy in the paper's Table 1 for a config in which nothing but epochs was changed."""
+    return next((row.accuracy for row in paper.rows(1) if answers(config, row)), None)
 
 
-def _row(dataset: str, config: Config, printed: str, cell: Cell) -> str:
-    spread = "" if cell.spread is None else f" ± {cell.spread:.1f}"
-    return (
-        f"| {dataset} | {config.teacher} → {config.student} | {config.variant}, {config.profile} | {printed} | "
-        f"**{cell.mean:.1f}{spread}** | {cell.teacher:.1f} | {statistics.mean(cell.best):.1f} | {len(cell.last)} | "
-        f"{statistics.mean(cell.seconds):.0f} s | {cell.device} |"
-    )
+def _clocks(cell: Cell) -> str:
+    """Synthesis and student, and the whole run, which also scores and draws."""
+    times = [statistics.mean(clock) for clock in (cell.synthesis, cell.student, cell.seconds)]
+    if times[-1] < 3600:
+        return "{:.0f} + {:.0f} of {:.0f} s".format(*times)
+    return "{:.2f} + {:.2f} of {:.2f} h".format(*(seconds / 3600 for seconds in times))
 
 
 def bench_table(card: dict) -> str:

@@ -140,6 +140,16 @@ def test_the_generators_double_up_to_the_image(number, doublings):
     assert table.output[1] == f"128 × h/{2**doublings} × w/{2**doublings}" and table.output.iloc[-1] == "3 × h × w"
 
 
+@pytest.mark.parametrize("number", paper.TABLES)
+def test_rows_are_those_of_the_table_with_none_for_what_is_missing(number):
+    table, rows = paper.table(number), paper.rows(number)
+    assert len(rows) == len(table) and rows[0]._fields == tuple(table.columns)
+    for name in table.columns:
+        values = [getattr(row, name) for row in rows]
+        assert [value is None for value in values] == table[name].isna().to_list()
+        assert [value for value in values if value is not None] == table[name].dropna().to_list()
+
+
 def test_misprints_and_cells_name_each_other(marked):
     misprints = paper.misprints().set_index("id")
     assert list(misprints.index) == [f"m{i}" for i in range(1, len(misprints) + 1)]

@@ -169,6 +169,15 @@ def test_without_a_folder_a_run_makes_its_own_where_runs_go(tmp_path, monkeypatc
     assert run.folder == tmp_path / "deep" / "runs" / run.id and (run.folder / "card.json").is_file()
 
 
+def test_a_folder_among_the_runs_names_its_run_so_that_keep_finds_it(clone):
+    (clone / "runs").mkdir()
+    named = Run(tiny_setup(), clone / "runs" / "mine")
+    assert named.id == read_card(named.folder)["id"] == "mine"
+    assert re.match(r"\d{8}-\d{6}-nayer-digits-", Run(tiny_setup(), clone / "elsewhere" / "mine").id)
+    list(named)
+    assert keep("mine") == clone / "data" / "runs" / "mine.json"
+
+
 def test_the_device_is_told_by_its_name(monkeypatch):
     assert re.search(r"\(\d+ cores\)$", runs.device_name(torch.device("cpu")))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")

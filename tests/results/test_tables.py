@@ -13,7 +13,17 @@ from nayer_lib.config import Config, make_config
 from nayer_lib.errors import UserError
 from nayer_lib.results import paper
 from nayer_lib.results.runs import card_config, kept_cards
-from nayer_lib.results.tables import MARKERS, arms_table, cells, draw_results, results_table, with_table
+from nayer_lib.results.tables import (
+    MARKERS,
+    OURS,
+    OURS_LINE,
+    arms_table,
+    cells,
+    draw_results,
+    ours,
+    results_table,
+    with_table,
+)
 
 
 @pytest.fixture
@@ -43,6 +53,14 @@ def test_seeds_of_one_protocol_are_one_cell(card):
     assert cell.mean == pytest.approx(93) and cell.spread == pytest.approx(statistics.stdev([90, 92, 97]))
     assert cell.teacher == 100 * card["teacher"]["accuracy"] and cell.device == card["device"]
     assert cell.config.seed == 0 and isinstance(cell.config.generator_betas, tuple)
+    clocks = (cell.synthesis, cell.student, cell.seconds)
+    assert clocks == tuple([card["seconds"][name]] * 3 for name in ("synthesis", "student", "total"))
+
+
+def test_a_seed_that_was_run_twice_is_one_seed(card):
+    first, again = like(card, id="a", accuracy_last=0.9), like(card, id="b", accuracy_last=0.99)
+    [cell] = cells([first, like(card, seed=4, id="c", accuracy_last=0.8), again])
+    assert cell.ids == ["a", "c"] and cell.last == pytest.approx([90, 80])  # the first, not the luckier
 
 
 def test_one_seed_has_no_spread(card):
@@ -56,6 +74,7 @@ def test_one_seed_has_no_spread(card):
         {"teacher": {"sha256": "another", "accuracy": 0.9}},
         {"test_split": {"sha256": "another", "images": 500}},
         {"device": "another"},
+        {"compute": {"precision": "bf16"}},
         {"config": {"epochs": 3}},
         {"config": {"variant": "paper"}},
         {"config": {"method": "another"}},
@@ -65,6 +84,15 @@ def test_one_seed_has_no_spread(card):
 def test_different_protocols_are_never_averaged(card, change):
     cards = [card, like(card, seed=4), like(card, **change)]
     assert [len(cell.last) for cell in cells(cards)] == [2, 1]
+
+
+def test_how_a_card_was_computed_is_told_beside_its_device(card):
+    kinds = [{"precision": "bf16", "compile": True}, {"precision": "bf16", "compile": False}, {"compile": True}, None]
+    cards = [like(card, seed=s, compute=kind) if kind else like(card, seed=s) for kind in kinds for s in (0, 1)]
+    found = cells([*cards, like(cards[0], seed=2, compute={"compile": True, "precision": "bf16"})])
+    assert [len(cell.last) for cell in found] == [3, 2, 2, 2]  # the order in a card does not matter
+    beside = [" (compile True, precision bf16)", " (compile False, precision bf16)", " (compile True)", ""]
+    assert [cell.device for cell in found] == [card["device"] + words for words in beside]
 
 
 def test_only_finished_runs_count(card):
@@ -90,6 +118,47 @@ def test_a_card_from_before_a_field_stands_with_those_that_have_its_default(card
     assert [len(cell.last) for cell in cells([old, like(new, config={"latent_beta": 0.1})])] == [1, 1]
 
 
+# --- our part of a row
+
+
+def cell_of(card, accuracies, **changes):
+    [cell] = cells([like(card, seed=s, accuracy_last=a, **changes) for s, a in enumerate(accuracies)])
+    return cell
+
+
+def test_our_part_has_last_gap_teacher_best_seeds_clocks_and_device(card):
+    seconds = {"synthesis": 30.2, "student": 11.0, "evaluation": 0.5, "total": 42.7}
+    teacher = card["teacher"] | {"accuracy": 0.95}
+    cell = cell_of(card, [0.93, 0.94], seconds=seconds, accuracy_best=0.945, device="a GPU", teacher=teacher)
+    assert ours(cell, 94.07) == "**93.5 ± 0.7** | -0.57 | 95.0 | 94.5 | 2 | 30 + 11 of 43 s | a GPU |"
+    assert ours(cell, None) == "**93.5 ± 0.7** |  | 95.0 | 94.5 | 2 | 30 + 11 of 43 s | a GPU |"
+    long = cell_of(card, [0.9], seconds={"synthesis": 3600, "student": 1800, "evaluation": 90, "total": 5490})
+    assert "| 1.00 + 0.50 of 1.52 h |" in ours(long, None)
+
+
+@pytest.mark.parametrize("printed", [None, 94.07])
+def test_what_was_not_run_says_so_in_as_many_columns(card, printed):
+    assert ours(None, printed).startswith("not run |")
+    assert ours(None, printed).count("|") == ours(cell_of(card, [0.9]), printed).count("|") == OURS.count("|")
+    assert OURS_LINE.count("|") == OURS.count("|")
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "gap"),
+    [
+        ([0.94, 0.95, 0.96], "+1.50, better"),
+        ([0.94, 0.95, 0.96, 0.95], "+1.50, better"),
+        ([0.95, 0.96], "+2.00"),  # two seeds are too few
+        ([0.99], "+5.50"),
+        ([0.93, 0.94, 0.95], "+0.50"),  # within the spread
+        ([0.90, 0.91, 0.92], "-2.50"),  # a miss stays, with its gap
+        ([0.935, 0.935, 0.935], "+0.00"),
+    ],
+)
+def test_better_needs_three_seeds_and_a_gap_above_their_spread(card, accuracies, gap):
+    assert ours(cell_of(card, accuracies), 93.5).split(" | ")[1] == gap
+
+
 # --- the table
 
 
@@ -106,8 +175,8 @@ def full_card(card, dataset="cifar10", teacher="wrn40_2", student="wrn16_2", **c
 def not_run() -> list[str]:
     """The lines of the table where nothing was run, in the order of Table 1."""
     return [
-        f"| {row.dataset} | {row.teacher} → {row.student} | released, full, E = 300 | {row.accuracy:.2f} | "
-        "not run | | | 0 | | |"
+        f"| {row.dataset} | {row.teacher} → {row.student} | NAYER, released, full, E = 300 | {row.accuracy:.2f} | "
+        "not run | | | | 0 | | |"
         for row in nayer_e300()
     ]
 
@@ -123,21 +192,23 @@ def test_the_cells_stand_in_the_order_of_table_1(card):
 
 def test_the_table_names_the_papers_edition_and_has_equal_columns(card):
     lines = results_table([card, full_card(card)]).splitlines()
-    assert paper.EDITION in lines[0]
+    assert paper.EDITION in lines[0] and "best (chosen on the test set)" in lines[0]
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
 
 
 def test_a_run_of_ours_stands_with_its_gap_beside_the_papers_number(card):
     lines = results_table([full_card(card, seed=s) for s in range(3)]).splitlines()
     [ours] = [line for line in lines if "cifar10 | wrn40_2 → wrn16_2" in line]
-    assert "| 94.07 |" in ours and "not run" not in ours and "± 0.0" in ours and "| 3 |" in ours
+    gap = 100 * card["accuracy_last"] - 94.07
+    assert f"| 94.07 | **{100 * card['accuracy_last']:.1f} ± 0.0** | {gap:+.2f}" in ours
+    assert "not run" not in ours and "| 3 |" in ours
     assert sum("not run" in line for line in lines) == 11
 
 
 def test_a_small_run_is_not_compared_with_the_paper(card):
     small = like(card, config=dataclasses.asdict(make_config(profile="lab")))
     [line] = [line for line in results_table([small]).splitlines() if "released, lab" in line]
-    assert line.startswith("| cifar10 | wrn40_2 → wrn16_2 | released, lab | – |")
+    assert line.startswith("| cifar10 | wrn40_2 → wrn16_2 | NAYER, released, lab, E = 25 | – |")
     assert sum("not run" in line for line in results_table([small]).splitlines()) == 12
 
 
