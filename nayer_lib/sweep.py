@@ -166,20 +166,25 @@ def run_sweep(
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
     runs = sweep.runs(share)
-    finished = [(card_config(card), card) for card in kept_cards() + local_cards() if card["status"] == "finished"]
+    finished = finished_runs()
     done = {config for config, _ in finished}
     left = [(arm, config) for arm, config in runs if config not in done]
     where, gpus = _on_ray(jobs) if backend == "ray" else _here(jobs)
     times = [projected(config, finished) for _, config in left]
-    print(f"{len(left)} of {len(runs)} runs left, {where['n_jobs']} at a time: {_in_all(times, where['n_jobs'])}")
+    print(f"{len(left)} of {len(runs)} runs left, {where['n_jobs']} at a time: {time_in_words(times, where['n_jobs'])}")
     if dry_run:
         for (arm, config), time in zip(left, times, strict=True):
-            print(f"{arm}, seed {config.seed}: {_in_all([time], 1)}")
+            print(f"{arm}, seed {config.seed}: {time_in_words([time])}")
         return []
     folder = files.runs_dir().resolve()
     with parallel_config(**where):
         results = Parallel(batch_size=1)(delayed(_run)(arm, config, folder, gpus) for arm, config in left)
     return [sentence for sentence in results if sentence]
+
+
+def finished_runs() -> list[tuple[Config, dict]]:
+    """(config, card) of the finished runs that are kept or on this machine, oldest first."""
+    return [(card_config(card), card) for card in kept_cards() + local_cards() if card["status"] == "finished"]
 
 
 def projected(config: Config, finished: list[tuple[Config, dict]]) -> tuple[float, str] | None:
@@ -216,7 +221,7 @@ def _scaled(config: Config, other: Config, seconds: dict[str, float]) -> float:
     return seconds["total"] * sum(seconds[phase] * ratio for phase, ratio in ratios.items()) / phases
 
 
-def _in_all(times: list[tuple[float, str] | None], jobs: int) -> str:
+def time_in_words(times: list[tuple[float, str] | None], jobs: int = 1) -> str:
     """The time of runs in words, with the devices it was measured on; those of unknown time are counted apart."""
     known = [time for time in times if time]
     if not known:

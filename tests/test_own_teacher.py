@@ -12,11 +12,13 @@ from torch import nn
 from nayer_lib import cli
 from nayer_lib.classifiers import build
 from nayer_lib.classifiers.teacher import Classifier, foreign_teacher
+from nayer_lib.compute import Compute
 from nayer_lib.config import make_config
 from nayer_lib.datasets import Split, load_folder, load_split
 from nayer_lib.distill import distill, prepare
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.evaluate import Evaluator
+from nayer_lib.files import tensors_hash
 from nayer_lib.results.runs import Run, read_card
 from nayer_lib.text.labels import class_names
 from nayer_lib.text.lte_pool import build_pool, load_pool, read_released_table, released_pool
@@ -194,17 +196,41 @@ def test_a_third_partys_resnet20_scores_what_its_authors_published(cifar10, test
     assert Evaluator(teacher, cifar10).teacher.accuracy == pytest.approx(0.9173, abs=0.0002)
 
 
-@pytest.mark.slow
-def test_it_teaches_with_the_released_embeddings_and_leaves_a_card(cifar10, test_data, tmp_path):
-    """The whole way on real CIFAR-10, with a budget that shows nothing but that it runs."""
+@pytest.fixture(scope="module")
+def published(cifar10, test_data, tmp_path_factory):
+    """`prepare`'s arguments but the config: the ResNet-20, the released embeddings, some test images."""
     names = class_names("cifar10")
+    pickled = tmp_path_factory.mktemp("released") / "le.pickle"
     with np.load(test_data / "clip-text-embeddings" / "nayer_authors_clip_vitb32.npz") as tables:
         assert tuple(tables["cifar10_labels"]) == names  # the released order is the data set's
-        (tmp_path / "le.pickle").write_bytes(pickle.dumps(torch.from_numpy(tables["cifar10"]), protocol=4))
+        pickled.write_bytes(pickle.dumps(torch.from_numpy(tables["cifar10"]), protocol=4))
     teacher = foreign_teacher(test_data / "classifiers-cifar10" / "resnet20-12fca82f.th", "resnet20", names, **IMAGENET)
+    return teacher, released_pool(pickled, names), Split(cifar10.images[:200], cifar10.labels[:200]), "cpu"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_it_teaches_with_the_released_embeddings_and_goes_on_where_it_stopped(precision, published, tmp_path):
+    """The whole way on real CIFAR-10, with a budget that shows nothing but that it runs, whole and in two parts."""
     config = make_config("cifar10-wrn40_2-wrn16_1", **{**TINY, "teacher": "resnet20"})
-    some = Split(cifar10.images[:200], cifar10.labels[:200])
-    run = Run(prepare(config, teacher, released_pool(tmp_path / "le.pickle", names), some, "cpu"), tmp_path / "run")
-    assert len(list(run)) == 3
-    card = read_card(tmp_path / "run")
+    compute = Compute(precision)
+    whole = Run(prepare(config, *published, compute), tmp_path / "whole")
+    assert len(list(whole)) == 3
+    card = read_card(tmp_path / "whole")
     assert card["status"] == "finished" and card["teacher"]["accuracy"] > 0.85 and card["lte"]["encoder"] == "clip"
+    assert card["compute"]["precision"] == precision
+
+    list(Run(prepare(config, *published, compute), tmp_path / "parts", max_minutes=0))
+    rest = Run(prepare(config, *published, compute), tmp_path / "parts", resume=True)
+    assert [epoch.epoch for epoch in rest] == [1, 2]
+    students = [tensors_hash(run.setup.method.student.net.state_dict()) for run in (whole, rest)]
+    assert students[0] == students[1]
+
+
+@pytest.mark.slow
+def test_bfloat16_agrees_with_32_bits_on_its_first_losses(published):
+    """Eq. 5's terms on real weights: a round's cross-entropy before the first step, and L_BN after one."""
+    config = make_config("cifar10-wrn40_2-wrn16_1", **{**TINY, "teacher": "resnet20", "generator_steps": 1})
+    plain, half = (prepare(config, *published, Compute(p)).method.synthesize(1) for p in ("fp32", "bf16"))
+    assert half.ce_per_step == [pytest.approx(ce, rel=0.02) for ce in plain.ce_per_step]
+    assert half.bn == pytest.approx(plain.bn, rel=0.02) and half.adv == pytest.approx(plain.adv, rel=0.2)

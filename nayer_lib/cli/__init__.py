@@ -22,7 +22,7 @@ from ..distill import choose_device, prepare
 from ..errors import MissingFile, UserError
 from ..results import comparison, tables
 from ..results import runs as cards
-from ..sweep import keep_sweep, read_sweep, run_sweep
+from ..sweep import finished_runs, keep_sweep, projected, read_sweep, run_sweep, time_in_words
 from ..text.lte_pool import load_pool
 from . import lte as pools
 from . import teacher as teachers
@@ -74,7 +74,7 @@ def distill(
         precision: "fp32", "bf16" or "fp16"; default: what is fastest on the device.
         compiled: steps through torch.compile, on a GPU as CUDA graphs; default: on a GPU yes.
         dry_run: only rehearse: everything at its real size, two random images a batch, on the CPU; and say how much
-            memory the run would hold. It needs neither data nor weights.
+            memory the run would hold, and how long a run like it took. It needs neither data nor weights.
     """
     from tqdm import tqdm
 
@@ -90,6 +90,7 @@ def distill(
         test = datasets.load_folder(images, own.class_names, size, len(own.mean))
     if dry_run:
         print(in_words(config, rehearse(config, own, pool, test)))
+        print(f"{'time':26}{time_in_words([projected(config, finished_runs())]):>20}")
         return None
     given = {name: value for name, value in (("precision", precision), ("compiled", compiled)) if value is not None}
     compute = dataclasses.replace(fastest(choose_device(device)), **given)
