@@ -50,7 +50,7 @@ class Ranks:
         """Random numbers that must differ between ranks, seeded from those that agree; alone, the same generator."""
         if self.size == 1:
             return shared
-        seed = int(torch.randint(2**62, (), generator=shared, device=shared.device))
+        seed = int(torch.randint(2**62, (), generator=shared.clone_state(), device=shared.device))
         return torch.Generator(shared.device).manual_seed(seed + self.rank)
 
     def synchronised(self, module: nn.Module) -> nn.Module:
