@@ -62,7 +62,7 @@ class Run:
 
     Raises:
         UserError: the folder cannot be written to, holds a run already, is in use by another process, or what stopped
-            there is a run of another config, teacher, pool or test split; or it is to be resumable on several processes.
+            there is a run of another config, teacher, pool or test split; or several processes are asked to resume.
     """
 
     def __init__(
