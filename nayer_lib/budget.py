@@ -16,6 +16,7 @@ from .config import Config
 from .datasets import Split, dataset
 from .distill import distill, prepare
 from .methods.base import Method
+from .ranks import Ranks
 from .text.lte_pool import LTEPool, load_pool, pool_path
 
 FLOAT = 4  # bytes
@@ -84,7 +85,7 @@ def rehearse(
         test = Split(torch.randint(256, shape, generator=rng, dtype=torch.uint8), torch.arange(2))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the teacher scores")  # on two random images
-        setup = prepare(config, teacher, pool, test, device="cpu")
+        setup = prepare(config, teacher, pool, test, device="cpu", ranks=Ranks())
     counted = budget(setup.method)
     setup.method.config = dataclasses.replace(config, **TOY)
     for _ in distill(setup.method, setup.evaluate):

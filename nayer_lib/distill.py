@@ -17,6 +17,7 @@ from .errors import UserError, unknown
 from .evaluate import Evaluator, Scores
 from .methods import METHODS
 from .methods.base import Method, NonFiniteLoss, SynthesisReport
+from .ranks import Ranks, find_ranks
 from .text.lte_pool import LTEPool, find_pool
 
 
@@ -27,7 +28,7 @@ class Epoch:
     Attributes:
         epoch: counted from 0, warm-up included.
         rounds: the reports of its synthesis rounds.
-        images: images in the memory at its end.
+        images: images in the memory at its end, on all ranks.
         student_loss: mean of Eq. 6 over its steps; None in warm-up.
         scores: of the student on the test split; None in warm-up.
         seconds: wall time of "synthesis", "student" and "evaluation".
@@ -76,7 +77,7 @@ def distill(method: Method, evaluate: Callable[[Classifier], Scores], start: int
                 )
             with _timed(seconds, "evaluation", method.device):
                 scores = evaluate(method.student)
-        yield Epoch(epoch, rounds, len(method.memory), student_loss, scores, seconds)
+        yield Epoch(epoch, rounds, method.held, student_loss, scores, seconds)
 
 
 class _timed:
@@ -110,6 +111,7 @@ def prepare(
     test: Split | None = None,
     device: str | None = None,
     compute: Compute | None = None,
+    ranks: Ranks | None = None,
 ) -> Setup:
     """Put together what a config needs: the kit's teacher, pool and test split, or your own in their place.
 
@@ -121,6 +123,8 @@ def prepare(
             never asked for.
         device: "cpu" or "cuda"; None takes the GPU where there is one.
         compute: how it is computed; None takes what is fastest on the device.
+        ranks: the processes that share the run; None finds those of `accelerate launch`, else this one is alone. Each
+            of them scores the whole test split: it would only wait.
 
     Raises:
         UserError, MissingFile: the teacher, the pool or the test split is missing or does not fit the others.
@@ -129,6 +133,7 @@ def prepare(
     if config.method not in METHODS:
         raise unknown("method", config.method, METHODS)
     device = choose_device(device)
+    ranks = ranks or find_ranks(device)
     if test is None or config.dataset in DATASETS:
         facts = dataset(config.dataset)
     else:
@@ -143,7 +148,13 @@ def prepare(
     test = (test or load_split(config.dataset, "test")).to(device)
     student = make_classifier(config.student, names, teacher.mean, teacher.std, config.seed).to(device)
     method = METHODS[config.method](
-        teacher.to(device), student, config, pool.table.to(device), facts, compute or fastest(device)
+        teacher.to(device),
+        student,
+        config,
+        pool.table.to(device),
+        facts,
+        compute or fastest(device, ranks.size),
+        ranks,
     )
     evaluate = Evaluator(teacher, test)
     if evaluate.teacher_at_chance:

@@ -15,7 +15,8 @@ nayer_lib
 errors files
 text.labels text.prompts text.corpora text.hub text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks
-classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher compute classifiers.training
+classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
+compute ranks classifiers.training
 image_files datasets augment losses memory evaluate metrics config
 methods.base methods.nayer methods.with_data methods
 checkpoint distill budget

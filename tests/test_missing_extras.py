@@ -8,17 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import nayer_lib
 from nayer_lib.config import make_config
 from nayer_lib.demo import demo
 from nayer_lib.errors import UserError
 from nayer_lib.notebook import profile, table8_differences
+from nayer_lib.ranks import find_ranks
 from nayer_lib.sweep import Sweep, run_sweep
 from nayer_lib.text.encoders import encode
 
 TEXT = ("sentence_transformers", "open_clip", "gensim", "huggingface_hub")
-OPTIONAL = (*TEXT, "papermill", "nbconvert", "nbformat", "IPython", "jupyter", "ray")
+OPTIONAL = (*TEXT, "accelerate", "papermill", "nbconvert", "nbformat", "IPython", "jupyter", "ray")
 LIBRARY = Path(nayer_lib.__file__).parent
 
 
@@ -82,6 +84,12 @@ def test_the_demo_says_what_to_install():
 def test_a_sweep_on_ray_says_what_to_install():
     with pytest.raises(UserError, match=r"ray is not installed: `pip install -e '\.\[ray\]'`"):
         run_sweep(Sweep("mine", {"preset": [make_config(seed=77)]}), backend="ray")
+
+
+def test_several_processes_say_what_to_install(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"several processes need accelerate: `pip install -e '\.\[multi\]'`"):
+        find_ranks(torch.device("cpu"))
 
 
 def test_what_needs_no_extra_works():

@@ -20,6 +20,7 @@ from ..config import make_config
 from ..demo import demo
 from ..distill import choose_device, prepare
 from ..errors import MissingFile, UserError
+from ..ranks import find_ranks
 from ..results import comparison, tables
 from ..results import runs as cards
 from ..sweep import finished_runs, keep_sweep, projected, read_sweep, run_sweep, time_in_words
@@ -52,6 +53,9 @@ def distill(
     dry_run: bool = False,
 ) -> cards.Run | None:
     """Distil a student without data and leave a run folder. docs/your_own_model.md shows how with your own teacher.
+
+    On several GPUs: `accelerate launch --multi_gpu --num_processes N -m nayer_lib distill ...`, without --resume and
+    --max-minutes.
 
     Args:
         preset: a column of Table 1 ("cifar10-wrn40_2-wrn16_2", ...) or a digit set; default: the profile's own.
@@ -93,10 +97,17 @@ def distill(
         print(f"{'time':26}{time_in_words([projected(config, finished_runs())]):>20}")
         return None
     given = {name: value for name, value in (("precision", precision), ("compiled", compiled)) if value is not None}
-    compute = dataclasses.replace(fastest(choose_device(device)), **given)
-    setup = prepare(config, own, pool, test, device, compute)
+    chosen = choose_device(device)
+    ranks = find_ranks(chosen)
+    compute = dataclasses.replace(fastest(chosen, ranks.size), **given)
+    setup = prepare(config, own, pool, test, device, compute, ranks)
     run = cards.Run(setup, out, resume, max_minutes=max_minutes)
-    signal.signal(signal.SIGTERM, lambda *_: run.stop())
+    if ranks.rank:
+        for _ in run:
+            pass
+        return None
+    if ranks.size == 1:
+        signal.signal(signal.SIGTERM, lambda *_: run.stop())
     with tqdm(run, total=config.total_epochs, initial=len(run.card["curve"]), unit="epoch") as bar:
         for epoch in bar:
             if epoch.scores:

@@ -17,6 +17,7 @@ from ..config import Config
 from ..datasets import DataSet, dataset
 from ..errors import UserError
 from ..memory import Memory
+from ..ranks import Ranks
 
 
 class NonFiniteLoss(UserError):
@@ -29,7 +30,7 @@ class SynthesisReport:
 
     Attributes:
         steps: optimiser steps taken.
-        images: images added to the memory.
+        images: images added to the memory, on all ranks.
         ce_per_step: L_CE before each step, nats.
         bn, adv: L_BN and -L_KL of the last step, unweighted; 0 where the term is off.
         seconds: wall time of the round.
@@ -63,6 +64,9 @@ class Batch:
 class Method:
     """A data-free distillation method: one file, one class, one row of Table 1.
 
+    With several processes each holds one such object. Its `synthesize` then makes its share of a round's images, and
+    whatever it trains goes through `ranks.average_gradients` before each step.
+
     Args:
         teacher: frozen here; nothing in this kit changes a teacher.
         student: trained in place.
@@ -70,10 +74,15 @@ class Method:
         table: (K, e), the pool P, for methods that read label text.
         facts: image size, crop and flip; None takes those of the config's data set.
         compute: number format, memory layout, compiled steps; None: 32 bits, plain.
+        ranks: this process among those that share the run; None: it is alone.
 
     Attributes:
         name, citation: the row's label, and the paper in author-year form.
         repeats: how often an epoch goes through its syntheses and student steps (ZSKT: 80 times).
+        rng, own_rng: random numbers that are the same on all ranks, and those that differ; alone, one generator.
+
+    Raises:
+        UserError: other classes than the teacher's; a batch or a memory that the ranks cannot share.
     """
 
     name: ClassVar[str]
@@ -88,17 +97,23 @@ class Method:
         table: Tensor | None = None,
         facts: DataSet | None = None,
         compute: Compute | None = None,
+        ranks: Ranks | None = None,
     ):
         if teacher.class_names != student.class_names:
             raise UserError("teacher and student must have the same class names in the same order.")
         self.teacher, self.student, self.config, self.table = teacher.freeze(), student, config, table
         self.facts = facts or dataset(config.dataset)
         self.device = next(teacher.parameters()).device
+        self.ranks = ranks or Ranks()
+        for name in ("generator_batch", "student_batch"):
+            self.ranks.share(getattr(config, name), name)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
-        self.memory = Memory((self.facts.channels, self.facts.size, self.facts.size), self.device, config.memory_size)
+        self.own_rng = self.ranks.own(self.rng)
+        capacity = config.memory_size and self.ranks.share(config.memory_size, "memory_size")
+        self.memory = Memory((self.facts.channels, self.facts.size, self.facts.size), self.device, capacity)
         self.compute = compute or Compute()
         self.compute.lay_out(self.teacher)
-        self.compute.lay_out(self.student)
+        self.compute.lay_out(self.ranks.synchronised(self.student))
         self.scaler = self.compute.scaler(self.device)
         self.student_optimizer = self.make_student_optimizer()
         self._answering = folded(self.teacher, self.memory.images.shape[1:])  # the teacher of the student phase
@@ -116,8 +131,8 @@ class Method:
     # Phase 2.
 
     def sample(self, n: int) -> Batch:
-        """n augmented images for the student: Algorithm 1, line 13."""
-        images, labels = self.memory.draw(n, self.rng)
+        """This rank's share of n augmented images for the student: Algorithm 1, line 13."""
+        images, labels = self.memory.draw(self.ranks.share(n, "student_batch"), self.own_rng)
         return Batch(self.augment(images).float() / 255, labels, "memory")  # cropped as bytes: a quarter to move
 
     def make_student_optimizer(self) -> torch.optim.Optimizer:
@@ -135,9 +150,10 @@ class Method:
         """One update of the student: Algorithm 1, line 14. Returns the loss, a scalar still on the device."""
         self.student_optimizer.zero_grad(set_to_none=True)
         loss = self._learn.backward(batch, scaler=self.scaler)
+        self.ranks.average_gradients(self.student)
         self.scaler.step(self.student_optimizer)
         self.scaler.update()
-        return loss.detach().clone()
+        return self.ranks.mean(loss.detach().clone())
 
     def _student_loss(self, batch: Batch) -> Tensor:
         with self.compute.autocast(self.device):
@@ -150,10 +166,15 @@ class Method:
 
     def augment(self, images: Tensor) -> Tensor:
         """The data set's crop and flip."""
-        return crop_and_flip(images, self.facts.crop_padding, self.facts.flip, self.rng)
+        return crop_and_flip(images, self.facts.crop_padding, self.facts.flip, self.own_rng)
+
+    @property
+    def held(self) -> int:
+        """Images in the memory, its shards on all ranks together: they are equally large."""
+        return self.ranks.size * len(self.memory)
 
     def state_dict(self) -> dict:
-        """Everything that decides what happens next."""
+        """Everything that decides what happens next, where this process is alone."""
         return {
             "student": self.student.state_dict(),
             "student_optimizer": self.student_optimizer.state_dict(),

@@ -21,6 +21,7 @@ from ..datasets import DataSet
 from ..errors import UserError
 from ..generator.latents import COLUMNS, build_latent, control_table
 from ..generator.networks import Generator
+from ..ranks import Ranks
 from .base import Method, NonFiniteLoss, SynthesisReport
 
 KEPT = [name for name, column in COLUMNS.items() if not column.redrawn]  # latents whose heads outlive a rebuild of G
@@ -28,6 +29,10 @@ KEPT = [name for name, column in COLUMNS.items() if not column.redrawn]  # laten
 
 class Nayer(Method):
     """The method of the paper.
+
+    On several ranks each takes a block of the batch's labels in their order, with the heads that belong to it: whole
+    heads, every class as often as on the other ranks, where K times their number divides the batch. L_BN sees a rank's
+    own images, also where SyncBatchNorm joins the statistics of generator and student; its momentum memory is averaged.
 
     Attributes:
         generator: the latent (Z over the pool P) followed by G: labels (B,) -> images (B, C, H, W) in [0, 1].
@@ -45,8 +50,9 @@ class Nayer(Method):
         table: Tensor,
         facts: DataSet | None = None,
         compute: Compute | None = None,
+        ranks: Ranks | None = None,
     ):
-        super().__init__(teacher, student, config, table, facts, compute)
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
         if len(table) != len(teacher.class_names):
             raise UserError(f"the pool has {len(table)} classes, the teacher {len(teacher.class_names)}.")
         self.table = control_table(config.embedding, table.cpu(), self.facts.factors, config.seed).to(self.device)
@@ -86,9 +92,11 @@ class Nayer(Method):
                 loss, terms, images = self._generate.backward(
                     labels, crop, adversarial, scaler=self.scaler, loss_of=operator.itemgetter(0)
                 )  # lines 6, 8 and 9
+                self.ranks.average_gradients(self.generator)
                 # D11: chosen on the device, without waiting for the loss's value.
-                better = loss.detach() < best
-                best = torch.where(better, loss.detach(), best)
+                loss = self.ranks.mean(loss.detach())
+                better = loss < best
+                best = torch.where(better, loss, best)
                 if step == 0 or config.keep == "last":
                     kept = images.detach().clone()
                 else:
@@ -98,9 +106,10 @@ class Nayer(Method):
                 parts.append(terms.detach().clone())
             if self.bn_loss:
                 self.bn_loss.end_round()
+                self.ranks.average(x for pair in self.bn_loss.memory for x in pair)
 
         self.student.requires_grad_(True).train()
-        ce, bn, adv = torch.stack(parts).T.tolist()  # the round's one wait for the device
+        ce, bn, adv = self.ranks.mean(torch.stack(parts)).T.tolist()  # the round's one wait for the device
         for term, values in (("L_CE", ce), ("L_BN", bn), ("L_KL", adv)):
             if not all(map(math.isfinite, values)):
                 raise NonFiniteLoss(
@@ -110,7 +119,8 @@ class Nayer(Method):
         self.memory.add(kept, labels, self.round)  # line 11
         self.round += 1
         self._round_of_epoch += 1
-        return SynthesisReport(config.generator_steps, len(labels), ce, bn[-1], adv[-1], time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return SynthesisReport(config.generator_steps, config.generator_batch, ce, bn[-1], adv[-1], seconds)
 
     def _eq5(self, labels: Tensor, crop: Tensor | None, adversarial: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. 5 on images made for some labels: the loss, its three terms (3,), and the images (B, C, H, W)."""
@@ -142,14 +152,25 @@ class Nayer(Method):
     def _draw_crop(self, batch: int) -> Tensor:
         facts = self.facts
         shape = torch.Size((batch, facts.channels, facts.size, facts.size))
-        return draw_pixels(shape, facts.crop_padding, facts.flip, self.rng, self.device)
+        return draw_pixels(shape, facts.crop_padding, facts.flip, self.own_rng, self.device)
 
     def _pseudo_labels(self) -> Tensor:
-        """All classes in order until the batch is full, the remainder at random: each head sees each class once."""
+        """All classes in order until the batch is full, the remainder at random: each head sees each class once.
+
+        Returns:
+            (B / ranks,): this rank's part of them.
+        """
         classes, batch = len(self.teacher.class_names), self.config.generator_batch
         whole = torch.arange(classes, device=self.device).repeat(batch // classes)
         rest = torch.randint(classes, (batch % classes,), generator=self.rng, device=self.device)
-        return torch.cat([whole, rest])
+        share, first = self._block
+        return torch.cat([whole, rest])[first : first + share]
+
+    @property
+    def _block(self) -> tuple[int, int]:
+        """How much of the batch is this rank's, and where in it that begins."""
+        share = self.ranks.share(self.config.generator_batch, "generator_batch")
+        return share, self.ranks.rank * share
 
     def _rebuild(self) -> None:
         """A new G with PyTorch's default initialisation, and a new latent, unless its heads are meant to persist."""
@@ -165,6 +186,7 @@ class Nayer(Method):
                 config.latent_beta,
                 config.latent_concat,
                 config.redraw_norm,
+                first=self._block[1],
             )
             network = Generator(
                 config.noise_dim,
@@ -174,7 +196,8 @@ class Nayer(Method):
                 config.generator_layout,
                 config.spectral_norm,
             )
-        built = self.compute.lay_out(nn.Sequential(latent, network).to(self.device)).train()
+        built = self.ranks.synchronised(nn.Sequential(latent, network).to(self.device))
+        built = self.compute.lay_out(built).train()
         if self.generator:  # in place: what was compiled for the old one serves the new one
             self.generator.load_state_dict(built.state_dict())
         else:

@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 import platform
 import shutil
@@ -44,6 +45,9 @@ PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "safetensors")
 class Run:
     """One recorded distillation: iterate over it to run it. Each epoch is on disk before it is yielded.
 
+    Of several processes the first one records and the others only run: each iterates over a `Run` of its own. They save
+    no state, so that such a run cannot be resumed.
+
     Args:
         setup: of `distill.prepare`.
         folder: where to write; None makes a new one under `files.runs_dir()`.
@@ -58,7 +62,7 @@ class Run:
 
     Raises:
         UserError: the folder cannot be written to, holds a run already, is in use by another process, or what stopped
-            there is a run of another config, teacher, pool or test split.
+            there is a run of another config, teacher, pool or test split; or several processes are asked to resume.
     """
 
     def __init__(
@@ -69,8 +73,13 @@ class Run:
         save_every: float = 300.0,
         max_minutes: float | None = None,
     ):
-        self.setup, self.save_every, self.max_minutes, self.stopped = setup, save_every, max_minutes, False
-        self._stop = False
+        ranks = setup.method.ranks
+        if ranks.size > 1 and (resume or max_minutes is not None):
+            raise UserError("a run on several processes cannot stop early or be resumed: leave both options out.")
+        self.setup, self.max_minutes, self.stopped, self._stop = setup, max_minutes, False, False
+        self.save_every = save_every if ranks.size == 1 else math.inf
+        if ranks.rank:
+            return
         config, method, evaluate = setup.method.config, setup.method, setup.evaluate
         started = datetime.now(UTC)
         self.folder = Path(folder) if folder else files.runs_dir() / new_id(config)
@@ -99,7 +108,8 @@ class Run:
             "lte": setup.pool.header,
             "commit": _commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "device": device_name(method.device),
+            "device": device_name(method.device) + (f", {ranks.size} processes" if ranks.size > 1 else ""),
+            "processes": ranks.size,
             "compute": dataclasses.asdict(method.compute),
             "threads": torch.get_num_threads(),
             "curve": [],
@@ -114,6 +124,9 @@ class Run:
 
     def __iter__(self) -> Iterator[Epoch]:
         """Run it. Where it stops, by error or by its caller, the card says so; the last epoch's files are whole."""
+        if self.setup.method.ranks.rank:
+            yield from distill(self.setup.method, self.setup.evaluate)
+            return
         begun, before = time.perf_counter(), self._seconds["total"]
         saved, status = begun, "stopped before its last epoch"
         total = self.setup.method.config.total_epochs
@@ -158,7 +171,10 @@ class Run:
             self._lock.release()
 
     def stop(self) -> None:
-        """Ask it to stop, resumable, at the end of the epoch that is running. Safe in a signal handler."""
+        """Ask it to stop, resumable, at the end of the epoch that is running. Safe in a signal handler.
+
+        For a run of one process: others would wait for this one.
+        """
         self._stop = True
 
     def _progress(self) -> dict:
@@ -229,7 +245,7 @@ class Run:
             )
 
     def _metrics(self, ce_per_step: list[list[float]]) -> dict:
-        """Convergence over the rounds after warm-up, and the diversity of the memory's newest images."""
+        """Convergence over the rounds after warm-up, and the diversity of the newest images in this rank's memory."""
         memory = self.setup.method.memory
         return {
             "ce_by_step": [statistics.mean(ces) for ces in zip(*ce_per_step, strict=True)],

@@ -1,0 +1,247 @@
+"""One run on several processes: equal weights, disjoint shards of the memory, and the gradients of one process."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from test_methods import same
+from tiny import TINY, run_all, tiny_config
+from torch import distributed
+
+from nayer_lib import cli
+from nayer_lib.classifiers.teacher import load_classifier
+from nayer_lib.compute import fastest
+from nayer_lib.distill import Setup, prepare
+from nayer_lib.errors import UserError
+from nayer_lib.generator.latents import LATENTS, build_latent
+from nayer_lib.methods.base import Batch
+from nayer_lib.ranks import Ranks, find_ranks
+from nayer_lib.results.runs import Run, read_card
+
+CPU = torch.device("cpu")
+ALONE = Ranks()
+# Two rounds an epoch: the student is in training mode in the second one. The generator is rebuilt after each epoch.
+OPTIONS = {"generator_life": 1, "rounds": 2, "epochs": 2}
+
+
+def setup(ranks: Ranks | None = None, **overrides) -> Setup:
+    return prepare(tiny_config(**{**OPTIONS, **overrides}), device="cpu", ranks=ranks)
+
+
+def processes(work: Callable[[int], None], size: int = 2) -> None:
+    """Run `work(rank)` on each of `size` processes; all must end well."""
+    fork = multiprocessing.get_context("fork")  # torch is imported already: a new interpreter takes many seconds
+    running = [fork.Process(target=work, args=(rank,)) for rank in range(size)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    assert [process.exitcode for process in running] == [0] * size
+
+
+def connected(work: Callable[[], dict], folder: Path, size: int = 2) -> list[dict]:
+    """What `work()` returns on each of `size` processes that are connected on this machine."""
+
+    def one(rank: int) -> None:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        meet, patience = f"file://{folder / 'meet'}", timedelta(seconds=60)
+        distributed.init_process_group("gloo", meet, patience, rank=rank, world_size=size)
+        torch.save(work(), folder / str(rank))
+        distributed.destroy_process_group()
+
+    processes(one, size)
+    return [torch.load(folder / str(rank), weights_only=True) for rank in range(size)]
+
+
+def whole_run(**options) -> dict:
+    """A run, and what this process holds at its end."""
+    made = setup(**options)
+    epochs, method = run_all(made), made.method
+    told = [
+        (epoch.images, epoch.student_loss, [(r.images, r.ce_per_step, r.bn, r.adv) for r in epoch.rounds])
+        for epoch in epochs
+    ]
+    return {
+        "ranks": [method.ranks.rank, method.ranks.size],
+        "student": method.student.state_dict(),
+        "generator": method.generator.state_dict(),
+        "bn_memory": method.bn_loss.memory if method.bn_loss else [],
+        "images": method.memory.images,
+        "labels": method.memory.labels,
+        "rounds": method.memory.rounds,
+        "rng": method.rng.get_state(),
+        "own_rng": method.own_rng.get_state(),
+        "told": told,
+        "accuracy": [epoch.scores.accuracy for epoch in epochs if epoch.scores],
+    }
+
+
+@pytest.fixture(scope="module")
+def two(alone, tmp_path_factory) -> list[dict]:
+    """After `alone`, so that what that imports need not be imported in each process."""
+    return connected(whole_run, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict:
+    return whole_run()
+
+
+# --- a whole run
+
+
+def test_the_processes_find_each_other(two, alone):
+    assert [end["ranks"] for end in two] == [[0, 2], [1, 2]] and alone["ranks"] == [0, 1]
+
+
+@pytest.mark.parametrize("what", ["student", "generator", "bn_memory", "rng", "told", "accuracy"])
+def test_ranks_agree_to_the_last_bit_on(what, two):
+    """Weights and BatchNorm statistics, the momentum memory of L_BN, shared random numbers, reports and scores."""
+    one, other = (end[what] for end in two)
+    assert one == other if what in ("told", "accuracy") else same(one, other)
+
+
+def test_losses_are_finite(two):
+    for _images, student_loss, rounds in two[0]["told"]:
+        values = [value for _, ce, bn, adv in rounds for value in (*ce, bn, adv)]
+        assert torch.tensor(values + [student_loss or 0.0]).isfinite().all()
+
+
+def test_shards_are_disjoint_and_hold_together_what_one_process_would(two, alone):
+    one, other = ({tuple(image) for image in end["images"].flatten(1).tolist()} for end in two)
+    assert not one & other and len(one) > 1
+    held = [len(end["labels"]) for end in two]
+    assert held[0] == held[1] and sum(held) == len(alone["labels"])
+    assert [epoch[0] for epoch in two[0]["told"]] == [epoch[0] for epoch in alone["told"]] == [20, 60, 100]
+    assert all(report[0] == 20 for _, _, rounds in two[0]["told"] for report in rounds)
+
+
+def test_every_rank_has_each_class_as_often_and_all_rounds(two, alone):
+    for end in two:
+        for made in range(5):
+            assert end["labels"][end["rounds"] == made].tolist() == list(range(10))
+    assert torch.cat([end["labels"] for end in two]).sort()[0].equal(alone["labels"].sort()[0])
+
+
+def test_ranks_draw_and_crop_differently(two):
+    assert not torch.equal(two[0]["own_rng"], two[1]["own_rng"])
+
+
+def test_a_bounded_memory_a_random_remainder_and_other_inputs_do_too(tmp_path):
+    """Heads that no rank has whole, noise beside the text, and a ring on each rank."""
+    options = {"memory_size": 30, "generator_batch": 28, "latent": "cat_lte", "variant": "paper"}
+    one, other = connected(lambda: whole_run(**options), tmp_path)
+    assert same(one["student"], other["student"]) and same(one["generator"], other["generator"])
+    assert (
+        one["told"] == other["told"] and one["told"][-1][0] == 30 and len(one["labels"]) == len(other["labels"]) == 15
+    )
+
+
+# --- its parts
+
+
+@pytest.mark.parametrize("latent", LATENTS)
+@pytest.mark.parametrize("first", [0, 3, 6, 9])
+def test_a_part_of_a_batch_goes_through_its_own_heads(latent, first):
+    table, labels = torch.randn(3, 8), torch.arange(12) % 3
+    whole, part = build_latent(latent, table, 5, 12), build_latent(latent, table, 5, 12, first=first)
+    part.load_state_dict(whole.state_dict())
+    whole.eval(), part.eval()  # BatchNorm with the same statistics
+    assert torch.allclose(part(labels[first : first + 3]), whole(labels)[first : first + 3], atol=1e-6)
+
+
+def gradients(ranks: Ranks) -> dict:
+    """Of one step of the generator, and one of the student, on a batch of which a rank has its share.
+
+    Every BatchNorm takes its running statistics and L_BN is off: then a batch's loss is the mean of its images' losses.
+    """
+    method = setup(ranks, alpha_bn=0.0, augment_synthesis=False).method
+    method.generator.eval()
+    method.student.eval()
+    method.generator[0].redraw(method.rng)
+    method._eq5(method._pseudo_labels(), None, True)[0].backward()
+    method.student.zero_grad()
+    share = 16 // ranks.size
+    mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
+    images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    method._student_loss(Batch(images[mine], torch.zeros(share).long(), "test")).backward()
+    ranks.average_gradients(method.generator)
+    ranks.average_gradients(method.student)
+    parts = {"generator": method.generator, "student": method.student}
+    return {f"{part}.{name}": p.grad for part, net in parts.items() for name, p in net.named_parameters()}
+
+
+def test_averaged_gradients_are_those_of_one_process(tmp_path):
+    expected = gradients(ALONE)
+    for got in connected(lambda: gradients(find_ranks(CPU)), tmp_path):
+        assert got.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert torch.allclose(got[name], gradient, rtol=1e-4, atol=1e-5), name
+    assert expected["generator.0.layer.weight"][1].abs().max() > 1e-4  # the other rank's head
+
+
+def test_a_process_alone_changes_nothing():
+    value, rng = torch.ones(2), torch.Generator()
+    assert find_ranks(CPU) == ALONE and ALONE.mean(value) is value and ALONE.own(rng) is rng
+    assert ALONE.share(7, "x") == 7
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "size"),
+    [("generator_batch", 25, 2), ("student_batch", 15, 2), ("memory_size", 31, 2), ("generator_batch", 2, 2)],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(name, value, size):
+    with pytest.raises(UserError, match=f"{size} processes cannot share {name}={value}: choose a multiple of {size}"):
+        setup(Ranks(0, size), **{name: value})
+
+
+def test_several_processes_do_not_resume_and_save_no_state(tmp_path):
+    made = setup(Ranks(0, 2))
+    for options in ({"resume": True}, {"max_minutes": 1.0}):
+        with pytest.raises(UserError, match="on several processes cannot stop early or be resumed"):
+            Run(made, tmp_path / "run", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_of_several_processes_are_not_compiled(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert not fastest(torch.device("cuda"), 2).compiled and fastest(torch.device("cuda")).compiled
+
+
+# --- the command
+
+
+def test_the_command_on_processes_of_a_launcher_leaves_one_run(tmp_path):
+    """With the environment that `accelerate launch` gives its processes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    words = [
+        "distill",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "run"),
+        "--set",
+        *(f"{k}={v}" for k, v in TINY.items()),
+    ]
+
+    def one(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+        assert cli.main(words) == 0
+
+    processes(one)
+    card = read_card(tmp_path / "run")
+    assert card["status"] == "finished" and card["processes"] == 2 and card["device"].endswith(", 2 processes")
+    assert card["images"] == 20 * (1 + 2 * tiny_config().rounds) and len(card["curve"]) == 3
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"card.json", "curve.csv", "student.safetensors", "images.png"}
+    assert load_classifier(tmp_path / "run" / "student.safetensors").name == "wrn10_half"
