@@ -17,7 +17,8 @@ from nayer_lib.classifiers.teacher import load_classifier
 from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
 from nayer_lib.methods.base import NonFiniteLoss
-from nayer_lib.results.runs import Run, read_card, resumable
+from nayer_lib.results.record import Run
+from nayer_lib.results.runs import read_card, resumable
 
 LONGER = {"epochs": 4, "generator_life": 2, "student_steps": 3}
 SET = [f"{name}={value}" for name, value in {**TINY, **LONGER}.items()]

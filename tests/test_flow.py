@@ -20,7 +20,7 @@ compute ranks classifiers.training
 image_files datasets augment losses memory evaluate metrics config
 methods.base methods.nayer methods.with_data methods
 checkpoint distill budget
-results.paper results.embeddings results.figures results.runs results.tables results.comparison
+results.paper results.embeddings results.figures results.runs results.record results.tables results.comparison
 sweep notebook demo cli.common cli.lte cli.teacher cli __main__
 """.split()
 

@@ -21,7 +21,8 @@ from nayer_lib.errors import UserError
 from nayer_lib.generator.latents import LATENTS, build_latent
 from nayer_lib.methods.base import Batch
 from nayer_lib.ranks import Ranks, find_ranks
-from nayer_lib.results.runs import Run, read_card
+from nayer_lib.results.record import Run
+from nayer_lib.results.runs import read_card
 
 CPU = torch.device("cpu")
 ALONE = Ranks()

@@ -23,6 +23,7 @@ from ..errors import MissingFile, UserError
 from ..ranks import find_ranks
 from ..results import comparison, tables
 from ..results import runs as cards
+from ..results.record import Run
 from ..sweep import finished_runs, keep_sweep, projected, read_sweep, run_sweep, time_in_words
 from ..text.lte_pool import load_pool
 from . import lte as pools
@@ -51,7 +52,7 @@ def distill(
     precision: str | None = None,
     compiled: bool | None = None,
     dry_run: bool = False,
-) -> cards.Run | None:
+) -> Run | None:
     """Distil a student without data and leave a run folder. docs/your_own_model.md shows how with your own teacher.
 
     On several GPUs: `accelerate launch --multi_gpu --num_processes N -m nayer_lib distill ...`, without --resume and
@@ -101,7 +102,7 @@ def distill(
     ranks = find_ranks(chosen)
     compute = dataclasses.replace(fastest(chosen, ranks.size), **given)
     setup = prepare(config, own, pool, test, device, compute, ranks)
-    run = cards.Run(setup, out, resume, max_minutes=max_minutes)
+    run = Run(setup, out, resume, max_minutes=max_minutes)
     if ranks.rank:
         for _ in run:
             pass
@@ -193,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         done = _app(COMMANDS).cli(prog="nayer_lib", args=arguments)
-        if isinstance(done, cards.Run) and done.stopped:
+        if isinstance(done, Run) and done.stopped:
             print(f"stopped after epoch {len(done.card['curve'])} of {done.setup.method.config.total_epochs}")
             print(f"resume with: python -m nayer_lib {_resuming(arguments, done.folder)}")
     except UserError as error:

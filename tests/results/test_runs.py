@@ -18,8 +18,9 @@ from nayer_lib.config import Config, make_config
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.methods.base import NonFiniteLoss
 from nayer_lib.metrics import convergence, diversity
-from nayer_lib.results import runs
-from nayer_lib.results.runs import CURVE, Run, card_config, keep, kept_cards, local_cards, read_card
+from nayer_lib.results import record, runs
+from nayer_lib.results.record import CURVE, Run
+from nayer_lib.results.runs import card_config, keep, kept_cards, local_cards, read_card
 
 BEST = "best_epoch (chosen on the test set)"
 
@@ -186,9 +187,9 @@ def test_the_device_is_told_by_its_name(monkeypatch):
 
 def test_outside_a_git_clone_the_commit_is_empty(clone, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(clone.parent))
-    assert runs._commit() == ""
+    assert record._commit() == ""
     monkeypatch.setenv("PATH", "")  # no git at all
-    assert runs._commit() == ""
+    assert record._commit() == ""
 
 
 # --- a run that does not
