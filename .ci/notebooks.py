@@ -26,7 +26,7 @@ if "google.colab" in sys.modules:  # elsewhere this cell does nothing
 
     keep = " ".join(f"{{name}}=={{version(name)}}" for name in ("torch", "torchvision", "numpy"))
     !test -d /content/kit || git clone -q {ADDRESS} /content/kit
-    %pip install -q -e /content/kit {{keep}}
+    %pip install -q -e "/content/kit[text]" {{keep}}
     %cd -q /content/kit/notebooks
     sys.path.append("/content/kit")"""
 

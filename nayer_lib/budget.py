@@ -20,8 +20,8 @@ from .ranks import Ranks
 from .text.lte_pool import LTEPool, load_pool, pool_path
 
 FLOAT = 4  # bytes
-# Numbers kept a parameter: the weight; its gradient and SGD's momentum; its gradient and Adam's two moments.
-COPIES = {"teacher": 1, "student": 3, "generator": 4}
+# Numbers kept a parameter: two copies, one folded; with a gradient and SGD's momentum; with one and Adam's two moments.
+COPIES = {"teacher": 2, "student": 3, "generator": 4}
 TOY = {
     "generator_batch": 2,  # BatchNorm needs two
     "generator_steps": 1,
@@ -96,8 +96,8 @@ def rehearse(
 def projected_seconds(method: Method) -> float:
     """How long a whole run will take here, from one warm-up round, one adversarial round and some student steps of it.
 
-    The method is used up by this: build it again for the run. A first round and step, which load and compile, do not
-    count; evaluation is left out.
+    The method is used up by this: build it again for the run. The first rounds and steps, which load, compile and
+    record, do not count; evaluation is left out.
     """
     config = method.config
     after = config.total_epochs - 1  # an epoch with the student
@@ -117,9 +117,10 @@ def projected_seconds(method: Method) -> float:
     seconds = 0.0
     for epoch, count in zip((0, after), rounds, strict=True):
         if count:
-            took(lambda epoch=epoch: method.synthesize(epoch))
+            method.begin_epoch(epoch)
+            took(lambda epoch=epoch: method.synthesize(epoch), times=3)
             seconds += count * took(lambda epoch=epoch: method.synthesize(epoch))
-    took(learn)
+    took(learn, times=3)
     return method.repeats * (seconds + config.distillation_epochs * config.student_steps * took(learn, times=5))
 
 

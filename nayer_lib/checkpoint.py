@@ -1,7 +1,7 @@
 """Exact resume: what a run needs to go on as if it had never stopped.
 
 Two files beside the run card. `state.pt` is small, is replaced as a whole, and holds nothing but tensors and plain
-values (it is read with weights_only). `memory.bin` holds every image of the memory M once and only grows: saving costs
+values (it is read with weights_only). `memory.bin` holds every image of the memory M once and only grows: saving writes
 what was made since the last time, not all that was ever made. Images are appended before the state that counts them is
 put in place, so whatever a kill leaves behind is the old state or the new one.
 """

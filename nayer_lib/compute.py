@@ -75,6 +75,7 @@ class Step:
     def __init__(self, forward: Callable, compute: Compute, device: torch.device):
         self.forward = self.plain = forward
         if compute.compiled:
+            torch.compiler.reset()  # what was compiled for another run counts against this one's number of variants
             mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs
             self.forward = torch.compile(forward, mode=mode, dynamic=False)
 

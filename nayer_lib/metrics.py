@@ -70,11 +70,11 @@ def diversity(images: Tensor, labels: Tensor, rounds: Tensor, per_class: int = 5
         images: (N, C, H, W) uint8 or in [0, 1]; labels, rounds: (N,).
         per_class: at most so many of the newest images of each class.
     """
-    images = (images.float() / 255 if images.dtype == torch.uint8 else images.float()).flatten(1)
+    scale = 255 if images.dtype == torch.uint8 else 1
     within, across = [], []
     for k in labels.unique():
         chosen = (labels == k).nonzero().flatten()[-per_class:]
-        x, r = images[chosen], rounds[chosen]
+        x, r = images[chosen].float().flatten(1) / scale, rounds[chosen]  # no more: a memory fills a GPU
         distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / math.sqrt(x.shape[1])
         same = r[:, None] == r[None, :]
         pair = torch.ones_like(same).triu(1)

@@ -58,8 +58,8 @@ def test_the_arithmetic_by_hand():
     assert rehearse(tiny_config(memory_size=30)).images == 30
     teacher, student = (sum(p.numel() for p in build(name).parameters()) for name in ("wrn10_1", "wrn10_half"))
     assert (counted.parameters["teacher"], counted.parameters["student"]) == (teacher, student)
-    assert (counted.bytes["teacher"], counted.bytes["student"]) == (4 * teacher, 12 * student)
-    assert COPIES == {"teacher": 1, "student": 3, "generator": 4}
+    assert (counted.bytes["teacher"], counted.bytes["student"]) == (8 * teacher, 12 * student)
+    assert COPIES == {"teacher": 2, "student": 3, "generator": 4}
 
 
 def build(name):

@@ -111,7 +111,9 @@ def test_max_minutes_stops_at_the_end_of_an_epoch(tmp_path, whole):
 def test_resume_where_there_is_no_run_or_no_state_starts_one(tmp_path, whole):
     next(iter(started(tmp_path / "run", resume=True, save_every=1e9)))  # gone before anything was saved
     assert not (tmp_path / "run" / STATE).exists()
-    list(started(tmp_path / "run", resume=True))
+    with pytest.warns(UserWarning, match="had saved no state: it starts again from the first epoch"):
+        again = started(tmp_path / "run", resume=True)
+    list(again)
     assert left(tmp_path / "run") == whole and "resumed" not in read_card(tmp_path / "run")
 
 
@@ -233,6 +235,33 @@ def test_another_config_is_refused_and_named(other, named, tmp_path):
     with pytest.raises(UserError, match=f"has another {named}: resume it with the options it was started with"):
         started(tmp_path / "run", resume=True, **other)
     assert (tmp_path / "run" / "card.json").read_bytes() == before
+
+
+def test_after_a_refusal_the_folder_is_free(tmp_path, whole):
+    interrupted_after(tmp_path / "run", 3)
+    with pytest.raises(
+        UserError, match="has another seed"
+    ) as kept:  # a notebook keeps the traceback, and the run in it
+        started(tmp_path / "run", resume=True, seed=1)
+    list(started(tmp_path / "run", resume=True))
+    assert left(tmp_path / "run") == whole and kept
+
+
+def test_a_teacher_that_scores_differently_by_rounding_is_the_same(tmp_path, whole):
+    interrupted_after(tmp_path / "run", 3)
+    saved = torch.load(tmp_path / "run" / STATE, weights_only=True)
+    saved["progress"]["card"]["teacher"]["accuracy"] += 6e-8
+    torch.save(saved, tmp_path / "run" / STATE)
+    list(started(tmp_path / "run", resume=True))
+    assert left(tmp_path / "run") == whole
+
+
+def test_a_set_up_that_was_used_is_no_fresh_run(tmp_path):
+    setup = tiny_setup(**LONGER)
+    list(Run(setup, tmp_path / "run"))
+    with pytest.raises(UserError, match="this set-up has been used: `prepare` it again"):
+        Run(setup, tmp_path / "other")
+    assert not (tmp_path / "other" / "card.json").exists()
 
 
 def test_without_resume_a_run_is_not_touched(tmp_path):

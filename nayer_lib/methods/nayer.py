@@ -125,6 +125,8 @@ class Nayer(Method):
     def _eq5(self, labels: Tensor, crop: Tensor | None, adversarial: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. 5 on images made for some labels: the loss, its three terms (3,), and the images (B, C, H, W)."""
         config = self.config
+        if self.bn_loss:
+            self.bn_loss.forget()
         with self.compute.autocast(self.device):
             images = self.generator(labels)  # Eq. 4
         seen = images if crop is None else take(images, crop, self.facts.crop_padding)

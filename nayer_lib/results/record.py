@@ -1,5 +1,6 @@
 """One recorded distillation: what it writes while it runs, how it stops, and how it goes on."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -110,8 +111,14 @@ class Run:
         }
         self._seconds = dict.fromkeys((*PHASES, "total"), 0.0)
         self._rounds: list[list[float]] = []  # L_CE per step of every round after warm-up
-        if goes_on:
-            self._resume()
+        try:
+            if goes_on:
+                self._resume()
+            if len(method.memory) and not self.card["curve"]:
+                raise UserError("this set-up has been used: `prepare` it again for another run.")
+        except UserError:
+            self._unlock()
+            raise
         self._write_card()
         rows = [[_blank(row[name]) for name in CURVE] for row in self.card["curve"]]
         files.write_text(self.folder / "curve.csv", "".join(_csv(row) for row in (CURVE, *rows)))
@@ -143,7 +150,6 @@ class Run:
             if self._rounds:
                 self.card["metrics"] = self._metrics(self._rounds)
             self._draw_images()
-            self._checkpoint.remove()
             status = "finished"
         except torch.OutOfMemoryError as error:
             config = self.setup.method.config
@@ -161,8 +167,14 @@ class Run:
             self._seconds["total"] = before + time.perf_counter() - begun
             self.card |= {"status": status, "seconds": self._seconds}
             self._write_card()
-            (self.folder / ".lock").unlink(missing_ok=True)
-            self._lock.release()
+            if status == "finished":
+                self._checkpoint.remove()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        self._lock.release()
+        with contextlib.suppress(OSError):  # somebody else may hold it by now
+            (self.folder / ".lock").unlink()
 
     def stop(self) -> None:
         """Ask it to stop, resumable, at the end of the epoch that is running. Safe in a signal handler.
@@ -179,6 +191,10 @@ class Run:
         if read_card(self.folder)["status"] == "finished":
             raise UserError(f"the run in {self.folder} is finished: there is nothing to resume.")
         if not self._checkpoint.exists():
+            if read_card(self.folder)["curve"]:
+                warnings.warn(
+                    f"the run in {self.folder} had saved no state: it starts again from the first epoch.", stacklevel=4
+                )
             return
         mine, saved = self.card, self._checkpoint.read()
         progress = saved["progress"]
@@ -186,7 +202,9 @@ class Run:
         here = json.loads(json.dumps(mine["config"]))  # tuples are lists in a card
         there = json.loads(json.dumps(card["config"]))
         other = [name for name in here if here[name] != there.get(name)]
-        other += [what for what in ("teacher", "lte", "test_split") if mine[what] != card[what]]
+        other += [what for what in ("lte", "test_split") if mine[what] != card[what]]
+        if mine["teacher"]["sha256"] != card["teacher"]["sha256"]:  # its accuracy may differ by a device's rounding
+            other.append("teacher")
         if other:
             raise UserError(
                 f"the run in {self.folder} has another {other[0].replace('_', ' ')}: resume it with the options it was "

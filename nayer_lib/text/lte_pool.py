@@ -56,11 +56,14 @@ def find_pool(dataset: str, names: Sequence[str], encoder: str, prompt: str) -> 
         UserError: as `load_pool`, and where it has to be built as `build_pool`.
     """
     kept = pool_path(dataset, encoder, prompt)
-    cached = files.datasets_dir() / "lte" / f"{labels_hash(names)[:12]}.{kept.name.partition('.')[2]}"
-    path = kept if kept.is_file() else cached
-    if not path.is_file():
+    if kept.is_file():
+        return load_pool(kept, names)
+    cached = files.datasets_dir() / "lte" / pool_path(labels_hash(names)[:12], encoder, prompt).name
+    try:
+        return load_pool(cached, names)
+    except UserError:  # not there, or damaged: nothing is lost
         save_pool(cached, build_pool(names, encoder, prompt, bar=True))
-    return load_pool(path, names)
+    return load_pool(cached, names)
 
 
 def save_pool(path: Path, pool: LTEPool) -> None:
