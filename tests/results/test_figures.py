@@ -10,12 +10,19 @@ from nayer_lib.results.figures import (
     captioned,
     ce_per_step,
     disagreements,
+    heat_map,
+    histograms,
     image_grid,
     learning_curve,
     memory_growth,
     mosaic,
     new_figure,
+    pairs,
     per_class,
+    ranking,
+    scatter,
+    shares,
+    tsne,
 )
 
 NAMES = ("zero", "one")
@@ -51,6 +58,12 @@ CALLS = {
     "captioned": lambda ax: captioned(ax, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), ["zero", "one"], columns=1),
     "accuracy_against_hours": lambda ax: accuracy_against_hours(ax, {"FM": [(2.0, 91.0)]}, {}),
     "per_class": lambda ax: per_class(ax, NAMES, torch.tensor([1.0, 0.9]), torch.tensor([0.95, 0.6])),
+    "heat_map": lambda ax: heat_map(ax, torch.eye(3), ("a", "b", "c"), 0, 1),
+    "ranking": lambda ax: ranking(ax, NAMES, torch.tensor([0.2, 0.1])),
+    "scatter": lambda ax: scatter(ax, torch.rand(3, 2), ["x", "y", "x"], ["one", "two", "three"]),
+    "pairs": lambda ax: pairs(ax, torch.rand(4), torch.rand(4), "an encoder"),
+    "histograms": lambda ax: histograms(ax, {"before": torch.rand(9), "after": torch.rand(9)}, "cosine"),
+    "shares": lambda ax: shares(ax, torch.rand(3, 5)),
 }
 
 
@@ -192,3 +205,54 @@ def test_the_papers_points_are_hollow_and_named_and_ours_filled_and_in_a_legend(
     assert [text.get_text() for text in ax.texts] == ["FM", "CMI"]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ours: NAYER, a GPU", "ours: one seed"]
     draw(ax)
+
+
+# --- embeddings
+
+
+def ticks(axis) -> list[str]:
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def test_a_heat_map_puts_like_rows_side_by_side_with_their_own_numbers(ax):
+    matrix = torch.tensor([[1.0, 0.1, 0.9, 0.2], [0.1, 1.0, 0.1, 0.8], [0.9, 0.1, 1.0, 0.3], [0.2, 0.8, 0.3, 1.0]])
+    names = ("cat", "car", "dog", "van")
+    heat_map(ax, matrix, names, 0, 1)
+    order = ticks(ax.xaxis)
+    assert ticks(ax.yaxis) == order and sorted(order) == sorted(names)
+    assert abs(order.index("cat") - order.index("dog")) == abs(order.index("car") - order.index("van")) == 1
+    rows = [names.index(name) for name in order]
+    assert [text.get_text() for text in ax.texts] == [f"{value:.2f}" for value in matrix[rows][:, rows].flatten()]
+
+
+def test_a_ranking_has_the_largest_on_top(ax):
+    ranking(ax, ("low", "high", "middle"), torch.tensor([0.1, 0.9, 0.5]))
+    assert ticks(ax.yaxis) == ["low", "middle", "high"]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.1, 0.5, 0.9])
+
+
+def test_no_two_of_twenty_groups_share_both_colour_and_marker(ax):
+    groups = [str(k) for k in range(20)]
+    scatter(ax, torch.rand(20, 2), groups)
+    looks = {(line.get_marker(), tuple(line.get_color())) for line in ax.lines}
+    assert len(looks) == 20 and [line.get_label() for line in ax.lines] == groups
+
+
+def test_words_stand_at_their_points(ax):
+    points = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    scatter(ax, points, ["x", "y"], ["one", "two"])
+    assert [(text.get_text(), tuple(text.xy)) for text in ax.texts] == [("one", (0.0, 1.0)), ("two", (2.0, 3.0))]
+
+
+def test_tsne_keeps_near_what_is_near_and_is_the_same_each_time():
+    rows = torch.cat([torch.randn(6, 4, generator=torch.Generator().manual_seed(0)) + shift for shift in (0.0, 50.0)])
+    points = tsne(rows, perplexity=3)
+    assert points.shape == (12, 2) and torch.equal(points, tsne(rows, perplexity=3))
+    nearest = torch.cdist(points, points).fill_diagonal_(float("inf")).argmin(1)
+    assert torch.equal(nearest // 6, torch.arange(12) // 6)
+
+
+def test_shares_are_percentages_of_all_squared_length(ax):
+    shares(ax, torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
+    heights = [segment[1][1] for segment in ax.collections[0].get_segments()]
+    assert heights == pytest.approx([36.0, 64.0])
