@@ -53,15 +53,16 @@ class Compute:
         return module.to(memory_format=torch.channels_last) if self.channels_last else module
 
 
-def fastest(device: torch.device, processes: int = 1) -> Compute:
+def fastest(device: torch.device, processes: int = 1, profile: str = "full") -> Compute:
     """What suits a device: plain 32 bits on a CPU (bfloat16 is many times slower without hardware for it).
 
-    Steps of several processes are not compiled: SyncBatchNorm exchanges statistics in the middle of them.
+    Steps of several processes are not compiled: SyncBatchNorm exchanges statistics in the middle of them. Nor are those
+    of the profile "quick": compiling takes longer than such a run.
     """
     if device.type != "cuda":
         return Compute()
     bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # a T4 has none
-    return Compute("bf16" if bf16 else "fp16", channels_last=True, compiled=processes == 1)
+    return Compute("bf16" if bf16 else "fp16", channels_last=True, compiled=processes == 1 and profile != "quick")
 
 
 class Step:

@@ -153,7 +153,7 @@ def prepare(
         config,
         pool.table.to(device),
         facts,
-        compute or fastest(device, ranks.size),
+        compute or fastest(device, ranks.size, config.profile),
         ranks,
     )
     evaluate = Evaluator(teacher, test)

@@ -87,6 +87,7 @@ def test_a_cpu_computes_plainly_and_a_gpu_in_16_bits(monkeypatch):
     for capability, precision in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert fastest(torch.device("cuda")) == Compute(precision, channels_last=True, compiled=True)
+        assert not fastest(torch.device("cuda"), profile="quick").compiled
 
 
 # --- compiled steps

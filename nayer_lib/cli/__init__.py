@@ -77,7 +77,7 @@ def distill(
         resume: go on where the run in --out stopped; start one where there is none.
         max_minutes: stop after so many minutes, at the end of an epoch and resumable; so does SIGTERM.
         precision: "fp32", "bf16" or "fp16"; default: what is fastest on the device.
-        compiled: steps through torch.compile, on a GPU as CUDA graphs; default: on a GPU yes.
+        compiled: steps through torch.compile, on a GPU as CUDA graphs; default: on a GPU yes, but for quick.
         dry_run: only rehearse: everything at its real size, two random images a batch, on the CPU; and say how much
             memory the run would hold, and how long a run like it took. It needs neither data nor weights.
     """
@@ -100,7 +100,7 @@ def distill(
     given = {name: value for name, value in (("precision", precision), ("compiled", compiled)) if value is not None}
     chosen = choose_device(device)
     ranks = find_ranks(chosen)
-    compute = dataclasses.replace(fastest(chosen, ranks.size), **given)
+    compute = dataclasses.replace(fastest(chosen, ranks.size, config.profile), **given)
     setup = prepare(config, own, pool, test, device, compute, ranks)
     run = Run(setup, out, resume, max_minutes=max_minutes)
     if ranks.rank:
