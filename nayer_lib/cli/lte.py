@@ -89,13 +89,11 @@ def show(
     """
     if not pools:
         raise UserError("name one or more pools, as data/lte/cifar10.sbert.a.safetensors.")
-    if network and not teacher:
-        raise UserError("--network describes the checkpoint of --teacher: give both.")
     seen: dict[str, embeddings.Seen] = {}  # by data set
     for path in pools:
         pool = read_pool(path)
         dataset, names = embeddings.classes_of(pool)
-        if (images or teacher) and dataset not in seen:
+        if (images or teacher or network) and dataset not in seen:
             if not dataset:
                 raise UserError(f"{path.name} is for classes of your own: there are no test images to compare with.")
             judge = own_teacher(dataset, teacher, network, None, mean, std)
