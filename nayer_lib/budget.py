@@ -15,6 +15,7 @@ from .classifiers.teacher import Classifier, load_teacher, make_classifier, teac
 from .config import Config
 from .datasets import Split, dataset
 from .distill import distill, prepare
+from .methods import METHODS
 from .methods.base import Method
 from .ranks import Ranks
 from .text.lte_pool import LTEPool, load_pool, pool_path
@@ -52,7 +53,7 @@ def budget(method: Method) -> Budget:
     """The arithmetic for a method that was built for its config, e.g. a row of Table 8."""
     config, facts = method.config, method.facts
     parameters = {name: sum(p.numel() for p in getattr(method, name).parameters()) for name in COPIES}
-    rounds = method.repeats * sum(config.synthesis_rounds(epoch) for epoch in range(config.total_epochs))
+    rounds = config.repeats * sum(config.synthesis_rounds(epoch) for epoch in range(config.total_epochs))
     images = min(rounds * config.generator_batch, config.memory_size or rounds * config.generator_batch)
     image = facts.channels * facts.size**2 + 2 * torch.long.itemsize  # with its label and its round
     held = {name: FLOAT * COPIES[name] * count for name, count in parameters.items()}
@@ -77,7 +78,7 @@ def rehearse(
         facts = dataset(config.dataset)
         teacher = make_classifier(config.teacher, facts.class_names, facts.mean, facts.std, config.seed)
     names, path = teacher.class_names, pool_path(config.dataset, config.encoder, config.prompt)
-    if pool is None:
+    if pool is None and METHODS[config.method].reads_text:
         pool = load_pool(path, names) if path.is_file() else LTEPool(torch.randn(len(names), 512, generator=rng), {})
     if test is None:
         facts = dataset(config.dataset)
@@ -121,7 +122,7 @@ def projected_seconds(method: Method) -> float:
             took(lambda epoch=epoch: method.synthesize(epoch), times=3)
             seconds += count * took(lambda epoch=epoch: method.synthesize(epoch))
     took(learn, times=3)
-    return method.repeats * (seconds + config.distillation_epochs * config.student_steps * took(learn, times=5))
+    return config.repeats * (seconds + config.distillation_epochs * config.student_steps * took(learn, times=5))
 
 
 def _epochs(config: Config) -> tuple[range, range]:

@@ -54,6 +54,18 @@ def distill(method: Method, evaluate: Callable[[Classifier], Scores], start: int
         NonFiniteLoss: a loss became NaN or infinite; the epochs before were yielded.
     """
     config = method.config
+
+    def make_images() -> None:
+        with _timed(seconds, "synthesis", method.device):
+            for _ in range(config.synthesis_rounds(epoch)):  # lines 4-11
+                rounds.append(method.synthesize(epoch))
+
+    def teach() -> None:
+        with _timed(seconds, "student", method.device):
+            for _ in range(0 if warmup else config.student_steps):  # lines 12-14
+                losses.append(method.student_step(method.sample(config.student_batch)))
+
+    turn = (teach, make_images) if method.student_first else (make_images, teach)
     for epoch in range(start, config.total_epochs):  # line 3
         warmup = epoch < config.warmup_epochs
         rounds, losses, seconds = [], [], {"synthesis": 0.0, "student": 0.0, "evaluation": 0.0}
@@ -61,13 +73,9 @@ def distill(method: Method, evaluate: Callable[[Classifier], Scores], start: int
             for group in method.student_optimizer.param_groups:
                 group["lr"] = config.lr(epoch)
         method.begin_epoch(epoch)
-        for _ in range(method.repeats):
-            with _timed(seconds, "synthesis", method.device):
-                for _ in range(config.synthesis_rounds(epoch)):  # lines 4-11
-                    rounds.append(method.synthesize(epoch))
-            with _timed(seconds, "student", method.device):
-                for _ in range(0 if warmup else config.student_steps):  # lines 12-14
-                    losses.append(method.student_step(method.sample(config.student_batch)))
+        for _ in range(config.repeats):
+            for phase in turn:
+                phase()
         student_loss, scores = None, None
         if not warmup:
             student_loss = torch.stack(losses).mean().item()
@@ -97,11 +105,11 @@ class _timed:
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything a run needs, ready to go: `distill(setup.method, setup.evaluate)`."""
+    """Everything a run needs, ready to go: `distill(setup.method, setup.evaluate)`; a pool if the method reads text."""
 
     method: Method
     evaluate: Evaluator
-    pool: LTEPool
+    pool: LTEPool | None
 
 
 def prepare(
@@ -130,8 +138,6 @@ def prepare(
         UserError, MissingFile: the teacher, the pool or the test split is missing or does not fit the others.
     """
     check(config)
-    if config.method not in METHODS:
-        raise unknown("method", config.method, METHODS)
     device = choose_device(device)
     ranks = ranks or find_ranks(device)
     if test is None or config.dataset in DATASETS:
@@ -144,14 +150,18 @@ def prepare(
     names = teacher.class_names
     if config.dataset in DATASETS:
         facts.check_classes(names)
-    pool = pool or find_pool(config.dataset, names, config.encoder, config.prompt)
+    kind = METHODS[config.method]
+    if kind.reads_text:
+        pool = pool or find_pool(config.dataset, names, config.encoder, config.prompt)
+    elif pool:
+        raise UserError(f"{kind.name} reads no label text: leave the pool out.")
     test = (test or load_split(config.dataset, "test")).to(device)
     student = make_classifier(config.student, names, teacher.mean, teacher.std, config.seed).to(device)
-    method = METHODS[config.method](
+    method = kind(
         teacher.to(device),
         student,
         config,
-        pool.table.to(device),
+        pool.table.to(device) if pool else None,
         facts,
         compute or fastest(device, ranks.size, config.profile),
         ranks,

@@ -53,8 +53,8 @@ class Memory:
         return rows[: self._count].roll(-start, 0) if start else rows[: self._count]
 
     def add(self, images: Tensor, labels: Tensor, round: int) -> None:
-        """M <- M + images: (B, C, H, W) in [0, 1], floored to uint8 as an image file would be; labels (B,)."""
-        batch = (images.detach() * 255).to(torch.uint8)
+        """M <- M + images: (B, C, H, W), kept as bytes; labels (B,)."""
+        batch = self.as_bytes(images)
         if self.capacity is not None:
             batch, labels = batch[-self.capacity :], labels[-self.capacity :]
         if self.capacity is None or self._count < self.capacity:
@@ -68,6 +68,11 @@ class Memory:
         self._count = min(self._count + len(batch), room)
         self.added += len(batch)
         self._order = self._order[:0]
+
+    @staticmethod
+    def as_bytes(images: Tensor) -> Tensor:
+        """Floored to uint8 as an image file would be; what lies outside [0, 1], where pixels are free to, is cut."""
+        return (images.detach().clamp(0, 1) * 255).to(torch.uint8)
 
     def draw(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """n images, (n, C, H, W) uint8, and their labels: Algorithm 1, line 13.

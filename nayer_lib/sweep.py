@@ -27,7 +27,6 @@ import torch
 from . import files
 from .config import Config, make_config
 from .errors import MissingFile, UserError, unknown
-from .methods import METHODS
 from .results.runs import card_config, device_name, kept_cards, local_cards, new_id, read_card, resumable
 
 FIELDS = {"preset", "variant", "profile", "seeds", "common", "arms", "unequal_budgets"}
@@ -108,19 +107,10 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def budget(config: Config) -> dict[str, int]:
-    """What a run spends, warm-up included: steps of the generator and the student, and the images of those steps.
-
-    Raises:
-        UserError: an unknown method.
-    """
-    if config.method not in METHODS:
-        raise unknown("method", config.method, METHODS)
-    repeats = METHODS[config.method].repeats
-    rounds = repeats * sum(map(config.synthesis_rounds, range(config.total_epochs)))
-    steps = repeats * config.distillation_epochs * config.student_steps
+    """What a run spends, warm-up included: images through the teacher in synthesis, the student's steps and images."""
+    steps = config.repeats * config.distillation_epochs * config.student_steps
     return {
-        "synthesis steps": rounds * config.generator_steps,
-        "synthetic images": rounds * config.generator_batch,
+        "images through the teacher in synthesis": config.synthesis_passes,
         "student steps": steps,
         "images drawn by the student": steps * config.student_batch,
     }
@@ -213,7 +203,7 @@ def _scaled(config: Config, other: Config, seconds: dict[str, float]) -> float:
     """The seconds of another config's run, as if it had had the steps of this one."""
     ours, theirs = budget(config), budget(other)
     ratios = {
-        "synthesis": ours["synthesis steps"] / theirs["synthesis steps"],
+        "synthesis": config.synthesis_passes / other.synthesis_passes,
         "student": ours["student steps"] / theirs["student steps"],
         "evaluation": config.distillation_epochs / other.distillation_epochs,
     }

@@ -6,9 +6,13 @@ import pytest
 import torch
 from tiny import run_all, tiny_setup
 
+from nayer_lib.config import CONFIGS, make_config
 from nayer_lib.distill import distill
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.base import Batch, Method, SynthesisReport
+from nayer_lib.methods.rounds import Inversion
+
+KEEPING = [name for name, method in METHODS.items() if issubclass(method, Inversion)]  # what they make, in a memory
 
 
 @pytest.fixture(params=sorted(METHODS))
@@ -38,29 +42,32 @@ def through_a_file(state: dict) -> dict:
 
 
 def outcome(setup) -> tuple:
-    """What a run leaves: the memory with its labels and rounds, and the student."""
-    return setup.method.memory.state_dict(), setup.method.student.state_dict()
+    """What a run leaves: its images with their labels, and the student."""
+    seen = setup.method.examples()
+    return [seen.images, seen.labels], setup.method.student.state_dict()
 
 
 def test_it_says_what_it_is(name):
     method = METHODS[name]
-    assert issubclass(method, Method) and method.repeats >= 1
+    assert issubclass(method, Method) and isinstance(make_config(method=name), CONFIGS[name])
     assert method.name and method.citation[-4:].isdigit()
 
 
-def test_its_images_are_bytes_in_memory_and_in_0_to_1_when_drawn(name):
+def test_its_images_are_bytes_to_look_at_and_in_0_to_1_when_drawn(name):
     setup = tiny_setup(method=name)
     method, facts = setup.method, setup.method.facts
     run_all(setup)
     shape = (facts.channels, facts.size, facts.size)
-    assert method.memory.images.dtype == torch.uint8 and method.memory.images.shape[1:] == shape
-    assert method.memory.images.float().std() > 1  # not one grey
-    assert method.memory.labels.dtype == torch.long
-    assert set(method.memory.labels.tolist()) <= set(range(len(method.teacher.class_names)))
+    seen = method.examples()
+    assert seen.images.dtype == torch.uint8 and seen.images.shape[1:] == shape
+    assert seen.images.float().std() > 1  # not one grey
+    assert seen.labels.dtype == torch.long and len(seen.labels) == len(seen.images)
+    assert set(seen.labels.tolist()) <= set(range(len(method.teacher.class_names)))
 
     batch = method.sample(7)
     assert isinstance(batch, Batch) and batch.source
-    assert batch.images.shape == (7, *shape) and batch.labels.shape == (7,)
+    assert batch.images.shape == (7, *shape) and (batch.labels is None) == (name not in KEEPING)
+    assert batch.labels is None or batch.labels.shape == (7,)
     assert batch.images.is_floating_point() and batch.images.min() >= 0 and batch.images.max() <= 1
     assert not batch.images.requires_grad
 
@@ -90,7 +97,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(name):
     for setup in (one, again, other):
         run_all(setup)
     assert same(outcome(one), outcome(again))
-    assert not torch.equal(one.method.memory.images, other.method.memory.images)
+    assert not torch.equal(one.method.examples().images, other.method.examples().images)
     assert not same(one.method.student.state_dict(), other.method.student.state_dict())
 
 
@@ -111,16 +118,45 @@ def test_its_reports_count_what_happened(name):
     method, config = setup.method, setup.method.config
     held = 0
     for epoch in distill(method, setup.evaluate):
-        assert len(epoch.rounds) == method.repeats * config.synthesis_rounds(epoch.epoch)
+        assert len(epoch.rounds) == config.repeats * config.synthesis_rounds(epoch.epoch)
         for report in epoch.rounds:
             assert isinstance(report, SynthesisReport)
             assert report.steps == len(report.ce_per_step) == config.generator_steps
             assert all(ce > 0 for ce in report.ce_per_step)
             assert report.seconds > 0 and report.images > 0 and report.bn >= 0
         held += sum(report.images for report in epoch.rounds)
-        assert epoch.images == len(method.memory) == len(method.memory.labels) == held
+        assert epoch.images == len(method.memory) == (held if name in KEEPING else 0)
 
 
+def test_looking_at_its_images_changes_nothing(name):
+    setup = tiny_setup(method=name)
+    run_all(setup)
+    before = through_a_file(setup.method.state_dict())
+    first, again = setup.method.examples(), setup.method.examples()
+    assert torch.equal(first.images, again.images) and torch.equal(first.labels, again.labels)
+    assert same(before, setup.method.state_dict())
+
+
+def test_the_student_is_trainable_and_in_train_mode_after_a_round(name):
+    method = tiny_setup(method=name).method
+    for epoch in (0, method.config.total_epochs - 1):
+        method.begin_epoch(epoch)
+        before = {key: value.clone() for key, value in method.student.state_dict().items()}
+        method.synthesize(epoch)
+        assert method.student.training and all(p.requires_grad and p.grad is None for p in method.student.parameters())
+        assert all(torch.equal(before[key], p) for key, p in method.student.named_parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if make_config(method=name).alpha_adv])
+def test_its_adversarial_term_is_there_against_a_student_that_is_not_the_teacher(name):
+    """Published code has passed the teacher as the student: then the term is zero."""
+    setup = tiny_setup(method=name, warmup_epochs=0, adversarial_mask=False, epochs_include_warmup=False)
+    method = setup.method
+    method.begin_epoch(0)
+    assert method.synthesize(0).adv < 0
+
+
+@pytest.mark.parametrize("name", KEEPING)
 def test_its_memory_is_bounded_where_the_config_says_so(name):
     setup = tiny_setup(method=name, memory_size=30)
     epochs = run_all(setup)
@@ -161,7 +197,7 @@ def test_a_state_says_the_same_after_loading(name):
     assert same(setup.method.state_dict(), fresh.method.state_dict())
     for n in (9, 200):  # and draws the same images next, also past the end of the present shuffle
         mine, other = setup.method.sample(n), fresh.method.sample(n)
-        assert torch.equal(mine.images, other.images) and torch.equal(mine.labels, other.labels)
+        assert torch.equal(mine.images, other.images) and same([mine.labels], [other.labels])
 
 
 def test_teacher_and_student_must_have_the_same_classes_in_the_same_order(name):

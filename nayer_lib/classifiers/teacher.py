@@ -4,7 +4,8 @@ An image is float NCHW in [0, 1] everywhere in this kit; a `Classifier` carries 
 layer, so nobody else ever normalises.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -56,9 +57,38 @@ class Classifier(nn.Module):
         """Its BatchNorm2d layers, in the order of definition: where L_BN looks."""
         return [module for module in self.net.modules() if isinstance(module, nn.BatchNorm2d)]
 
+    def stages(self) -> list[nn.Module]:
+        """The modules whose outputs are its feature maps, one for each group of blocks, from large maps to small."""
+        return [module for name, module in self.net.named_children() if name.startswith(("block", "layer"))]
+
     def freeze(self) -> "Classifier":
         """Eval mode and no gradients to its weights: a teacher. Gradients still flow through it to the images."""
         return self.eval().requires_grad_(False)
+
+
+@contextmanager
+def tapped(modules: Sequence[nn.Module], inputs: bool = False) -> Iterator[dict[int, Tensor]]:
+    """What some modules give out, or their first inputs, in the passes inside the block, by their place in `modules`.
+
+    A later pass replaces an earlier one's.
+    """
+    seen: dict[int, Tensor] = {}
+
+    def watch(place: int):
+        def hook(_module, args, output=None):
+            seen[place] = args[0] if inputs else output
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(watch(i)) if inputs else module.register_forward_hook(watch(i))
+        for i, module in enumerate(modules)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def make_classifier(

@@ -30,11 +30,11 @@ class SynthesisReport:
 
     Attributes:
         steps: optimiser steps taken.
-        images: images added to the memory, on all ranks.
-        ce_per_step: L_CE before each step, nats.
-        bn, adv: L_BN and -L_KL of the last step, unweighted; 0 where the term is off.
+        images: images added to the memory, on all ranks; of a method that keeps none, images made.
+        ce_per_step: L_CE before each step, nats; of a method without labels, with the class that the teacher sees.
+        bn, adv: L_BN and the adversarial term of the last step, unweighted; 0 where the term is off.
         seconds: wall time of the round.
-        extra: what a method wants to add.
+        extra: a method's other terms in the last step, unweighted.
     """
 
     steps: int
@@ -52,13 +52,30 @@ class Batch:
 
     Attributes:
         images: (B, C, H, W) in [0, 1], augmented.
-        labels: (B,) the pseudo-labels they were made for.
+        labels: (B,) the pseudo-labels they were made for; None if they were made for none.
         source: where they come from, e.g. "memory".
+        replayed: how many of them, at the end, come from a memory beside fresh ones.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    source: str
+    replayed: int = 0
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images to look at and to measure.
+
+    Attributes:
+        images: (N, C, H, W) uint8, the oldest first.
+        labels: (N,) what they were made for, or what the teacher sees in them.
+        rounds: (N,) the synthesis round that made each; None where there are no rounds to tell apart.
     """
 
     images: Tensor
     labels: Tensor
-    source: str
+    rounds: Tensor | None
 
 
 class Method:
@@ -78,7 +95,8 @@ class Method:
 
     Attributes:
         name, citation: the row's label, and the paper in author-year form.
-        repeats: how often an epoch goes through its syntheses and student steps (ZSKT: 80 times).
+        reads_text: whether it needs the pool P.
+        student_first: whether the student's steps come before the synthesis rounds.
         rng, own_rng: random numbers that are the same on all ranks, and those that differ; alone, one generator.
 
     Raises:
@@ -87,7 +105,8 @@ class Method:
 
     name: ClassVar[str]
     citation: ClassVar[str]
-    repeats: ClassVar[int] = 1
+    reads_text: ClassVar[bool] = False
+    student_first: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -167,6 +186,10 @@ class Method:
     def augment(self, images: Tensor) -> Tensor:
         """The data set's crop and flip."""
         return crop_and_flip(images, self.facts.crop_padding, self.facts.flip, self.own_rng)
+
+    def examples(self) -> Examples:
+        """What the student learns from at present: the memory, or what a live generator makes now."""
+        return Examples(self.memory.images, self.memory.labels, self.memory.rounds)
 
     @property
     def held(self) -> int:

@@ -100,7 +100,7 @@ class Run:
                 "sha256": files.tensors_hash(method.teacher.net.state_dict()),
                 "accuracy": evaluate.teacher.accuracy,
             },
-            "lte": setup.pool.header,
+            "lte": setup.pool and setup.pool.header,
             "commit": _commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "device": device_name(method.device) + (f", {ranks.size} processes" if ranks.size > 1 else ""),
@@ -258,12 +258,14 @@ class Run:
 
     def _metrics(self, ce_per_step: list[list[float]]) -> dict:
         """Convergence over the rounds after warm-up, and the diversity of the newest images in this rank's memory."""
-        memory = self.setup.method.memory
-        return {
+        seen = self.setup.method.examples()
+        told = {
             "ce_by_step": [statistics.mean(ces) for ces in zip(*ce_per_step, strict=True)],
             "convergence": {str(t): _no_nan(convergence(ce_per_step, t)) for t in CE_THRESHOLDS},
-            "diversity": _no_nan(diversity(memory.images, memory.labels, memory.rounds)),
         }
+        if seen.rounds is not None:
+            told["diversity"] = _no_nan(diversity(seen.images, seen.labels, seen.rounds))
+        return told
 
     def _append(self, row) -> None:
         try:
@@ -278,9 +280,9 @@ class Run:
         files.write_text(self.folder / "card.json", json.dumps(self.card, indent=1) + "\n")
 
     def _draw_images(self) -> None:
-        memory, names = self.setup.method.memory, self.setup.method.teacher.class_names[:10]
+        seen, names = self.setup.method.examples(), self.setup.method.teacher.class_names[:10]
         figure, [ax] = new_figure(width=5, height=5)
-        image_grid(ax, memory.images.cpu(), memory.labels.cpu(), names)
+        image_grid(ax, seen.images.cpu(), seen.labels.cpu(), names)
         with files.replacing(self.folder / "images.png") as temporary:
             figure.savefig(temporary, format="png")
 

@@ -15,7 +15,7 @@ import torch
 
 from .. import files
 from ..checkpoint import STATE
-from ..config import Config
+from ..config import CONFIGS, Config
 from ..errors import MissingFile, UserError, unknown
 
 
@@ -48,7 +48,8 @@ def read_card(path: Path) -> dict:
 
 def card_config(card: dict) -> Config:
     """The config of a card; fields that are newer than the card have their defaults, which is what it ran with."""
-    return Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in card["config"].items()})
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in card["config"].items()}
+    return CONFIGS[fields["method"]](**fields)
 
 
 def local_cards() -> list[dict]:

@@ -1,0 +1,121 @@
+"""The numbers of the other methods: a `Config` with their own defaults and fields, and their published schedules.
+
+Two protocols. `equal` gives every method Table 8's budget: as many student steps and student images, as many images
+through the teacher in synthesis, the same augmentation. `published` is the method's own schedule for CIFAR-10, in
+PUBLISHED. Loss weights and rates are the method's own under both.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from .fields import Config
+
+
+@dataclass(frozen=True)
+class InversionConfig(Config):
+    """Methods that optimise a batch of images a round and keep it in the memory, as NAYER does."""
+
+    generator_lr: float = 1e-3
+    bn_momentum: float = 0.0
+    student_lr: float = 0.1
+    student_lr_end: float = 0.0
+    student_trains_in_synthesis: bool = False
+
+
+@dataclass(frozen=True)
+class FMConfig(InversionConfig):
+    """FM (Fang et al. 2022), its numbers for WRN pairs at g = 10."""
+
+    noise_dim: int = 256  # of z
+    nayer_generator: bool = False  # z enters G through a further Linear to r = 1000 numbers, as in NAYER (Table 11)
+    generator_lr: float = 2e-3  # of the round's copy; the meta step's is g times that
+    latent_lr: float = 0.01
+    alpha_cls: float = 0.4
+    alpha_bn: float = 10.0
+    alpha_adv: float = 1.1
+    bn_momentum: float = 0.9
+    student_lr: float = 0.2
+    student_lr_end: float = 2e-4
+    reset_after: float = 0.6  # of the distillation epochs: G's first layers start over then
+
+
+@dataclass(frozen=True)
+class DeepInvConfig(InversionConfig):
+    """DeepInversion (Yin et al. 2020), in the setting behind the printed numbers (Fang et al. 2022)."""
+
+    generator_lr: float = 0.1  # Adam on pixels
+    generator_betas: tuple[float, float] = (0.5, 0.99)
+    alpha_cls: float = 1.0
+    alpha_bn: float = 10.0
+    alpha_adv: float = 1.0  # of the Jensen-Shannon term; 0: without it
+    alpha_tv: float = 0.0
+    alpha_l2: float = 0.0
+
+
+@dataclass(frozen=True)
+class CMIConfig(InversionConfig):
+    """CMI (Fang et al. 2021), its numbers for WRN pairs."""
+
+    noise_dim: int = 256  # of z
+    alpha_cls: float = 1.0
+    alpha_bn: float = 1.0
+    alpha_adv: float = 0.5
+    alpha_cr: float = 0.8
+    temperature_cr: float = 0.1
+    bank_size: int = 40_960  # features kept
+    bank_draw: int = 4_096  # of them compared with in a step
+
+
+@dataclass(frozen=True)
+class LiveConfig(Config):
+    """Methods whose generator plays on through the whole run: the student sees fresh images, and nothing is kept."""
+
+    generator_lr: float = 1e-3
+    alpha_cls: float = 0.0  # of L_OH: cross-entropy with the class that the teacher itself sees
+    alpha_bn: float = 0.0
+    alpha_adv: float = 0.0
+    adversarial_mask: bool = False
+    bn_momentum: float = 0.0
+    augment_synthesis: bool = False
+    student_lr: float = 0.1
+    student_lr_end: float = 0.0
+    student_trains_in_synthesis: bool = False
+    temperature: float = 1.0
+
+
+CONFIGS: dict[str, type[Config]] = {"nayer": Config, "fm": FMConfig, "deepinv": DeepInvConfig, "cmi": CMIConfig}
+
+# For CIFAR-10 (Section 4 of each paper, or the code behind the printed numbers).
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "nayer": {},  # Table 8
+    "fm": {"rounds": 1, "warmup_rounds": 1, "generator_steps": 10, "generator_batch": 256, "epochs": 200}
+    | {"warmup_epochs": 20, "student_steps": 400, "student_batch": 256},
+    "deepinv": {"rounds": 1, "warmup_rounds": None, "generator_steps": 1000, "generator_batch": 256, "epochs": 200}
+    | {"warmup_epochs": 0, "student_steps": 400, "student_batch": 256},
+    "cmi": {"rounds": 1, "warmup_rounds": None, "generator_steps": 200, "generator_batch": 256, "epochs": 200}
+    | {"warmup_epochs": 0, "student_steps": 400, "student_batch": 128},
+}
+
+
+def in_turns(config: LiveConfig) -> LiveConfig:
+    """Table 8's budget for a generator that plays on: an epoch in turns of a few generator and as many student steps.
+
+    Published turns are of 1 and 5 or 10 steps; here both sides get up to five, so that with the same student steps
+    about as many images go through the teacher in synthesis as in NAYER's warm-up and rounds together.
+    """
+    turn = max(steps for steps in range(1, 6) if config.student_steps % steps == 0)
+    repeats = config.student_steps // turn
+    steps = config.distillation_epochs * repeats * turn
+    return dataclasses.replace(
+        config,
+        repeats=repeats,
+        rounds=1,
+        warmup_rounds=None,
+        warmup_epochs=0,
+        epochs=config.distillation_epochs,
+        epochs_include_warmup=False,
+        generator_steps=turn,
+        generator_batch=max(2, round(config.synthesis_passes / steps)),
+        student_steps=turn,
+    )

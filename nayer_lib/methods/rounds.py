@@ -1,0 +1,361 @@
+"""Synthesis in rounds of g steps: what all methods share that make their images by lowering a sum of loss terms.
+
+* `Inversion` optimises one batch of images a round and keeps it in the memory (NAYER, FM, CMI, DeepInversion).
+* `Live` lets one generator play on through the whole run; the student sees its fresh images, and none is kept
+  (DAFL, ZSKT, DFQ and their descendants).
+"""
+
+import copy
+import math
+import operator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import losses
+from ..augment import draw_pixels, take
+from ..compute import Step
+from ..generator.networks import Generator
+from .base import Batch, Examples, Method, NonFiniteLoss, SynthesisReport
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the terms of one step are computed from.
+
+    Attributes:
+        images: (B, C, H, W) as the teacher saw them: cropped and flipped, if synthesis augments.
+        labels: (B,) the pseudo-labels; of a live generator, which has none, the classes that the teacher sees.
+        t, s: (B, K) logits of teacher and student; s is None while nobody plays against the student.
+        features: (B, d) the teacher's pooled features, for methods that ask for them.
+        view: what `draw_view` drew for this step.
+    """
+
+    images: Tensor
+    labels: Tensor
+    t: Tensor
+    s: Tensor | None
+    features: Tensor | None
+    view: Tensor | tuple[Tensor, ...] | None
+
+
+class Rounds(Method):
+    """A round: g steps that lower sum(weight * term) over whatever makes the images.
+
+    A subclass names its terms in `terms` and computes them in `values`; `generator` maps labels or z to images.
+
+    Attributes:
+        terms: name -> the config field of its weight. The first is the cross-entropy, the one weighted by "alpha_adv"
+            plays against the student.
+        asks_features: whether `values` needs the teacher's features.
+        generator: the module that is optimised.
+        bn_loss: L_BN with its momentum memory; None where there is no such term.
+        trace: a list to which each round adds its images at every step, (g, B, C, H, W) uint8, and its labels; None:
+            nothing is traced.
+    """
+
+    terms: ClassVar[dict[str, str]]
+    asks_features: ClassVar[bool] = False
+    generator: nn.Module
+
+    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
+        watched = config.alpha_bn and "alpha_bn" in self.terms.values()
+        self.bn_loss = losses.BatchNormLoss(self.teacher, config.bn_momentum) if watched else None
+        self.trace: list[tuple[Tensor, Tensor]] | None = None
+        self.round = 0  # of the run
+        self._round_of_epoch = 0
+        self._generate = Step(self._objective, self.compute, self.device)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start counting the epoch's rounds."""
+        self._round_of_epoch = 0
+
+    # What a subclass fills in.
+
+    def values(self, seen: Seen) -> list[Tensor]:
+        """The terms, unweighted, each a scalar, in the order of `terms`. Where `seen.s` is None, alpha_adv's is 0."""
+        raise NotImplementedError
+
+    def draw_view(self, batch: int) -> Tensor | tuple[Tensor, ...]:
+        """The random part of how the teacher sees a batch: by default the data set's crop and flip."""
+        facts = self.facts
+        shape = torch.Size((batch, facts.channels, facts.size, facts.size))
+        return draw_pixels(shape, facts.crop_padding, facts.flip, self.own_rng, self.device)
+
+    def view(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """The images as the teacher sees them."""
+        return take(images, drawn, self.facts.crop_padding)
+
+    # The round.
+
+    def steps(
+        self, epoch: int, entering: Callable[[], Tensor], optimizers: Sequence[torch.optim.Optimizer]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """g steps. Each is yielded between its backward pass and its update, as (loss, images), both detached.
+
+        Args:
+            entering: what enters the generator in the next step: labels (B,) or z (B, r).
+            optimizers: of the generator's parameters.
+        """
+        config = self.config
+        adversarial = config.alpha_adv > 0 and epoch >= config.warmup_epochs  # no student to play against before
+        self.student.train(config.student_trains_in_synthesis and self._round_of_epoch > 0)  # D13
+        self.student.requires_grad_(False)
+        self._parts: list[Tensor] = []
+        with self.bn_loss.armed() if self.bn_loss else nullcontext():
+            for _ in range(config.generator_steps):
+                enters = entering()
+                view = self.draw_view(len(enters)) if config.augment_synthesis else None  # D12
+                for optimizer in optimizers:
+                    optimizer.zero_grad(set_to_none=True)
+                loss, terms, images = self._generate.backward(
+                    enters, view, adversarial, scaler=self.scaler, loss_of=operator.itemgetter(0)
+                )
+                self.ranks.average_gradients(self.generator)
+                self._parts.append(terms.detach().clone())
+                yield self.ranks.mean(loss.detach()), images.detach()
+                for optimizer in optimizers:
+                    self.scaler.step(optimizer)
+                self.scaler.update()
+            if self.bn_loss:
+                self.bn_loss.end_round()
+                self.ranks.average(x for pair in self.bn_loss.memory for x in pair)
+        self.student.requires_grad_(True).train()
+
+    def report(self, epoch: int, images: int, start: float) -> SynthesisReport:
+        """What the round's steps did; it counts the round, and waits for the device once.
+
+        Raises:
+            NonFiniteLoss: a term became NaN or infinite.
+        """
+        columns = self.ranks.mean(torch.stack(self._parts)).T.tolist()
+        for term, values in zip(self.terms, columns, strict=True):
+            if not all(map(math.isfinite, values)):
+                raise NonFiniteLoss(
+                    f"{term} became NaN or infinite in synthesis round {self.round} (epoch {epoch}): lower "
+                    "generator_lr, or check the teacher's normalisation. What was saved before is whole."
+                )
+        self.round += 1
+        self._round_of_epoch += 1
+        last = {term: values[-1] for term, values in zip(self.terms, columns, strict=True)}
+        weighted = {self.terms[term]: value for term, value in last.items()}
+        return SynthesisReport(
+            steps=self.config.generator_steps,
+            images=images,
+            ce_per_step=columns[0],
+            bn=weighted.get("alpha_bn", 0.0),
+            adv=weighted.get("alpha_adv", 0.0),
+            seconds=time.perf_counter() - start,
+            extra={t: v for t, v in last.items() if self.terms[t] not in ("alpha_cls", "alpha_bn", "alpha_adv")},
+        )
+
+    def _objective(self, entering: Tensor, view, adversarial: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The weighted sum of the terms on images made from what enters, the terms, and the images (B, C, H, W)."""
+        if self.bn_loss:
+            self.bn_loss.forget()
+        with self.compute.autocast(self.device):
+            images = self.generator(entering)  # Eq. 4
+        terms = self._terms(images, entering, view, adversarial)
+        weights = [getattr(self.config, weight) for weight in self.terms.values()]
+        return sum(alpha * term for alpha, term in zip(weights, terms, strict=True)), terms, images
+
+    def _terms(self, images: Tensor, entering: Tensor, view, adversarial: bool) -> Tensor:
+        seen = images if view is None else self.view(images, view)
+        with self.compute.autocast(self.device):
+            answer = self.teacher(seen, return_features=self.asks_features)
+            s = self.student(seen).float() if adversarial else None
+        t, features = answer if self.asks_features else (answer, None)
+        t = t.float()
+        return torch.stack(self.values(Seen(seen, self.labels_of(entering, t), t, s, features, view)))
+
+    def labels_of(self, entering: Tensor, t: Tensor) -> Tensor:
+        """(B,) the labels that the first term is computed with."""
+        raise NotImplementedError
+
+    # Shared pieces.
+
+    def build(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """What `make` makes, its weights drawn from this run's random numbers, on the device, in train mode."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=self.rng, device=self.device)))
+            built = make()
+        return self.compute.lay_out(self.ranks.synchronised(built.to(self.device))).train()
+
+    def network(self, width_in: int) -> Generator:
+        """G for this data set, reading `width_in` numbers."""
+        config, facts = self.config, self.facts
+        return Generator(
+            width_in,
+            facts.size,
+            facts.channels,
+            config.generator_width,
+            config.generator_layout,
+            config.spectral_norm,
+        )
+
+    def adam(self, parameters, rate: float) -> torch.optim.Adam:
+        """A.2's optimiser, for whatever is optimised in synthesis."""
+        return torch.optim.Adam(parameters, rate, self.config.generator_betas, fused=True)
+
+    def state_dict(self) -> dict:
+        """The rounds' part on top of `Method.state_dict`."""
+        return super().state_dict() | {
+            "generator": self.generator.state_dict(),
+            "bn_loss": self.bn_loss.state_dict() if self.bn_loss else {},
+            "round": self.round,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self.generator.load_state_dict(state["generator"])
+        if self.bn_loss:
+            self.bn_loss.load_state_dict(state["bn_loss"])
+        self.round = state["round"]
+
+
+class Inversion(Rounds):
+    """A round optimises one batch of images for pseudo-labels and keeps it.
+
+    Attributes:
+        balanced: pseudo-labels are all classes in order until the batch is full; else each is drawn at random.
+    """
+
+    balanced: ClassVar[bool] = True
+
+    def begin_round(self) -> list[torch.optim.Optimizer]:
+        """Make the generator ready for new images, and its optimisers."""
+        raise NotImplementedError
+
+    def after_backward(self) -> None:
+        """Called in every step between its backward pass and its update."""
+
+    def end_round(self, kept: Tensor, labels: Tensor) -> None:
+        """What a method does with a round's images beside keeping them."""
+
+    def synthesize(self, epoch: int) -> SynthesisReport:
+        """One round: Algorithm 1, lines 5-11."""
+        start = time.perf_counter()
+        optimizers = self.begin_round()  # line 5
+        labels = self.pseudo_labels()
+        best, traced = torch.full((), math.inf, device=self.device), []
+        for step, (loss, images) in enumerate(self.steps(epoch, lambda: labels, optimizers)):  # lines 6-10
+            # D11: chosen on the device, without waiting for the loss's value.
+            better = loss < best
+            best = torch.where(better, loss, best)
+            if step == 0 or self.config.keep == "last":
+                kept = images.clone()
+            else:
+                kept = torch.where(better, images, kept)
+            if self.trace is not None:
+                traced.append(self.memory.as_bytes(images))
+            self.after_backward()
+        if self.trace is not None:
+            self.trace.append((torch.stack(traced), labels))
+        report = self.report(epoch, self.config.generator_batch, start)
+        self.end_round(kept, labels)
+        self.memory.add(kept, labels, self.round - 1)  # line 11
+        return report
+
+    def labels_of(self, entering: Tensor, t: Tensor) -> Tensor:
+        """The pseudo-labels, which are what enters."""
+        return entering
+
+    def pseudo_labels(self) -> Tensor:
+        """A round's labels: balanced, the remainder at random, so that each of NAYER's heads sees each class once.
+
+        Returns:
+            (B / ranks,): this rank's part of them.
+        """
+        classes, batch = len(self.teacher.class_names), self.config.generator_batch
+        ordered = batch // classes if self.balanced else 0
+        whole = torch.arange(classes, device=self.device).repeat(ordered)
+        rest = torch.randint(classes, (batch - len(whole),), generator=self.rng, device=self.device)
+        share, first = self.block
+        return torch.cat([whole, rest])[first : first + share]
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """How much of the batch is this rank's, and where in it that begins."""
+        share = self.ranks.share(self.config.generator_batch, "generator_batch")
+        return share, self.ranks.rank * share
+
+
+class Live(Rounds):
+    """One generator and one optimiser for the whole run: z -> images, fresh ones in every step.
+
+    Its layout is that of the other methods here, images in [0, 1], so that the comparison is of losses and schedules;
+    the authors of most of these methods end theirs in a BatchNorm without squashing.
+
+    Attributes:
+        holds_z: a round's steps, and the student steps after it, all look at the same z.
+    """
+
+    holds_z: ClassVar[bool] = False
+
+    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
+        self.generator = self.build(lambda: self.network(config.noise_dim))
+        self.generator_optimizer = self.adam(self.generator.parameters(), config.generator_lr)
+        self._held_z = torch.empty(0, config.noise_dim, device=self.device)
+
+    def synthesize(self, epoch: int) -> SynthesisReport:
+        """One round of generator steps."""
+        start = time.perf_counter()
+        config = self.config
+        batch = self.ranks.share(config.generator_batch, "generator_batch")
+        if self.holds_z:
+            self._held_z = self._draw(max(batch, self.ranks.share(config.student_batch, "student_batch")))
+        for _ in self.steps(epoch, lambda: self.z(batch), [self.generator_optimizer]):
+            pass
+        return self.report(epoch, config.generator_steps * config.generator_batch, start)
+
+    def z(self, n: int) -> Tensor:
+        """(n, r) what enters the generator next."""
+        return self._held_z[:n] if self.holds_z else self._draw(n)
+
+    def _draw(self, n: int) -> Tensor:
+        return torch.randn(n, self.config.noise_dim, generator=self.own_rng, device=self.device)
+
+    def labels_of(self, entering: Tensor, t: Tensor) -> Tensor:
+        """The classes that the teacher sees."""
+        return t.argmax(1)
+
+    @torch.no_grad()
+    def fresh(self, n: int) -> Tensor:
+        """(n, C, H, W) images that the generator makes now, augmented."""
+        with self.compute.autocast(self.device):
+            images = self.generator(self.z(n))
+        return self.augment(images.float())
+
+    def sample(self, n: int) -> Batch:
+        """This rank's share of n images, made now."""
+        return Batch(self.fresh(self.ranks.share(n, "student_batch")), None, "generator")
+
+    @torch.no_grad()
+    def examples(self) -> Examples:
+        """500 images of now, labelled by the teacher. They come from random numbers of their own, through a copy of
+        the generator, so that looking at them changes nothing."""
+        rng = torch.Generator(self.device).manual_seed(self.round)
+        z = torch.randn(500, self.config.noise_dim, generator=rng, device=self.device)
+        images = copy.deepcopy(self.generator)(z).float()
+        return Examples(self.memory.as_bytes(images), self.teacher(images).argmax(1), None)
+
+    def state_dict(self) -> dict:
+        """The generator's optimiser and the z that is held on top of `Rounds.state_dict`."""
+        return super().state_dict() | {
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "held_z": self._held_z,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self._held_z = state["held_z"].to(self.device)
