@@ -138,6 +138,8 @@ def prepare(
         UserError, MissingFile: the teacher, the pool or the test split is missing or does not fit the others.
     """
     check(config)
+    if config.method not in METHODS:
+        raise unknown("method", config.method, METHODS)
     device = choose_device(device)
     ranks = ranks or find_ranks(device)
     if test is None or config.dataset in DATASETS:

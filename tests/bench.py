@@ -71,7 +71,7 @@ def same_losses(ours: Nayer, plain: PlainLoop) -> dict[str, tuple[float, float]]
         student.eval()
     with torch.no_grad():
         with ours.bn_loss.armed():
-            mine = ours._terms(images, labels, adversarial=True)
+            mine = ours._terms(images, labels, None, adversarial=True)
         theirs = plain.terms(images, labels)
         t, s = ours.teacher(images), ours.student(images)
         pairs = {name: (float(a), float(b)) for name, a, b in zip(("L_CE", "L_BN", "-L_KL"), mine, theirs, strict=True)}

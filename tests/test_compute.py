@@ -35,7 +35,7 @@ def first_losses(compute, device="cpu") -> torch.Tensor:
     labels = torch.arange(20, device=device) % 10
     method.generator[0].redraw(torch.Generator(device).manual_seed(0))
     with method.bn_loss.armed():
-        loss, terms, images = method._eq5(labels, None, adversarial=True)
+        loss, terms, images = method._objective(labels, None, adversarial=True)
     learned = method._student_loss(Batch(images.detach(), labels, "test"))
     return torch.stack([loss.detach(), *terms.detach(), learned.detach()]).cpu()
 
@@ -112,7 +112,7 @@ def test_a_compiled_run_computes_what_a_plain_one_does(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it did not fall back
         seen = told(setup(Compute(compiled=True)))
-    assert sorted(asked) == [("_eq5", None, False), ("_student_loss", None, False)]
+    assert sorted(asked) == [("_objective", None, False), ("_student_loss", None, False)]
     for (ce, bn, loss), (ce_, bn_, loss_) in zip(expected, seen, strict=True):
         assert ce == [pytest.approx(one, rel=1e-3) for one in ce_] and bn == pytest.approx(bn_, rel=1e-3)
         assert loss == (loss_ and pytest.approx(loss_, rel=1e-2))

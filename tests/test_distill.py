@@ -26,13 +26,13 @@ class Diary(Method):
 
     name, citation = "diary", "Nobody 2024"
 
-    def __init__(self, losses=(), repeats=1, **overrides):
+    def __init__(self, losses=(), **overrides):
         def linear():
             names = DATASETS["digits"].class_names
             return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), names, (0.3,), (0.4,))
 
         super().__init__(linear(), linear(), tiny_config(**overrides))
-        self.repeats, self.losses, self.calls, self.rates = repeats, list(losses), [], []
+        self.losses, self.calls, self.rates = list(losses), [], []
 
     def begin_epoch(self, epoch):
         self.calls.append(f"begin {epoch}")
@@ -76,6 +76,13 @@ def test_a_method_may_ask_for_short_rounds_many_times_an_epoch():
     step = ["sample 16", "step"]
     assert method.calls[4:] == ["begin 1", *3 * ["synthesize 1", *step, *step], "score"]
     assert (len(warmup.rounds), len(epoch.rounds)) == (3, 3)
+
+
+def test_a_method_may_ask_for_the_student_first():
+    method = Diary(repeats=2, rounds=1, student_steps=1, epochs=1, warmup_epochs=0)
+    method.student_first = True
+    method.run()
+    assert method.calls == ["begin 0", *2 * ["sample 16", "step", "synthesize 0"], "score"]
 
 
 def test_a_warm_up_epoch_has_no_student_steps_and_no_scores():

@@ -165,7 +165,7 @@ def gradients(ranks: Ranks) -> dict:
     method.generator.eval()
     method.student.eval()
     method.generator[0].redraw(method.rng)
-    method._eq5(method._pseudo_labels(), None, True)[0].backward()
+    method._objective(method.pseudo_labels(), None, True)[0].backward()
     method.student.zero_grad()
     share = 16 // ranks.size
     mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
