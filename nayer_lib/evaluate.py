@@ -1,5 +1,6 @@
 """Scores on real test images: the same ruler for teacher and student, in the same run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,11 +36,20 @@ def at_once(images: Tensor) -> int:
     return max(1, min(1000, 1000 * 64 * 64 // images[0, 0].numel()))
 
 
+def in_unit_range(images: Tensor) -> Tensor:
+    """uint8, or floats in [0, 1] already -> float32 in [0, 1]."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
 @torch.no_grad()
+def in_batches(network: Callable[[Tensor], Tensor], images: Tensor, batch: int | None = None) -> Tensor:
+    """What a network in eval mode makes of (N, C, H, W) images, uint8 or in [0, 1]: N rows, some images at a time."""
+    return torch.cat([network(in_unit_range(some)) for some in images.split(batch or at_once(images))])
+
+
 def features(classifier: Classifier, images: Tensor) -> Tensor:
-    """(N, C, H, W) uint8 -> (N, d) what the head of a classifier in eval mode reads: the pooled features."""
-    some = images.split(at_once(images))
-    return torch.cat([classifier(batch.float() / 255, return_features=True)[1] for batch in some])
+    """(N, C, H, W) uint8 or in [0, 1] -> (N, d) what the head of a classifier in eval mode reads: pooled features."""
+    return in_batches(lambda some: classifier(some, return_features=True)[1], images)
 
 
 class Evaluator:
@@ -56,18 +66,17 @@ class Evaluator:
         highest = int(split.labels.max())
         if highest >= self.classes:
             raise UserError(f"the test labels go up to {highest}, the teacher has {self.classes} classes.")
-        self.split, self.batch = split, batch or at_once(split.images)
+        self.split, self.batch = split, batch
         self.teacher_logits = self.logits(teacher)
         self.teacher = self.score(self.teacher_logits)
 
-    @torch.no_grad()
     def logits(self, classifier: Classifier) -> Tensor:
         """(N, K) logits in eval mode; the classifier's own mode is put back."""
         was_training = classifier.training
         classifier.eval()
-        rows = [classifier(images.float() / 255) for images in self.split.images.split(self.batch)]
+        rows = in_batches(classifier, self.split.images, self.batch)
         classifier.train(was_training)
-        return torch.cat(rows)
+        return rows
 
     def score(self, logits: Tensor) -> Scores:
         """Scores of (N, K) logits on the split."""

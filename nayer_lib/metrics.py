@@ -1,20 +1,23 @@
-"""What Table 3 and Figures 3b-d, 5 and 6 measure, with definitions where the paper gives none.
+"""What Table 3 and Figures 3d and 5 measure, with definitions where the paper gives none.
 
 Convergence: the paper counts "epochs" to CE < 0.1 with 30 generation steps; all its values lie below 30, so the unit
 must be generator steps within a round. Diversity: it names no formula; its values fit a distance a pixel in [0, 1].
-Embeddings: "L2 distance" (Section 3.3) without saying of what; `spread` gives every reading of it that we know.
+"IS Score": that of Inception-v3, which knows no digits; `classifier_score` asks an independent judge instead.
 """
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from .classifiers.teacher import Classifier, check_judge, load_weights, read_checkpoint
+from .errors import MissingFile, UserError
+from .evaluate import features, in_batches, in_unit_range
 from .generator.noisy_layer import NoisyLayer
+from .geometry import cosines, distances
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,13 @@ def convergence(ce_per_step: Sequence[Sequence[float]], threshold: float = 0.1) 
     """Table 3's first row, from each round's L_CE before each step (`SynthesisReport.ce_per_step`).
 
     Raises:
-        UserError: no rounds.
+        UserError: no rounds, or one without L_CE.
     """
-    if not ce_per_step:
-        raise UserError("convergence needs at least one synthesis round.")
+    if not ce_per_step or not all(ce_per_step):
+        raise UserError(
+            "convergence needs at least one synthesis round, and L_CE at its steps: methods that ask for no class "
+            "(DFAD, ZSKT) have none."
+        )
     firsts = [next((t for t, ce in enumerate(ces, 1) if ce < threshold), None) for ces in ce_per_step]
     reached = [t for t in firsts if t is not None]
     restricted = [len(ces) + 1 if t is None else t for t, ces in zip(firsts, ce_per_step, strict=True)]
@@ -52,7 +58,7 @@ def convergence(ce_per_step: Sequence[Sequence[float]], threshold: float = 0.1) 
 
 @dataclass(frozen=True)
 class Diversity:
-    """How far images of one class lie apart: root mean square over pixels, images in [0, 1].
+    """How far apart images of one class lie.
 
     Attributes:
         within: between images of the same round: what several heads, or noise, give. nan if no class has two in one.
@@ -63,24 +69,187 @@ class Diversity:
     across: float
 
 
-def diversity(images: Tensor, labels: Tensor, rounds: Tensor, per_class: int = 50) -> Diversity:
-    """Table 3's second row on a memory's newest images: the mean over classes of the mean over pairs.
+def diversity(images: Tensor, labels: Tensor | None, rounds: Tensor | None, per_class: int = 50) -> Diversity:
+    """Table 3's second row on a memory's newest images: the root mean square over pixels of two images' difference.
+
+    Images are in [0, 1]; the mean is over the pairs of a class, then over classes.
 
     Args:
         images: (N, C, H, W) uint8 or in [0, 1]; labels, rounds: (N,).
         per_class: at most so many of the newest images of each class.
+
+    Raises:
+        UserError: no images, labels or rounds.
     """
-    scale = 255 if images.dtype == torch.uint8 else 1
+
+    def apart(some: Tensor) -> Tensor:
+        pixels = in_unit_range(some).flatten(1)
+        return distances(pixels) / math.sqrt(pixels.shape[1])
+
+    return _over_pairs(apart, images, labels, rounds, per_class)
+
+
+def feature_diversity(
+    images: Tensor, labels: Tensor | None, rounds: Tensor | None, teacher: Classifier, per_class: int = 50
+) -> Diversity:
+    """How far apart the same pairs are to the teacher: 1 - the cosine of its pooled features, in [0, 1] behind a ReLU.
+
+    Arguments and errors as of `diversity`.
+    """
+
+    def apart(some: Tensor) -> Tensor:
+        return (1 - cosines(features(teacher, some))).clamp(min=0)  # rounding puts equal images below 0
+
+    return _over_pairs(apart, images, labels, rounds, per_class)
+
+
+NO_LABELS = "diversity is within a class and needs labels: methods that ask for no class (DFAD, ZSKT) have none."
+
+
+def _over_pairs(
+    apart: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor | None, rounds: Tensor | None, per_class: int
+) -> Diversity:
+    """The mean over classes of the mean over pairs of `apart`, which maps n images to (n, n)."""
+    for what, given in (("images", len(images)), ("the round that made each image", rounds is not None)):
+        if not given:
+            raise UserError(f"diversity needs {what}: methods that keep no memory (DAFL, DFAD, DFQ, ZSKT) have none.")
+    if labels is None:
+        raise UserError(NO_LABELS)
     within, across = [], []
-    for k in labels.unique():
-        chosen = (labels == k).nonzero().flatten()[-per_class:]
-        x, r = images[chosen].float().flatten(1) / scale, rounds[chosen]  # no more: a memory fills a GPU
-        distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / math.sqrt(x.shape[1])
+    for chosen in _newest(labels, per_class):
+        distance, r = apart(images[chosen]), rounds[chosen]  # a class at a time: a memory fills a GPU
         same = r[:, None] == r[None, :]
         pair = torch.ones_like(same).triu(1)
         within += distance[pair & same].mean()[None].tolist() if (pair & same).any() else []
         across += distance[pair & ~same].mean()[None].tolist() if (pair & ~same).any() else []
     return Diversity(*(sum(values) / len(values) if values else math.nan for values in (within, across)))
+
+
+def _newest(labels: Tensor, per_class: int) -> list[Tensor]:
+    """For each class, where its newest images stand among images of which the oldest come first."""
+    return [(labels == k).nonzero().flatten()[-per_class:] for k in labels.unique()]
+
+
+@dataclass(frozen=True)
+class ClassifierScore:
+    """How good images look to a classifier: from 1, it cannot tell them apart, to K, the number of its classes.
+
+    Attributes:
+        mean, sd: over splits.
+    """
+
+    mean: float
+    sd: float
+
+
+def classifier_score(logits: Tensor, splits: int = 10) -> ClassifierScore:
+    """The inception score's formula for any judge: exp(mean_i KL(p(y|x_i) || mean_j p(y|x_j))).
+
+    It is high where the judge is sure of each image and sees all classes equally often. Few images a split score too
+    low; 500 are usual. A judge that is the distilled teacher says nothing: see `load_judge`.
+    Source: Salimans et al. 2016, "Improved techniques for training GANs", section 4.
+
+    Args:
+        logits: (N, K) of the judge.
+        splits: the images are dealt to so many equal parts, in a random order that is always the same.
+
+    Raises:
+        UserError: fewer images than splits, or logits of another shape.
+    """
+    if logits.ndim != 2:
+        raise UserError(f"a classifier's score needs logits (N, K), a row an image, not {tuple(logits.shape)}.")
+    if not 1 <= splits <= len(logits):
+        raise UserError(f"{len(logits)} images do not make {splits} splits: take more images, or fewer splits.")
+    shuffled = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0)).to(logits.device)
+    scores = []
+    for p in logits.double().softmax(1)[shuffled].tensor_split(splits):
+        # The mean KL is the entropy of the mean answer less the mean entropy of the answers.
+        information = torch.special.entr(p.mean(0)).sum() - torch.special.entr(p).sum(1).mean()
+        scores.append(information.exp())
+    over_splits = torch.stack(scores)
+    return ClassifierScore(over_splits.mean().item(), over_splits.std(correction=0).item())
+
+
+def inception_score(images: Tensor, splits: int = 10) -> ClassifierScore:
+    """Figure 5's "IS Score": `classifier_score` by Inception-v3, over ImageNet's 1,000 classes.
+
+    Args:
+        images: (N, 1 or 3, H, W) uint8 or in [0, 1]; resized to 299 pixels, bilinearly.
+
+    Raises:
+        UserError: images of another shape, none, or fewer than splits.
+        MissingFile: Inception's weights are not on this machine and cannot be downloaded.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+        raise UserError(f"the inception score needs images (N, 1 or 3, H, W), not {tuple(images.shape)}.")
+    network = load_inception().to(images.device)
+
+    def answer(some: Tensor) -> Tensor:
+        large = nn.functional.interpolate(some.expand(-1, 3, -1, -1), size=(299, 299), mode="bilinear")
+        return network(2 * large - 1)
+
+    return classifier_score(in_batches(answer, images, batch=50), splits)
+
+
+def load_inception() -> nn.Module:
+    """torchvision's Inception-v3 with its ImageNet weights, from torch's cache or downloaded into it (104 MB).
+
+    Shapes: (B, 3, 299, 299) in [-1, 1] -> (B, 1000) logits.
+    """
+    from torchvision.models import Inception_V3_Weights, inception_v3
+
+    address = Inception_V3_Weights.IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(address).name  # where torchvision keeps it, too
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(address, str(path), hash_prefix=path.stem.split("-")[-1], progress=False)
+        except (RuntimeError, OSError) as error:
+            raise MissingFile(
+                f"Inception-v3's weights could not be downloaded: connect to the network once, or put {address} into "
+                f"{path.parent}."
+            ) from error
+    network = inception_v3(init_weights=False)
+    load_weights(network, read_checkpoint(path), path)
+    return network.eval()
+
+
+def by_step(
+    traces: Sequence[Tensor], labels: Sequence[Tensor] | None, judge: Classifier, teacher: Classifier
+) -> dict[str, list[float | None]]:
+    """Figure 5's curves over the generator steps, from rounds whose images were kept at each step.
+
+    The newest 50 images of each class count, as in `diversity`; all tensors and both classifiers are on one device.
+
+    Args:
+        traces: of each round (g, B, C, H, W) uint8.
+        labels: of each round (B,).
+        judge: of `load_judge`.
+
+    Returns:
+        A value a step, None where there is none: the judge's "score" (in one split), pixel diversity "within" and
+        "across" rounds, and "feature" diversity across rounds.
+
+    Raises:
+        UserError: no rounds or labels, or a judge that is the teacher.
+    """
+    check_judge(judge, teacher)
+    if not traces:
+        raise UserError("metrics by step need at least one round whose images were kept at each step.")
+    if labels is None:
+        raise UserError(NO_LABELS)
+    rounds = torch.cat([torch.full_like(y, r) for r, y in enumerate(labels)])
+    y = torch.cat(list(labels))
+    chosen = torch.cat(_newest(y, per_class=50))
+    y, rounds = y[chosen], rounds[chosen]
+    curves = {"score": [], "within": [], "across": [], "feature": []}
+    for step in zip(*traces, strict=True):
+        images = torch.cat(step)[chosen]
+        pixels, seen = diversity(images, y, rounds), feature_diversity(images, y, rounds, teacher)
+        score = classifier_score(in_batches(judge, images), splits=1).mean
+        for name, value in zip(curves, (score, pixels.within, pixels.across, seen.across), strict=True):
+            curves[name].append(None if math.isnan(value) else value)
+    return curves
 
 
 def weight_magnitude(layer: NoisyLayer) -> tuple[float, float]:
@@ -94,103 +263,3 @@ def weight_magnitude(layer: NoisyLayer) -> tuple[float, float]:
         raise UserError("this layer reads no concatenated noise: take a 'cat' latent.")
     magnitude = layer.weight.detach().abs()
     return magnitude[:, :width].mean().item(), magnitude[:, width:].mean().item()
-
-
-# --- embeddings: rows of a pool, or class means of image features -----------------------------------------------------
-
-
-def cosines(table: Tensor) -> Tensor:
-    """(K, K) cosine of every two rows."""
-    unit = nn.functional.normalize(table)
-    return unit @ unit.T
-
-
-def distances(table: Tensor) -> Tensor:
-    """(K, K) L2 distance of every two rows."""
-    return torch.cdist(table, table, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def off_diagonal(matrix: Tensor) -> Tensor:
-    """(K, K) symmetric -> (K (K - 1) / 2,): every pair once."""
-    return matrix[tuple(torch.triu_indices(*matrix.shape, offset=1))]
-
-
-def spread(table: Tensor) -> dict[str, float]:
-    """How far apart the rows lie, the mean over all pairs: cosine, and L2 in four readings.
-
-    "L2" of the rows as they are, "unit L2" of rows scaled to length 1; "RMS" and "unit RMS" are the same a dimension,
-    L2 / sqrt(e).
-    """
-    unit = nn.functional.normalize(table)
-    l2, unit_l2 = (off_diagonal(distances(rows)).mean().item() for rows in (table, unit))
-    root = math.sqrt(table.shape[1])
-    cosine = off_diagonal(cosines(table)).mean().item()
-    return {"cosine": cosine, "L2": l2, "RMS": l2 / root, "unit L2": unit_l2, "unit RMS": unit_l2 / root}
-
-
-def batch_normed(table: Tensor) -> Tensor:
-    """The rows behind a fresh BatchNorm in train mode that sees each class once: what a noisy layer's heads read."""
-    return nn.BatchNorm1d(table.shape[1], affine=False).train()(table)
-
-
-def outlier_dimensions(table: Tensor, times: float = 5.0) -> dict[int, float]:
-    """Dimensions that hold more than `times` their even share, 1 / e, of all squared length: {dimension: its share}."""
-    share = table.pow(2).mean(0) / table.pow(2).mean(0).sum()
-    large = [d for d in share.argsort(descending=True).tolist() if share[d] > times / table.shape[1]]
-    return {d: share[d].item() for d in large}
-
-
-def neighbours(table: Tensor, count: int = 1) -> Tensor:
-    """(K, count) for each row the rows of highest cosine, nearest first, itself left out."""
-    return cosines(table).fill_diagonal_(-math.inf).topk(count).indices
-
-
-def neighbour_in_group(table: Tensor, groups: Sequence[str]) -> tuple[float, float]:
-    """The share of rows whose nearest row (by cosine) is of their own group, and what chance would give."""
-    nearest = neighbours(table).flatten().tolist()
-    sizes = Counter(groups)
-    hits = sum(groups[k] == groups[other] for k, other in enumerate(nearest))
-    chance = sum(sizes[group] - 1 for group in groups) / (len(groups) - 1)
-    return hits / len(groups), chance / len(groups)
-
-
-def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """(N, d) features and (N,) labels -> (K, d) mean of each class.
-
-    Raises:
-        UserError: a class without an image.
-    """
-    counts = labels.bincount(minlength=classes)
-    if not counts.all():
-        raise UserError(f"class {int(counts.argmin())} has no image: its mean is not defined.")
-    sums = torch.zeros(classes, features.shape[1], dtype=features.dtype).index_add(0, labels, features)
-    return sums / counts[:, None]
-
-
-def rank_correlation(one: Tensor, other: Tensor, permutations: int = 9999, seed: int = 0) -> tuple[float, float]:
-    """Spearman's rho of two (K, K) distance matrices over all pairs of classes, and how often chance does as well.
-
-    Pairs that share a class are not independent, so the p-value is Mantel's: classes, not pairs, are shuffled, and p is
-    the share of shuffles (the given order among them) whose rho is at least as large. Both are nan where all distances
-    of one matrix are equal: there is nothing to rank.
-    """
-    from scipy.stats import rankdata
-
-    classes = len(one)
-    rows, columns = torch.triu_indices(classes, classes, offset=1)
-
-    def ranks(matrix: Tensor) -> Tensor:
-        ranked = torch.from_numpy(rankdata(matrix[rows, columns].numpy()))
-        ranked = (ranked - ranked.mean()) / ranked.std(correction=0)
-        square = torch.zeros(classes, classes, dtype=ranked.dtype)
-        square[rows, columns] = ranked
-        return square + square.T
-
-    first, second = ranks(one), ranks(other)[rows, columns]
-    rng = torch.Generator().manual_seed(seed)
-    shuffles = (torch.randperm(classes, generator=rng) for _ in range(permutations))
-    rho = (first[rows, columns] * second).mean().item()
-    if math.isnan(rho):
-        return rho, rho
-    chance = [(first[order[rows], order[columns]] * second).mean().item() for order in shuffles]
-    return rho, (1 + sum(value >= rho - 1e-12 for value in chance)) / (1 + permutations)

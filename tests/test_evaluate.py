@@ -130,3 +130,4 @@ def test_features_are_what_the_head_reads(batch, monkeypatch):
     told = features(Classifier(net, NAMES, (0.5,), (0.25,)), images)
     assert told.shape == (5, 4) and not told.requires_grad
     assert torch.allclose(told, net[:3]((images.float() / 255 - 0.5) / 0.25), atol=1e-6)
+    assert torch.equal(features(Classifier(net, NAMES, (0.5,), (0.25,)), images.float() / 255), told)

@@ -17,7 +17,7 @@ text.labels text.prompts text.corpora text.hub text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
 compute ranks classifiers.training
-image_files datasets augment losses memory evaluate metrics config.fields config.methods config
+image_files datasets augment losses memory evaluate geometry metrics config.fields config.methods config
 methods.base methods.rounds methods.nayer methods.with_data methods
 checkpoint distill budget
 results.paper results.embeddings results.figures results.runs results.record results.tables results.comparison

@@ -1,31 +1,31 @@
-"""Convergence, diversity, weight magnitude and how embeddings lie, on cases small enough to be worked out by hand."""
+"""Convergence, diversity, scores and weight magnitude, on cases small enough to be worked out by hand."""
 
-import itertools
+import json
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import spearmanr
+from torch import nn
 
-from nayer_lib.errors import UserError
+from nayer_lib import metrics
+from nayer_lib.classifiers.teacher import Classifier, load_judge, load_teacher
+from nayer_lib.datasets import load_split
+from nayer_lib.errors import MissingFile, UserError
+from nayer_lib.evaluate import in_batches
 from nayer_lib.generator.noisy_layer import NoisyLayer
 from nayer_lib.metrics import (
+    ClassifierScore,
     Convergence,
     Diversity,
-    batch_normed,
-    class_means,
+    by_step,
+    classifier_score,
     convergence,
-    cosines,
-    distances,
     diversity,
-    neighbour_in_group,
-    neighbours,
-    off_diagonal,
-    outlier_dimensions,
-    rank_correlation,
-    spread,
+    feature_diversity,
+    inception_score,
+    load_inception,
     weight_magnitude,
 )
 
@@ -61,9 +61,14 @@ def test_the_threshold_itself_is_not_below_it():
     assert convergence(rounds, threshold=0.1000001) == Convergence(1, 1, 1)
 
 
-def test_no_round_at_all_is_refused():
-    with pytest.raises(UserError, match="at least one synthesis round"):
-        convergence([])
+@pytest.mark.parametrize("rounds", [[], [[]], [[0.5], []]], ids=["none", "without steps", "one without steps"])
+def test_rounds_without_a_cross_entropy_are_refused(rounds):
+    with pytest.raises(UserError, match="at least one synthesis round, and L_CE at its .*: methods that ask for no cl"):
+        convergence(rounds)
+
+
+def test_a_loss_that_is_not_a_number_has_not_converged():
+    assert convergence([[math.nan, 0.05], [math.nan, math.nan]]) == Convergence(1 / 2, 2, (2 + 3) / 2)
 
 
 @few
@@ -150,6 +155,340 @@ def test_diversity_lies_in_0_to_1_and_does_not_ask_for_an_order(rows, random):
     assert close(again, told.within, told.across)
 
 
+@pytest.mark.parametrize("measured", [diversity, lambda *seen: feature_diversity(*seen, looking())])
+def test_what_diversity_lacks_is_told_and_which_methods_lack_it(measured):
+    images, whole = grey(0.0, 1.0), torch.zeros(2)
+    with pytest.raises(UserError, match=r"needs labels: methods that ask for no class \(DFAD, ZSKT\) have none"):
+        measured(images, None, whole)
+    memoryless = r"methods that keep no memory \(DAFL, DFAD, DFQ, ZSKT\) have none"
+    with pytest.raises(UserError, match=f"needs the round that made each image: {memoryless}"):
+        measured(images, whole, None)
+    with pytest.raises(UserError, match=f"needs images: {memoryless}"):
+        measured(images[:0], whole[:0], whole[:0])
+
+
+# --- feature diversity
+
+
+def looking(pixels: int = 2, classes: int = 2, seed: int = 0) -> Classifier:
+    """A classifier whose pooled features are the image itself."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes))
+    return Classifier(net, [str(k) for k in range(classes)], (0.0,), (1.0,)).eval()
+
+
+def arrows(*angles: float) -> torch.Tensor:
+    """Images (N, 1, 1, 2) that point so many degrees away from the first pixel, of different lengths."""
+    radians = torch.tensor(angles).deg2rad()
+    lengths = torch.linspace(0.3, 1, len(angles))[:, None]
+    return (lengths * torch.stack([radians.cos(), radians.sin()], 1)).view(-1, 1, 1, 2)
+
+
+def apart(*degrees: float) -> float:
+    """The mean of 1 - cos."""
+    return sum(1 - math.cos(math.radians(d)) for d in degrees) / len(degrees)
+
+
+def test_feature_diversity_is_one_less_the_cosine_whatever_the_lengths():
+    """Class 0: 0 and 30 degrees in round 0, 90 in round 1; class 1: 45 and 90 in two rounds."""
+    images, labels, rounds = arrows(0, 30, 45, 90, 90), torch.tensor([0, 0, 1, 0, 1]), torch.tensor([0, 0, 0, 1, 1])
+    told = feature_diversity(images, labels, rounds, looking())
+    assert close(told, apart(30), (apart(90, 60) + apart(45)) / 2)
+
+
+def test_what_looks_alike_to_the_teacher_has_no_feature_diversity():
+    told = feature_diversity(arrows(20, 20, 20), torch.zeros(3), torch.tensor([0, 0, 1]), looking())
+    assert close(told, 0, 0) and told.within >= 0 and told.across >= 0
+    images = arrows(20, 20)
+    assert diversity(images, torch.zeros(2), torch.zeros(2)).within > 0.1
+
+
+def test_only_the_newest_images_of_each_class_are_shown_to_the_teacher():
+    teacher, shown = looking(), []
+    teacher.register_forward_pre_hook(lambda _, args: shown.append(len(args[0])))
+    images, labels = arrows(*range(0, 90, 6)), torch.arange(15) % 2
+    told = feature_diversity(images, labels, torch.zeros(15), teacher, per_class=2)
+    assert shown == [2, 2] and close(told, apart(12), math.nan)
+
+
+@few
+@given(st.integers(0, 1000))
+def test_feature_diversity_takes_bytes_and_lies_in_0_to_1(seed):
+    rng = torch.Generator().manual_seed(seed)
+    bytes_ = torch.randint(0, 256, (9, 1, 1, 2), dtype=torch.uint8, generator=rng)
+    seen = torch.arange(9) % 2, torch.arange(9) // 4, looking()
+    told = feature_diversity(bytes_, *seen)
+    assert 0 <= told.within <= 1 and 0 <= told.across <= 1
+    assert told == feature_diversity(bytes_.float() / 255, *seen)
+
+
+# --- classifier score
+
+
+def answers(*rows: tuple[float, ...]) -> torch.Tensor:
+    """The logits of these probabilities."""
+    return torch.tensor(rows, dtype=torch.float64).log()
+
+
+def by_hand(p: torch.Tensor) -> float:
+    """exp(mean_i sum_k p_ik log(p_ik / mean_j p_jk))."""
+    mean = p.mean(0)
+    terms = [sum(x * math.log(x / m) for x, m in zip(row.tolist(), mean.tolist(), strict=True) if x) for row in p]
+    return math.exp(sum(terms) / len(terms))
+
+
+def test_a_judge_that_is_sure_of_every_class_gives_as_many_as_there_are():
+    assert classifier_score(torch.eye(7) * 1000, splits=1) == ClassifierScore(pytest.approx(7), 0)
+    assert classifier_score(answers(*torch.eye(7).tolist()), splits=1).mean == pytest.approx(7)  # log 0
+    two = torch.eye(7)[[0, 0, 3, 3]]  # of seven classes it sees two
+    assert classifier_score(two * 1000, splits=1).mean == pytest.approx(2)
+
+
+def test_a_judge_that_answers_the_same_to_every_image_gives_1_be_it_sure_or_not():
+    for row in ((1.0, 0.0, 0.0), (0.2, 0.3, 0.5), (1 / 3, 1 / 3, 1 / 3)):
+        assert classifier_score(answers(*[row] * 4), splits=2) == ClassifierScore(pytest.approx(1), pytest.approx(0))
+
+
+def test_the_score_of_two_images_by_hand():
+    """Both are log 2 - H(1/4) from their mean, (1/2, 1/2)."""
+    information = math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    told = classifier_score(answers((0.75, 0.25), (0.25, 0.75)), splits=1)
+    assert told.mean == pytest.approx(math.exp(information))
+
+
+def test_mean_and_spread_are_over_the_splits():
+    """Two images are surely of one class, two of the other: pairs score 1 and 1, or 2 and 2, whoever is dealt whom."""
+    logits = 1000 * torch.eye(2)[[0, 1, 0, 1]]
+    assert classifier_score(logits, splits=4) == ClassifierScore(1, 0)  # one image has no other to differ from
+    assert classifier_score(logits, splits=2) in (ClassifierScore(1, 0), ClassifierScore(pytest.approx(2), 0))
+    mixed = 1000 * torch.eye(2)[[0, 0, 0, 1]]  # a pair scores 1, the other 2
+    assert classifier_score(mixed, splits=2) == ClassifierScore(pytest.approx(1.5), pytest.approx(0.5))
+
+
+def test_the_order_of_a_memory_does_not_matter_to_the_splits():
+    """By class, as sorted images are, or class after class, as a round's are: each split sees all classes."""
+    for labels in (torch.arange(10).repeat_interleave(100), torch.arange(10).repeat(100)):
+        assert 9 < classifier_score(1000 * torch.eye(10)[labels]).mean <= 10
+
+
+def test_the_dealing_is_always_the_same_and_leaves_the_global_seed_alone():
+    logits = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    assert classifier_score(logits) == classifier_score(logits) and torch.equal(torch.rand(2), expected)
+
+
+tables = st.tuples(st.integers(3, 12), st.integers(2, 6), st.integers(0, 1000), st.floats(0.1, 20))
+
+
+def drawn(images: int, classes: int, seed: int, scale: float) -> torch.Tensor:
+    return scale * torch.randn(images, classes, generator=torch.Generator().manual_seed(seed))
+
+
+@few
+@given(tables, st.integers(1, 3))
+def test_the_score_is_the_formula_and_lies_between_1_and_the_number_of_classes(table, splits):
+    logits = drawn(*table)
+    order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
+    parts = [by_hand(part) for part in logits.double().softmax(1)[order].tensor_split(splits)]
+    told, mean = classifier_score(logits, splits), sum(parts) / splits
+    assert told.mean == pytest.approx(mean)
+    assert told.sd == pytest.approx((sum((part - mean) ** 2 for part in parts) / splits) ** 0.5, abs=1e-9)
+    assert 1 - 1e-9 <= told.mean <= table[1] + 1e-9
+
+
+@few
+@given(tables, st.integers(0, 1000))
+def test_the_score_does_not_ask_for_names_of_classes_order_of_images_or_a_constant(table, seed):
+    logits, rng = drawn(*table), torch.Generator().manual_seed(seed)
+    images, classes = (torch.randperm(n, generator=rng) for n in logits.shape)
+    other = logits[images][:, classes] + torch.randn(len(logits), 1, generator=rng)
+    assert classifier_score(other, splits=1).mean == pytest.approx(classifier_score(logits, splits=1).mean, rel=1e-4)
+
+
+@pytest.mark.parametrize(("images", "splits"), [(0, 10), (9, 10), (3, 4), (3, 0)])
+def test_too_few_images_for_the_splits_are_refused(images, splits):
+    with pytest.raises(UserError, match=f"{images} images do not make {splits} splits: take more images, or fewer"):
+        classifier_score(torch.zeros(images, 3), splits)
+
+
+@pytest.mark.parametrize("shape", [(20,), (20, 3, 1), ()], ids=str)
+def test_logits_of_another_shape_are_refused(shape):
+    with pytest.raises(UserError, match=r"needs logits \(N, K\), a row an image, not \("):
+        classifier_score(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", ["digits", "color_digits"])
+def test_a_kept_judge_tells_real_images_from_noise(name):
+    judge, images = load_judge(name, load_teacher(name, "wrn10_1")), load_split(name, "test").images[:500]
+    noise = torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    real, chance = (classifier_score(in_batches(judge, some)).mean for some in (images, noise))
+    assert chance < 2 and real > 0.8 * 10  # the first 500 of color_digits are in one ink
+
+
+# --- inception score
+
+
+@pytest.fixture
+def colours(monkeypatch):
+    """In place of Inception: surely the class of the brightest colour; notes what it is shown."""
+    shown = []
+
+    class Brightest(nn.Module):
+        def forward(self, images):
+            shown.append(images)
+            return 1000 * images.mean((2, 3))
+
+    monkeypatch.setattr(metrics, "load_inception", Brightest)
+    return shown
+
+
+def test_inceptions_answers_are_scored(colours):
+    images = torch.zeros(60, 3, 8, 8, dtype=torch.uint8)
+    for k in range(3):
+        images[k::3, k] = 255
+    assert inception_score(images, splits=1) == ClassifierScore(pytest.approx(3), 0)
+    assert inception_score(images[::3]) == ClassifierScore(pytest.approx(1), pytest.approx(0))
+    assert [len(batch) for batch in colours] == [50, 10, 20]
+
+
+def test_inception_is_shown_299_pixels_from_minus_1_to_1_in_three_colours(colours):
+    """Resized bilinearly: between the middles of a black and a white pixel the grey grows evenly."""
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(2, 1, 2, 2)
+    inception_score(images, splits=1)
+    inception_score(images.float() / 255, splits=1)
+    shown, again = colours
+    assert shown.shape == (2, 3, 299, 299) and torch.equal(shown, again)
+    middles = 2 * (torch.arange(299) + 0.5) / 299 - 0.5  # in pixels of the small image
+    assert torch.allclose(shown, 2 * middles.clamp(0, 1) - 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(20, 8, 8), (20, 2, 8, 8), (0, 3, 8, 8)], ids=str)
+def test_the_inception_score_of_another_shape_is_refused(shape, colours):
+    with pytest.raises(UserError, match=r"the inception score needs images \(N, 1 or 3, H, W\), not \("):
+        inception_score(torch.zeros(shape))
+    assert not colours
+
+
+def test_too_few_images_for_an_inception_score_are_refused(colours):
+    with pytest.raises(UserError, match="4 images do not make 10 splits"):
+        inception_score(torch.zeros(4, 3, 8, 8))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of torch's, and the place of Inception's weights in it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "checkpoints" / "inception_v3_google-0cc3c7bd.pth"
+
+
+def test_weights_that_cannot_be_downloaded_are_told(cache):
+    sentence = f"could not be downloaded: connect .*, or put https://.*/{cache.name} into {cache.parent}"
+    with pytest.raises(MissingFile, match=sentence):
+        inception_score(torch.zeros(20, 3, 8, 8))
+    assert not list(cache.parent.iterdir())
+
+
+def test_weights_cut_short_are_told(cache):
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(b"PK")
+    with pytest.raises(UserError, match="cannot be read as weights: it is cut short"):
+        load_inception()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_torchvisions_inception_is_read_from_the_cache_as_torchvision_reads_it(cache):
+    """Its own way is ImageNet's normalisation, undone inside the network."""
+    from torchvision.models import inception_v3
+
+    torch.manual_seed(0)
+    theirs = inception_v3(init_weights=False).eval()
+    cache.parent.mkdir(parents=True)
+    torch.save(theirs.state_dict(), cache)
+    ours, images = load_inception(), torch.rand(2, 3, 299, 299)
+    theirs.transform_input = True
+    mean, std = (torch.tensor(c).view(3, 1, 1) for c in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    told = ours(2 * images - 1)
+    assert told.shape == (2, 1000) and not ours.training
+    torch.testing.assert_close(told, theirs((images - mean) / std), rtol=1e-3, atol=1e-4)
+
+
+# --- metrics by step
+
+
+def trace(*steps) -> torch.Tensor:
+    """(g, B, 1, 1, 2) bytes from each step's pairs of pixels."""
+    return torch.tensor(steps, dtype=torch.uint8).view(len(steps), -1, 1, 1, 2)
+
+
+def seeing(sure: float) -> Classifier:
+    """A judge that looks which of two pixels is brighter."""
+    judge = looking()
+    judge.net[1].weight.data, judge.net[1].bias.data = sure * torch.eye(2), torch.zeros(2)
+    return judge
+
+
+def test_metrics_by_step_by_hand():
+    """Classes 0 and 1 in two rounds; at first all are alike, then each class points its own way, in round 1 aslant."""
+    alike = [(255, 255)] * 2
+    traces = [trace(alike, [(255, 0), (0, 255)]), trace(alike, [(255, 51), (102, 255)])]
+    labels = [torch.tensor([0, 1]), torch.tensor([0, 1])]
+    told = by_step(traces, labels, seeing(1000), looking())
+    pixels = (0.2 / 2**0.5 + 0.4 / 2**0.5) / 2
+    feature = 1 - (1 / (1 + 0.2**2) ** 0.5 + 1 / (1 + 0.4**2) ** 0.5) / 2
+    assert told["score"] == pytest.approx([1, 2])
+    assert told["within"] == [None, None]  # no class has two images in one round
+    assert told["across"] == pytest.approx([0, pixels]) and told["feature"] == pytest.approx([0, feature], abs=1e-6)
+    assert list(told) == ["score", "within", "across", "feature"]
+
+
+def test_one_round_has_no_diversity_across_and_what_is_undefined_can_be_kept_as_json():
+    told = by_step([trace([(255, 0), (0, 0)])], [torch.tensor([0, 0])], seeing(1), looking())
+    assert told["within"] == pytest.approx([1 / 2**0.5]) and told["across"] == told["feature"] == [None]
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+@few
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 1000))
+def test_a_step_of_the_curves_is_the_metric_of_its_images(rounds, steps, seed):
+    rng = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 7, (rounds,), generator=rng).tolist()  # rounds may differ in size
+    traces = [torch.randint(0, 256, (steps, n, 1, 1, 2), dtype=torch.uint8, generator=rng) for n in sizes]
+    labels = [torch.randint(0, 3, (n,), generator=rng) for n in sizes]
+    told = by_step(traces, labels, seeing(5), looking())
+    made_in = torch.arange(rounds).repeat_interleave(torch.tensor(sizes))
+    for t in range(steps):
+        images, y = torch.cat([kept[t] for kept in traces]), torch.cat(labels)
+        pixels, features = diversity(images, y, made_in), feature_diversity(images, y, made_in, looking())
+        score = classifier_score(in_batches(seeing(5), images), splits=1).mean
+        expected = score, pixels.within, pixels.across, features.across
+        at = [math.nan if curve[t] is None else curve[t] for curve in told.values()]
+        assert at == pytest.approx(expected, nan_ok=True, rel=1e-5, abs=1e-6)
+
+
+def test_the_newest_fifty_of_each_class_are_enough():
+    judge, shown = seeing(1), []
+    judge.register_forward_pre_hook(lambda _, args: shown.append(len(args[0])))
+    older, newer = torch.zeros(2, 80, 1, 1, 2, dtype=torch.uint8), torch.full((2, 60, 1, 1, 2), 255, dtype=torch.uint8)
+    labels = [torch.arange(80) % 2, (torch.arange(60) >= 55).long()]  # 40 + 55 of class 0, 40 + 5 of class 1
+    told = by_step([older, newer], labels, judge, looking())
+    assert shown == [95, 95]
+    assert told["across"] == [1, 1]  # of class 1 alone: the newest fifty of class 0 are of one round
+    assert told["within"] == [0, 0]
+
+
+def test_metrics_by_step_need_rounds_labels_and_a_judge_that_is_not_the_teacher():
+    kept, labels = [trace([(255, 0), (0, 0)])], [torch.tensor([0, 0])]
+    with pytest.raises(UserError, match="need at least one round whose images were kept at each step"):
+        by_step([], [], seeing(1), looking())
+    with pytest.raises(UserError, match="needs labels: methods that ask for no class"):
+        by_step(kept, None, seeing(1), looking())
+    with pytest.raises(UserError, match="the judge has the weights of the distilled teacher"):
+        by_step(kept, labels, looking(), looking())
+
+
 # --- weight magnitude
 
 
@@ -168,194 +507,3 @@ def test_fresh_weights_have_the_magnitude_of_a_standard_normal():
 def test_a_layer_without_concatenated_noise_is_refused():
     with pytest.raises(UserError, match="reads no concatenated noise: take a 'cat' latent"):
         weight_magnitude(NoisyLayer(2, 3, 4, 2))
-
-
-# --- embeddings
-
-CORNER = torch.tensor([[3.0, 4.0], [4.0, -3.0], [-6.0, -8.0]])  # lengths 5, 5, 10; a right angle, and back
-
-
-@st.composite
-def tables(draw, least: int = 2):
-    """(K, e) rows of whole numbers, none of them zero."""
-    width, values = draw(st.integers(2, 5)), st.integers(-9, 9)
-    row = st.lists(values, min_size=width, max_size=width).filter(any)
-    return torch.tensor(draw(st.lists(row, min_size=least, max_size=7)), dtype=torch.float32)
-
-
-def test_cosines_and_distances_by_hand():
-    assert torch.allclose(cosines(CORNER), torch.tensor([[1.0, 0, -1], [0, 1, 0], [-1, 0, 1]]), atol=1e-6)
-    expected = torch.tensor([[0, 50**0.5, 15], [50**0.5, 0, 125**0.5], [15, 125**0.5, 0]])
-    assert torch.allclose(distances(CORNER), expected)
-
-
-@few
-@given(tables(), st.floats(0.1, 10))
-def test_cosines_do_not_ask_for_lengths_and_distances_grow_with_them(table, times):
-    assert torch.allclose(cosines(times * table), cosines(table), atol=1e-5)
-    assert torch.allclose(distances(times * table), times * distances(table), rtol=1e-4, atol=1e-5)
-    assert torch.allclose(cosines(table).diag(), torch.ones(len(table)), atol=1e-5)
-    assert distances(table).diag().eq(0).all()
-    unit = table / table.norm(dim=1, keepdim=True)
-    assert torch.allclose(distances(unit).square(), 2 - 2 * cosines(table), atol=1e-4)
-
-
-def test_off_diagonal_is_every_pair_once():
-    matrix = torch.arange(16).view(4, 4)
-    assert off_diagonal(matrix + matrix.T).tolist() == [matrix[i, j] + matrix[j, i] for i, j in pairs(4)]
-    assert off_diagonal(torch.tensor([[1, 7], [7, 1]])).tolist() == [7]
-
-
-def pairs(classes: int):
-    return list(itertools.combinations(range(classes), 2))
-
-
-def test_spread_is_the_mean_over_pairs_in_five_readings():
-    told = spread(CORNER)
-    l2, unit = (50**0.5 + 15 + 125**0.5) / 3, (2**0.5 + 2 + 2**0.5) / 3
-    expected = {"cosine": -1 / 3, "L2": l2, "RMS": l2 / 2**0.5, "unit L2": unit, "unit RMS": unit / 2**0.5}
-    assert told == pytest.approx(expected, rel=1e-5)
-    assert list(told) == list(expected)
-
-
-def test_the_spread_of_equal_rows_is_none():
-    told = spread(torch.full((4, 3), 2.0))
-    assert told.pop("cosine") == pytest.approx(1) and set(told.values()) == {0}
-
-
-@few
-@given(tables())
-def test_batch_normed_is_the_formula_of_batchnorm(table):
-    """(e - mean) / sqrt(biased variance + 1e-5), over the classes."""
-    mean, variance = table.mean(0), table.var(0, correction=0)
-    assert torch.allclose(batch_normed(table), (table - mean) / (variance + 1e-5).sqrt(), atol=1e-4)
-
-
-@few
-@given(st.integers(2, 12), st.integers(1, 6), st.integers(0, 1000))
-def test_after_batchnorm_the_mean_squared_distance_of_a_pair_is_known(classes, width, seed):
-    """2 K / (K - 1) a dimension, whatever the encoder: what BN leaves of an encoder is not how far apart it lies."""
-    table = 1e4 * torch.randn(classes, width, generator=torch.Generator().manual_seed(seed))
-    squared = off_diagonal(distances(batch_normed(table)).square()).mean().item() / width
-    assert squared == pytest.approx(2 * classes / (classes - 1), rel=1e-3)
-
-
-def test_batch_normed_leaves_no_trace():
-    """A fresh layer each time: the same rows, and no gradient."""
-    assert torch.equal(batch_normed(CORNER), batch_normed(CORNER)) and not batch_normed(CORNER).requires_grad
-
-
-def test_outlier_dimensions_hold_more_than_their_share_of_the_squared_length():
-    """20 dimensions, an even share 1 / 20: two hold 25 / 59 and 16 / 59, the others 1 / 59."""
-    table = torch.ones(3, 20)
-    table[:, 4], table[:, 11] = torch.tensor([5.0, -5.0, 5.0]), 4.0
-    whole = 18 + 25 + 16
-    assert outlier_dimensions(table) == pytest.approx({4: 25 / whole, 11: 16 / whole})
-    assert list(outlier_dimensions(table)) == [4, 11]  # the largest first
-    assert list(outlier_dimensions(table, times=6)) == [4]  # 6 / 20 lies between 16 / 59 and 25 / 59
-    assert outlier_dimensions(table, times=9) == {} == outlier_dimensions(torch.ones(3, 20))
-
-
-@few
-@given(tables(), st.floats(1, 5))
-def test_outlier_dimensions_are_few_and_do_not_ask_for_the_scale(table, times):
-    told = outlier_dimensions(table, times)
-    assert len(told) * times <= table.shape[1] and sum(told.values()) <= 1 + 1e-5
-    assert outlier_dimensions(2 * table, times) == pytest.approx(told)
-
-
-def test_neighbours_are_the_rows_of_highest_cosine_without_oneself():
-    angles = torch.tensor([0.0, 10.0, 30.0, 180.0]).deg2rad()
-    table = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[1.0], [9.0], [0.1], [5.0]])
-    assert neighbours(table).flatten().tolist() == [1, 0, 1, 2]
-    assert neighbours(table, 3).tolist() == [[1, 2, 3], [0, 2, 3], [1, 0, 3], [2, 1, 0]]
-
-
-@few
-@given(tables(least=3))
-def test_a_rows_neighbours_are_all_others_in_falling_order(table):
-    told, matrix = neighbours(table, len(table) - 1), cosines(table)
-    for k, row in enumerate(told.tolist()):
-        assert sorted([k, *row]) == list(range(len(table)))
-        assert all(matrix[k, a] >= matrix[k, b] for a, b in itertools.pairwise(row))
-
-
-def test_neighbours_in_their_own_group_are_counted_and_so_is_chance():
-    """Two groups of two and one of one: (1 + 1 + 1 + 1 + 0) / 4 for each of five rows."""
-    angles = torch.tensor([0.0, 5.0, 90.0, 20.0, 180.0]).deg2rad()
-    table = torch.stack([angles.cos(), angles.sin()], 1)
-    assert neighbours(table).flatten().tolist() == [1, 0, 3, 1, 2]
-    assert neighbour_in_group(table, ["a", "a", "b", "b", "c"]) == pytest.approx((3 / 5, 1 / 5))
-    assert neighbour_in_group(table, ["a"] * 5) == (1, 1)
-    assert neighbour_in_group(table, list("abcde")) == (0, 0)
-
-
-def test_class_means_are_over_the_images_of_each_class():
-    features = torch.tensor([[1.0, 0], [2, 2], [3, 4], [10, 20]])
-    means = class_means(features, torch.tensor([1, 0, 1, 2]), 3)
-    assert means.tolist() == [[2, 2], [2, 2], [10, 20]]
-
-
-def test_a_class_without_an_image_has_no_mean():
-    with pytest.raises(UserError, match="class 1 has no image: its mean is not defined"):
-        class_means(torch.ones(2, 3), torch.tensor([0, 2]), 3)
-    with pytest.raises(UserError, match="class 3 has no image"):
-        class_means(torch.ones(3, 3), torch.tensor([0, 2, 1]), 4)
-
-
-# --- rank correlation
-
-
-def apart(*places: float) -> torch.Tensor:
-    """Distances of points on a line."""
-    return distances(torch.tensor(places).view(-1, 1))
-
-
-@few
-@given(st.integers(4, 8), st.integers(0, 1000))
-def test_rho_is_spearmans_over_the_pairs(classes, seed):
-    rng = torch.Generator().manual_seed(seed)
-    one, other = (torch.randint(0, 9, (classes, classes), generator=rng).float() for _ in range(2))  # with ties
-    one, other = one + one.T, other + other.T
-    rho, p = rank_correlation(one, other, permutations=3)
-    expected = spearmanr(off_diagonal(one), off_diagonal(other)).statistic
-    assert rho == pytest.approx(expected) and p in (1 / 4, 2 / 4, 3 / 4, 1)
-
-
-def test_a_monotone_transform_has_rho_1_and_the_smallest_p():
-    torch.manual_seed(0)
-    one = distances(torch.randn(10, 3))
-    rho, p = rank_correlation(one, one.exp(), permutations=199)
-    assert rho == pytest.approx(1) and p == 1 / 200
-    rho, p = rank_correlation(one, -one, permutations=199)
-    assert rho == pytest.approx(-1) and p == 1
-
-
-def test_unrelated_distances_are_as_good_as_chance():
-    torch.manual_seed(1)
-    one, other = distances(torch.randn(12, 3)), distances(torch.randn(12, 3))
-    assert rank_correlation(one, other, permutations=499)[1] > 0.05
-
-
-def test_p_is_mantels_the_share_of_orders_of_the_classes_that_do_as_well():
-    """All 24 orders of four classes, by hand; the pairs are not shuffled on their own: 720 orders would say less."""
-    one, other = apart(0.0, 1.0, 3.0, 7.0), apart(0.0, 2.0, 3.0, 9.0) + apart(0.0, 0.5, 0.1, 0.2)
-    second = off_diagonal(other)
-    rhos = [
-        spearmanr(off_diagonal(one[list(order)][:, list(order)]), second).statistic
-        for order in itertools.permutations(range(4))
-    ]
-    exact = sum(value >= rhos[0] - 1e-12 for value in rhos) / 24
-    rho, p = rank_correlation(one, other, permutations=1999)
-    assert rho == pytest.approx(rhos[0]) and 1 / 24 <= exact < 1
-    assert p == pytest.approx(exact, abs=4 * (exact * (1 - exact) / 1999) ** 0.5 + 1 / 2000)
-
-
-def test_p_is_fixed_by_its_seed_and_leaves_the_global_one_alone():
-    one, other = apart(0.0, 1.0, 3.0, 7.0, 8.0), apart(2.0, 1.0, 3.0, 5.0, 0.0)
-    torch.manual_seed(0)
-    expected = torch.rand(2)
-    torch.manual_seed(0)
-    told = [rank_correlation(one, other, permutations=99, seed=seed) for seed in (5, 5, 6)]
-    assert torch.equal(torch.rand(2), expected)
-    assert told[0] == told[1] and told[0][0] == told[2][0] and told[0][1] != told[2][1]

@@ -12,6 +12,7 @@ from .wide_resnet import WideResNet
 BUILDERS = {
     "resnet18": lambda *shape: dafl_resnet(18, *shape),
     "resnet34": lambda *shape: dafl_resnet(34, *shape),
+    "resnet8": lambda *shape: he_resnet(8, *shape),
     "resnet20": lambda *shape: he_resnet(20, *shape),
     "resnet44": lambda *shape: he_resnet(44, *shape),
     "resnet50": imagenet_resnet50,

@@ -204,3 +204,53 @@ def load_teacher(dataset: str, network: str, checkpoint: Path | None = None) -> 
             f"--network {network}`, or pass a checkpoint (`python -m nayer_lib teacher list` says where one is)."
         )
     return load_classifier(path).freeze()
+
+
+# --- judges: who scores images made from a teacher --------------------------------------------------------------------
+
+# By data set, a network that is no teacher of Table 1 on it.
+JUDGES = {
+    "digits": "resnet8",
+    "color_digits": "resnet8",
+    "cifar10": "resnet20",
+    "cifar100": "resnet20",
+    "tiny_imagenet": "vgg11",
+}
+
+
+def load_judge(dataset: str, teacher: Classifier) -> Classifier:
+    """A frozen classifier trained on a data set's real images, of another architecture and seed than the teacher.
+
+    Raises:
+        UserError: no judge is named for this data set, or the judge is the distilled teacher itself.
+        MissingFile: it is not trained yet; the sentence says how.
+    """
+    if dataset not in JUDGES:
+        raise UserError(f"no judge is named for {dataset}, only for {', '.join(JUDGES)}: take the inception score.")
+    path = teacher_path(dataset, JUDGES[dataset])
+    if not path.is_file():
+        raise MissingFile(
+            f"no judge for {dataset}: run `python -m nayer_lib teacher train --dataset {dataset} --network "
+            f"{JUDGES[dataset]} --seed 1`, or convert somebody else's (`python -m nayer_lib teacher convert --help`)."
+        )
+    judge = load_classifier(path).freeze()
+    check_judge(judge, teacher)
+    return judge
+
+
+def check_judge(judge: Classifier, teacher: Classifier) -> None:
+    """Raise a `UserError` if a judge has the distilled teacher's weights, rounded to 16 bits or not."""
+
+    def weights(classifier: Classifier) -> dict[str, Tensor]:
+        """Without the counters of batches, which old checkpoints lack."""
+        return {name: x.cpu().float() for name, x in classifier.net.state_dict().items() if x.is_floating_point()}
+
+    ours, theirs = weights(judge), weights(teacher)
+    if ours.keys() == theirs.keys() and all(
+        x.shape == theirs[name].shape and torch.allclose(x, theirs[name], rtol=1e-2, atol=1e-6)
+        for name, x in ours.items()
+    ):
+        raise UserError(
+            "the judge has the weights of the distilled teacher, which the images were made to please: take a "
+            "classifier of another architecture and seed."
+        )

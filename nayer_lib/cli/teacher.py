@@ -26,6 +26,7 @@ def train(
     split: str = "train",
     seed: int = 0,
     device: str | None = None,
+    half: bool = False,
     resume: bool = False,
     out: Path | None = None,
 ) -> None:
@@ -39,6 +40,7 @@ def train(
         split: "train", or "fit" to keep the validation part unseen.
         seed: of the weights and the batches.
         device: "cpu" or "cuda"; default: the GPU where there is one.
+        half: store float16: half the size, and scored after rounding.
         resume: continue a training that was interrupted, from the file <out>.partial.
         out: default: data/teachers/<data set>-<network>.safetensors.
     """
@@ -73,9 +75,11 @@ def train(
         for loss in bar:
             save_partial(partial, about, training)
             bar.set_description(f"loss {loss:.3f}")
+    if half:
+        _round(classifier, "the trained network")
     scored_on = "validation" if split == "fit" else "test"
     accuracy = _scores(classifier, dataset, scored_on, on).accuracy
-    _save(path, classifier, accuracy={scored_on: accuracy}, **made)
+    _save(path, classifier, half=half, accuracy={scored_on: accuracy}, **made)
     partial.unlink(missing_ok=True)
     print(f"teacher {100 * accuracy:.1f} % on {scored_on}\n{path}")
 
@@ -138,9 +142,7 @@ def convert(
     datasets.dataset(dataset)
     classifier = own_teacher(dataset, checkpoint, network, None, mean, std)
     if half:
-        classifier.net.half().float()
-        if not all(x.isfinite().all() for x in classifier.net.state_dict().values()):
-            raise UserError(f"{checkpoint} holds weights beyond 65504, too large for float16: leave --half out.")
+        _round(classifier, checkpoint)
     try:
         accuracy = {"test": _scores(classifier, dataset, "test", choose_device(device)).accuracy}
         told = f"{100 * accuracy['test']:.2f} % on test"
@@ -181,6 +183,13 @@ def _ways(dataset: str, network: str) -> list[str]:
 def _scores(classifier: Classifier, dataset: str, split: str, device: torch.device) -> Scores:
     datasets.dataset(dataset).check_classes(classifier.class_names)
     return Evaluator(classifier.to(device), datasets.load_split(dataset, split).to(device)).teacher
+
+
+def _round(classifier: Classifier, source: object) -> None:
+    """Round the weights to float16, so that what is scored is what is stored."""
+    classifier.net.half().float()
+    if not all(x.isfinite().all() for x in classifier.net.state_dict().values()):
+        raise UserError(f"{source} holds weights beyond 65504, too large for float16: leave --half out.")
 
 
 def _save(path: Path, classifier: Classifier, **provenance) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import files
 from ..errors import UserError
-from ..metrics import (
+from ..geometry import (
     batch_normed,
     class_means,
     cosines,
@@ -45,7 +45,7 @@ def classes_of(pool: LTEPool) -> tuple[str, Sequence[str]]:
 
 
 def describe(pool: LTEPool, names: Sequence[str], seen: Seen | None = None) -> dict:
-    """How a pool's rows lie, as plain numbers: see `metrics` for each.
+    """How a pool's rows lie, as plain numbers: see `geometry` for each.
 
     Raises:
         UserError: a pool of one class, which has nothing to be near to.

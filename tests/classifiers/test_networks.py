@@ -53,6 +53,7 @@ def test_published_counts(name):
 @pytest.mark.parametrize(
     ("name", "num_classes", "channels", "count"),
     [
+        ("resnet8", 10, 3, 432 + 4608 + 13_824 + 55_296 + 2 * 240 + 650),  # stem, three blocks, norms, head, by hand
         ("resnet20", 10, 3, 269_722),
         ("resnet44", 10, 3, 658_586),
         ("resnet50", 1000, 3, 25_557_032),
@@ -110,6 +111,7 @@ NAMES = {
     "wrn10_half": wrn_names(1, ("block1", "block2", "block3")),
     "resnet18": resnet_names((2, 2, 2, 2), ("layer2", "layer3", "layer4")),
     "resnet34": resnet_names((3, 4, 6, 3), ("layer2", "layer3", "layer4")),
+    "resnet8": resnet_names((1, 1, 1), ()),
     "resnet20": resnet_names((3, 3, 3), ()),
     "resnet44": resnet_names((7, 7, 7), ()),
     "vgg11": affine("classifier", *VGG_CONVS) | norm(*VGG_NORMS),

@@ -56,16 +56,20 @@ def weights_of(path):
 # --- train
 
 
-@pytest.mark.parametrize(("split", "scored_on"), [("train", "test"), ("fit", "validation")])
-def test_a_trained_teacher_says_how_it_was_made(split, scored_on, clone, call):
+@pytest.mark.parametrize(
+    ("split", "scored_on", "half"), [("train", "test", False), ("fit", "validation", False), ("train", "test", True)]
+)
+def test_a_trained_teacher_says_how_it_was_made(split, scored_on, half, clone, call):
     path = clone / "t.safetensors"
-    status, said = call("train", *WRN, "--split", split, "--seed", 3, "--out", path)
+    status, said = call("train", *WRN, "--split", split, "--seed", 3, *(["--half"] if half else []), "--out", path)
     header, facts = files.load_tensors(path)[1], DATASETS["digits"]
     assert status == 0 and said == f"teacher {100 * header['accuracy'][scored_on]:.1f} % on {scored_on}\n{path}\n"
     assert (header["network"], header["dataset"], header["split"], header["seed"]) == ("wrn10_half", "digits", split, 3)
     assert header["recipe"] == dataclasses.asdict(RECIPES["digits"]) and header["torch"] == torch.__version__
     assert (tuple(header["mean"]), tuple(header["std"])) == (facts.mean, facts.std)
     assert header["class_names"] == list(facts.class_names) and header["sha256"] == weights_of(path)
+    stored = {x.dtype for x in files.load_tensors(path)[0].values()}
+    assert stored == {torch.float16 if half else torch.float32, torch.int64}
     assert not list(clone.rglob("*.partial")) and not load_classifier(path).training
 
 

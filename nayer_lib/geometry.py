@@ -1,0 +1,111 @@
+"""How label-text embeddings and image features lie: what Figures 3b, 3c and 6 show, as numbers.
+
+The rows of a table are a pool's embeddings, or class means of image features. The paper speaks of an "L2 distance"
+(Section 3.3) without saying of what; `spread` gives every reading of it that we know.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+
+def cosines(table: Tensor) -> Tensor:
+    """(K, K) cosine of every two rows."""
+    unit = nn.functional.normalize(table)
+    return unit @ unit.T
+
+
+def distances(table: Tensor) -> Tensor:
+    """(K, K) L2 distance of every two rows."""
+    return torch.cdist(table, table, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def off_diagonal(matrix: Tensor) -> Tensor:
+    """(K, K) symmetric -> (K (K - 1) / 2,): every pair once."""
+    return matrix[tuple(torch.triu_indices(*matrix.shape, offset=1))]
+
+
+def spread(table: Tensor) -> dict[str, float]:
+    """How far apart the rows lie, the mean over all pairs: cosine, and L2 in four readings.
+
+    "L2" of the rows as they are, "unit L2" of rows scaled to length 1; "RMS" and "unit RMS" are the same a dimension,
+    L2 / sqrt(e).
+    """
+    unit = nn.functional.normalize(table)
+    l2, unit_l2 = (off_diagonal(distances(rows)).mean().item() for rows in (table, unit))
+    root = math.sqrt(table.shape[1])
+    cosine = off_diagonal(cosines(table)).mean().item()
+    return {"cosine": cosine, "L2": l2, "RMS": l2 / root, "unit L2": unit_l2, "unit RMS": unit_l2 / root}
+
+
+def batch_normed(table: Tensor) -> Tensor:
+    """The rows behind a fresh BatchNorm in train mode that sees each class once: what a noisy layer's heads read."""
+    return nn.BatchNorm1d(table.shape[1], affine=False).train()(table)
+
+
+def outlier_dimensions(table: Tensor, times: float = 5.0) -> dict[int, float]:
+    """Dimensions that hold more than `times` their even share, 1 / e, of all squared length: {dimension: its share}."""
+    share = table.pow(2).mean(0) / table.pow(2).mean(0).sum()
+    large = [d for d in share.argsort(descending=True).tolist() if share[d] > times / table.shape[1]]
+    return {d: share[d].item() for d in large}
+
+
+def neighbours(table: Tensor, count: int = 1) -> Tensor:
+    """(K, count) for each row the rows of highest cosine, nearest first, itself left out."""
+    return cosines(table).fill_diagonal_(-math.inf).topk(count).indices
+
+
+def neighbour_in_group(table: Tensor, groups: Sequence[str]) -> tuple[float, float]:
+    """The share of rows whose nearest row (by cosine) is of their own group, and what chance would give."""
+    nearest = neighbours(table).flatten().tolist()
+    sizes = Counter(groups)
+    hits = sum(groups[k] == groups[other] for k, other in enumerate(nearest))
+    chance = sum(sizes[group] - 1 for group in groups) / (len(groups) - 1)
+    return hits / len(groups), chance / len(groups)
+
+
+def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(N, d) features and (N,) labels -> (K, d) mean of each class.
+
+    Raises:
+        UserError: a class without an image.
+    """
+    counts = labels.bincount(minlength=classes)
+    if not counts.all():
+        raise UserError(f"class {int(counts.argmin())} has no image: its mean is not defined.")
+    sums = torch.zeros(classes, features.shape[1], dtype=features.dtype).index_add(0, labels, features)
+    return sums / counts[:, None]
+
+
+def rank_correlation(one: Tensor, other: Tensor, permutations: int = 9999, seed: int = 0) -> tuple[float, float]:
+    """Spearman's rho of two (K, K) distance matrices over all pairs of classes, and how often chance does as well.
+
+    Pairs that share a class are not independent, so the p-value is Mantel's: classes, not pairs, are shuffled, and p is
+    the share of shuffles (the given order among them) whose rho is at least as large. Both are nan where all distances
+    of one matrix are equal: there is nothing to rank.
+    """
+    from scipy.stats import rankdata
+
+    classes = len(one)
+    rows, columns = torch.triu_indices(classes, classes, offset=1)
+
+    def ranks(matrix: Tensor) -> Tensor:
+        ranked = torch.from_numpy(rankdata(matrix[rows, columns].numpy()))
+        ranked = (ranked - ranked.mean()) / ranked.std(correction=0)
+        square = torch.zeros(classes, classes, dtype=ranked.dtype)
+        square[rows, columns] = ranked
+        return square + square.T
+
+    first, second = ranks(one), ranks(other)[rows, columns]
+    rng = torch.Generator().manual_seed(seed)
+    shuffles = (torch.randperm(classes, generator=rng) for _ in range(permutations))
+    rho = (first[rows, columns] * second).mean().item()
+    if math.isnan(rho):
+        return rho, rho
+    chance = [(first[order[rows], order[columns]] * second).mean().item() for order in shuffles]
+    return rho, (1 + sum(value >= rho - 1e-12 for value in chance)) / (1 + permutations)
