@@ -98,6 +98,8 @@ class Method:
         reads_text: whether it needs the pool P.
         student_first: whether the student's steps come before the synthesis rounds.
         rng, own_rng: random numbers that are the same on all ranks, and those that differ; alone, one generator.
+        trace: a list to which each round that keeps its images adds them at every step, (g, B, C, H, W) uint8, and its
+            labels; None: nothing is traced.
 
     Raises:
         UserError: other classes than the teacher's; a batch or a memory that the ranks cannot share.
@@ -130,6 +132,7 @@ class Method:
         self.own_rng = self.ranks.own(self.rng)
         capacity = config.memory_size and self.ranks.share(config.memory_size, "memory_size")
         self.memory = Memory((self.facts.channels, self.facts.size, self.facts.size), self.device, capacity)
+        self.trace: list[tuple[Tensor, Tensor]] | None = None
         self.compute = compute or Compute()
         self.compute.lay_out(self.teacher)
         self.compute.lay_out(self.ranks.synchronised(self.student))

@@ -55,8 +55,6 @@ class Rounds(Method):
         asks_features: whether `values` needs the teacher's features.
         generator: the module that is optimised.
         bn_loss: L_BN with its momentum memory; None where there is no such term.
-        trace: a list to which each round adds its images at every step, (g, B, C, H, W) uint8, and its labels; None:
-            nothing is traced.
     """
 
     terms: ClassVar[dict[str, str]]
@@ -67,7 +65,6 @@ class Rounds(Method):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
         watched = config.alpha_bn and "alpha_bn" in self.terms.values()
         self.bn_loss = losses.BatchNormLoss(self.teacher, config.bn_momentum) if watched else None
-        self.trace: list[tuple[Tensor, Tensor]] | None = None
         self.round = 0  # of the run
         self._round_of_epoch = 0
         self._generate = Step(self._objective, self.compute, self.device)

@@ -21,10 +21,12 @@ import torch
 
 from .. import files
 from ..checkpoint import Checkpoint
-from ..classifiers.teacher import save_classifier
+from ..classifiers.teacher import Classifier, load_judge, save_classifier
 from ..distill import Epoch, Setup, distill
 from ..errors import UserError
-from ..metrics import convergence, diversity
+from ..evaluate import in_batches
+from ..methods.base import Method
+from ..metrics import by_step, classifier_score, convergence, diversity, feature_diversity
 from .figures import image_grid, new_figure
 from .runs import device_name, new_id, read_card
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 CURVE = ("epoch", "images", "ce_first", "ce_last", "student_loss", "accuracy", "agreement", "kl", "seconds")
+SCORED = 1000  # newest images that the judge scores
 CE_THRESHOLDS = (0.1, 0.5, 1.0)  # nats; Table 3's is the first, which small problems may never reach
 PHASES = ("synthesis", "student", "evaluation")
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "safetensors")
@@ -131,6 +134,7 @@ class Run:
         begun, before = time.perf_counter(), self._seconds["total"]
         saved, status = begun, "stopped before its last epoch"
         total = self.setup.method.config.total_epochs
+        self._trace_before(total, len(self.card["curve"]))
         try:
             for epoch in distill(self.setup.method, self.setup.evaluate, start=len(self.card["curve"])):
                 for name, value in epoch.seconds.items():
@@ -147,6 +151,7 @@ class Run:
                 yield epoch
                 if self.stopped:
                     return
+                self._trace_before(total, epoch.epoch + 1)
             if self._rounds:
                 self.card["metrics"] = self._metrics(self._rounds)
             self._draw_images()
@@ -256,15 +261,30 @@ class Run:
                 accuracy=row["accuracy"],
             )
 
+    def _trace_before(self, total: int, epoch: int) -> None:
+        """Have the rounds of the last epoch traced, for Figure 5's curves."""
+        if epoch + 1 == total:
+            self.setup.method.trace = []
+
     def _metrics(self, ce_per_step: list[list[float]]) -> dict:
-        """Convergence over the rounds after warm-up, and the diversity of the newest images in this rank's memory."""
-        seen = self.setup.method.examples()
+        """Convergence over the rounds after warm-up; diversity and score of the newest images in this rank's memory, or
+        of what a live generator makes; Figure 5's curves, from the last epoch's rounds."""
+        method = self.setup.method
+        seen, judge = method.examples(), _judge(method)
         told = {
             "ce_by_step": [statistics.mean(ces) for ces in zip(*ce_per_step, strict=True)],
             "convergence": {str(t): _no_nan(convergence(ce_per_step, t)) for t in CE_THRESHOLDS},
         }
         if seen.rounds is not None:
             told["diversity"] = _no_nan(diversity(seen.images, seen.labels, seen.rounds))
+            told["feature_diversity"] = _no_nan(
+                feature_diversity(seen.images, seen.labels, seen.rounds, method.teacher)
+            )
+        if judge:
+            logits = in_batches(judge, seen.images[-SCORED:])
+            told["classifier_score"] = dataclasses.asdict(classifier_score(logits, splits=1)) | {"judge": judge.name}
+            if method.trace:
+                told["by_step"] = by_step(*zip(*method.trace, strict=True), judge, method.teacher)
         return told
 
     def _append(self, row) -> None:
@@ -285,6 +305,14 @@ class Run:
         image_grid(ax, seen.images.cpu(), seen.labels.cpu(), names)
         with files.replacing(self.folder / "images.png") as temporary:
             figure.savefig(temporary, format="png")
+
+
+def _judge(method: Method) -> Classifier | None:
+    """The data set's judge on the method's device; None where there is none, or where it was the teacher."""
+    try:
+        return load_judge(method.config.dataset, method.teacher).to(method.device)
+    except UserError:
+        return None
 
 
 def _locked(folder: Path) -> "FileLock":
