@@ -53,8 +53,8 @@ def budget(method: Method) -> Budget:
     """The arithmetic for a method that was built for its config, e.g. a row of Table 8."""
     config, facts = method.config, method.facts
     parameters = {name: sum(p.numel() for p in getattr(method, name).parameters()) for name in COPIES}
-    rounds = config.repeats * sum(config.synthesis_rounds(epoch) for epoch in range(config.total_epochs))
-    images = min(rounds * config.generator_batch, config.memory_size or rounds * config.generator_batch)
+    made = config.total_rounds * config.generator_batch
+    images = min(made, config.memory_size or made)
     image = facts.channels * facts.size**2 + 2 * torch.long.itemsize  # with its label and its round
     held = {name: FLOAT * COPIES[name] * count for name, count in parameters.items()}
     return Budget(parameters, images, held | {"memory": images * image})

@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import MissingFile, UserError, unknown
 from .files import datasets_dir
 from .image_files import Labelled, class_folders, read_images, with_labels
-from .text.labels import class_names, wnids
+from .text.labels import class_names, superclasses, wnids
 
 SPLITS = ("train", "fit", "validation", "test")
 INKS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0), "purple": (1, 0, 1)}
@@ -44,10 +44,14 @@ class DataSet:
 
     @property
     def factors(self) -> Tensor | None:
-        """(K, F) what each class is made of, e.g. ink and digit; None where classes have no such parts."""
-        if self.name != "color_digits":
-            return None
-        return torch.cartesian_prod(torch.arange(len(INKS)), torch.arange(10))
+        """(K, F) what each class is made of: ink and digit, superclass and class; None where it has no such parts."""
+        if self.name == "color_digits":
+            return torch.cartesian_prod(torch.arange(len(INKS)), torch.arange(10))
+        if self.name == "cifar100":
+            groups = superclasses()
+            numbers = {group: number for number, group in enumerate(sorted(set(groups)))}
+            return torch.tensor([[numbers[group], k] for k, group in enumerate(groups)])
+        return None
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:

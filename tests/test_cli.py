@@ -11,7 +11,9 @@ from tiny import TINY, call, read_json, refused
 
 from nayer_lib import cli, files
 from nayer_lib.classifiers.teacher import make_classifier, save_classifier
+from nayer_lib.config import DIVERGENCES
 from nayer_lib.datasets import DATASETS
+from nayer_lib.results.ablations import ablations_page, with_effects
 from nayer_lib.results.comparison import tables_page
 from nayer_lib.results.runs import kept_cards, read_card
 from nayer_lib.results.tables import BENCH_MARKERS, MARKERS, bench_table, results_table
@@ -99,6 +101,9 @@ def test_report_renders_the_readme_and_the_documents_anew(clone, capsys):
     (clone / "data" / "bench.json").write_text(json.dumps(bench))
     readme, blocks = clone / "README.md", (*MARKERS, *BENCH_MARKERS)
     (clone / "README.md").write_text("before\n{}\nold\n{}\nbetween\n{}\nold\n{}\nafter\n".format(*blocks))
+    old = "\n".join(f"| {name} | what | old |" for name in DIVERGENCES)
+    (clone / "docs").mkdir()
+    (clone / "docs" / "divergences.md").write_text(f"before\n{old}\nafter\n")
     out = call(capsys, "report")
     assert out == results_table(kept_cards()) + "\n"
     shown = bench_table(bench)
@@ -107,6 +112,10 @@ def test_report_renders_the_readme_and_the_documents_anew(clone, capsys):
     )
     assert "| one round, 100 images | 12.3 | 100.0 | **8.1** (8.0 – 8.2) |" in shown and "memory draw, 512" in shown
     assert (clone / "docs" / "tables.md").read_text(encoding="utf-8") == tables_page(kept_cards())
+    assert (clone / "docs" / "ablations.md").read_text(encoding="utf-8") == ablations_page(kept_cards())
+    assert (clone / "docs" / "divergences.md").read_text(encoding="utf-8") == with_effects(
+        f"before\n{old}\nafter\n", kept_cards()
+    )
     for name in ("results.png", "figure1.png"):
         assert (clone / "docs" / name).read_bytes().startswith(b"\x89PNG")
 

@@ -21,7 +21,7 @@ image_files datasets augment losses memory evaluate geometry metrics config.fiel
 methods.base methods.rounds methods.nayer methods.with_data methods
 checkpoint distill budget
 results.paper results.embeddings results.figures results.runs results.record results.tables results.comparison
-sweep notebook demo cli.common cli.lte cli.teacher cli __main__
+sweep results.ablations notebook demo cli.common cli.lte cli.teacher cli __main__
 """.split()
 
 HEAVY = "open_clip sentence_transformers gensim seaborn matplotlib pandas torchvision IPython".split()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nayer_lib import cli
+from nayer_lib.results.ablations import ablations_page, with_effects
 from nayer_lib.results.comparison import tables_page
 from nayer_lib.results.runs import kept_cards
 from nayer_lib.results.tables import MARKERS, results_table
@@ -49,6 +50,16 @@ def test_the_results_are_those_of_the_kept_cards():
 def test_the_tables_of_the_paper_are_those_of_the_kept_cards():
     shown = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
     assert shown == tables_page(kept_cards()), "run `python -m nayer_lib report`"
+
+
+def test_the_ablations_are_those_of_the_kept_cards():
+    shown = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
+    assert shown == ablations_page(kept_cards()), "run `python -m nayer_lib report`"
+
+
+def test_the_effects_of_the_divergences_are_those_of_the_kept_cards():
+    shown = (ROOT / "docs" / "divergences.md").read_text(encoding="utf-8")
+    assert shown == with_effects(shown, kept_cards()), "run `python -m nayer_lib report`"
 
 
 @pytest.mark.parametrize("path", [README, ROOT / "docs" / "tables.md"], ids=lambda path: path.name)

@@ -21,7 +21,7 @@ from ..demo import demo
 from ..distill import choose_device, prepare
 from ..errors import MissingFile, UserError
 from ..ranks import find_ranks
-from ..results import comparison, tables
+from ..results import ablations, comparison, tables
 from ..results import runs as cards
 from ..results.record import Run
 from ..sweep import finished_runs, keep_sweep, projected, read_sweep, run_sweep, time_in_words
@@ -167,7 +167,8 @@ def sweep(
 def report() -> None:
     """Print the results table of the kept cards, paper beside ours, and render README.md and docs/ anew.
 
-    The README gets that table, its picture and the bench; docs/ Tables 1 and 2 (tables.md) and Figure 1 (figure1.png).
+    The README gets that table, its picture and the bench; docs/ Tables 1 and 2 (tables.md) and Figure 1 (figure1.png),
+    the ablations (ablations.md) and what D1-D13 do (divergences.md).
     """
     kept, root = cards.kept_cards(), files.data_dir().parent
     table = tables.results_table(kept)
@@ -183,6 +184,9 @@ def report() -> None:
     tables.draw_results(kept, root / "docs" / "results.png")
     files.write_text(root / "docs" / "tables.md", comparison.tables_page(kept))
     comparison.draw_figure_1(kept, root / "docs" / "figure1.png")
+    files.write_text(root / "docs" / "ablations.md", ablations.ablations_page(kept))
+    divergences = root / "docs" / "divergences.md"
+    files.write_text(divergences, ablations.with_effects(divergences.read_text(encoding="utf-8"), kept))
     print(table)
 
 

@@ -88,10 +88,14 @@ class Config:
         return self.rounds
 
     @property
+    def total_rounds(self) -> int:
+        """Synthesis rounds of the whole run, warm-up included."""
+        return self.repeats * sum(map(self.synthesis_rounds, range(self.total_epochs)))
+
+    @property
     def synthesis_passes(self) -> int:
         """Images that go through the teacher in all synthesis steps, warm-up included: what synthesis costs."""
-        rounds = self.repeats * sum(map(self.synthesis_rounds, range(self.total_epochs)))
-        return rounds * self.generator_steps * self.generator_batch
+        return self.total_rounds * self.generator_steps * self.generator_batch
 
     def lr(self, epoch: int) -> float:
         """The student's learning rate in an epoch: cosine over the distillation epochs (A.2)."""

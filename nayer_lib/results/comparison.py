@@ -16,7 +16,7 @@ which are those of the {paper.EDITION}, not of the CVPR version. Accuracies are 
 
 - **Ours** is the accuracy of the **last epoch**, mean and standard deviation over n seeds. "Best" is the maximum over
   epochs, chosen on the test set, as the authors' code reports it. "Better" is written from three seeds on, and only
-  where the gap is above their spread.
+  where the 95 % confidence interval of the gap (Student's t) lies above 0.
 - **Time** is that of a whole run on the device named, with its two clocks: synthesis, and the student's steps. Times
   on different devices cannot be compared, nor can the paper's hours with those of its sources (misprint m10).
 - Only full runs of unchanged presets stand here. Runs of different protocols (config, teacher, test split, device,
@@ -37,7 +37,7 @@ def tables_page(cards: list[dict]) -> str:
         lines = [f"| method | paper | {OURS}", f"|---|--:|{OURS_LINE}"]
         for row in rows:
             if _column(row) == column:
-                lines += _lines(row, f"{number(row.accuracy)}{_mark(row)}", cells)
+                lines += _lines(row, f"{number(row.accuracy)}{mark(row)}", cells)
         parts += ["### {}: {} → {}".format(*column), "\n".join(lines)]
     return "\n\n".join([*parts, *_table_2(cells), FIGURE]) + "\n"
 
@@ -88,11 +88,11 @@ def _table_2(cells: list[Cell]) -> list[str]:
     speeds = ["| method | paper | ours, on one device |", "|---|--:|--:|"]
     for row in rows:
         if row.hours:
-            lines += _lines(row, f"{row.dataset} | {number(row.accuracy)}{_mark(row)} | {number(row.hours)}", cells)
+            lines += _lines(row, f"{row.dataset} | {number(row.accuracy)}{mark(row)} | {number(row.hours)}", cells)
         else:  # the average of the data sets
             fast = [r for r in rows if r.hours and (r.method, r.epochs) == (row.method, row.epochs)]
             slow = [r for r in rows if r.hours and r.method == "DeepInv"]
-            speeds.append(f"| {_name(row)} | {number(row.speed_up)}{_mark(row)} | {_speed_up(fast, slow, cells)} |")
+            speeds.append(f"| {_name(row)} | {number(row.speed_up)}{mark(row)} | {_speed_up(fast, slow, cells)} |")
     title = "## Table 2: time, {1} → {2}".format(*_column(rows[0]))
     average = "Times as fast as DeepInv, mean over both data sets (ours: released variant, the same device for both):"
     return [title, "\n".join(lines), average, "\n".join(speeds)]
@@ -116,5 +116,6 @@ def _name(row) -> str:
     return f"{row.method}, E = {row.epochs}" if row.epochs else row.method
 
 
-def _mark(row) -> str:
-    return f" ({row.misprint})" if row.misprint else ""
+def mark(row) -> str:
+    """The misprint of a row of the paper, in brackets; the files of some tables have no such column."""
+    return f" ({row.misprint})" if getattr(row, "misprint", "") else ""

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -69,10 +70,25 @@ def resumable(config: Config) -> Path | None:
 
 def kept_cards() -> list[dict]:
     """The cards in data/runs, oldest first: one a file, and those of kept sweeps, one a line."""
+    cards = {card["id"]: card for _, card in _kept()}  # two sweeps may share a run
+    return [card for _, card in sorted(cards.items())]
+
+
+def kept_files() -> dict[str, list[str]]:
+    """Where each kept card lies: its id -> names of files in data/runs."""
+    found: dict[str, list[str]] = {}
+    for path, card in _kept():
+        found.setdefault(card["id"], []).append(path.name)
+    return found
+
+
+def _kept() -> Iterator[tuple[Path, dict]]:
     folder = files.data_dir() / "runs"
-    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines()]
-    cards = [read_card(path) for path in folder.glob("*.json")] + [json.loads(line) for line in lines]
-    return [card for _, card in sorted({card["id"]: card for card in cards}.items())]  # two sweeps may share a run
+    for path in sorted(folder.glob("*.json")):
+        yield path, read_card(path)
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield path, json.loads(line)
 
 
 def keep(run_id: str) -> Path:

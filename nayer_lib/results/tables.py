@@ -1,11 +1,14 @@
 """Cells, the README's tables and its picture as views of run cards, the paper's numbers beside ours."""
 
 import dataclasses
+import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import files
+from ..compute import Compute
 from ..config import PRESETS, Config, make_config
 from ..errors import UserError
 from ..methods import METHODS
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
 class Cell:
     """Finished runs of one protocol, over their seeds: percent and seconds.
 
-    Protocol: equal config but the seed, equal teacher, equal test split, equal device, equal "compute" entry of the
-    card (precision, compilation; an entry that not every card has).
+    Protocol: equal config but the seed, equal teacher, equal test split, equal device, equally computed (precision,
+    memory layout, compilation).
     """
 
     config: Config
@@ -33,7 +36,17 @@ class Cell:
     synthesis: list[float]
     student: list[float]
     device: str
-    ids: list[str]
+    cards: list[dict]
+
+    @property
+    def ids(self) -> list[str]:
+        """The runs' ids."""
+        return [card["id"] for card in self.cards]
+
+    @property
+    def protocol(self) -> tuple[str, ...]:
+        """What two cells must share before their difference can be put down to their configs."""
+        return _protocol(self.cards[0])
 
     @property
     def mean(self) -> float:
@@ -55,12 +68,9 @@ def cells(cards: list[dict]) -> list[Cell]:
     for card in cards:
         if card["status"] == "finished":
             config = card_config(card)
-            compute = ", ".join(f"{name} {value}" for name, value in sorted(card.get("compute", {}).items()))
-            hashes = card["teacher"]["sha256"], card["test_split"]["sha256"]
-            protocol = (dataclasses.replace(config, seed=0), hashes, card["device"], compute)
-            groups.setdefault(protocol, {}).setdefault(config.seed, card)
+            groups.setdefault((seedless(config), *_protocol(card)), {}).setdefault(config.seed, card)
     found = []
-    for (_, _, device, compute), seeds in groups.items():
+    for (_, _, _, device), seeds in groups.items():
         first, *_ = group = list(seeds.values())
         found.append(
             Cell(
@@ -71,11 +81,37 @@ def cells(cards: list[dict]) -> list[Cell]:
                 seconds=[card["seconds"]["total"] for card in group],
                 synthesis=[card["seconds"]["synthesis"] for card in group],
                 student=[card["seconds"]["student"] for card in group],
-                device=f"{device} ({compute})" if compute else device,
-                ids=[card["id"] for card in group],
+                device=device,
+                cards=group,
             )
         )
     return found
+
+
+def _protocol(card: dict) -> tuple[str, str, str]:
+    """Teacher, test split, and the device with what is not plain in the "compute" entry, of a card.
+
+    Cards from before there was such an entry were computed plainly.
+    """
+    plain = dataclasses.asdict(Compute())
+    compute = sorted((name, value) for name, value in card.get("compute", {}).items() if value != plain.get(name))
+    told = ", ".join(f"{name} {value}" for name, value in compute)
+    device = f"{card['device']} ({told})" if told else card["device"]
+    return card["teacher"]["sha256"], card["test_split"]["sha256"], device
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % confidence interval of a mean over seeds (Student's t); None for fewer than three seeds.
+
+    Every "better", gain or loss of the kit rests on it: the interval must lie on one side of 0.
+    """
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 3:
+        return None
+    mean, half = statistics.mean(values), float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    return mean - half, mean + half
 
 
 OURS = (
@@ -87,18 +123,32 @@ OURS_LINE = "--:|--:|--:|--:|--:|--:|---|"
 def ours(cell: Cell | None, printed: float | None) -> str:
     """Our part of a row, in the columns of `OURS`; `printed` is the paper's accuracy, None where it has none.
 
-    The gap is ours minus the paper's, in points. "better" needs three seeds, and a gap above their spread.
+    The gap is ours minus the paper's, in points. "better" needs three seeds, and an `interval` of the gap above 0.
     """
     if cell is None:
         return "not run | | | | 0 | | |"
     gap = "" if printed is None else f"{cell.mean - printed:+.2f}"
-    if gap and len(cell.last) >= 3 and cell.mean - printed > cell.spread:
+    sure = interval([last - printed for last in cell.last]) if gap else None
+    if sure and sure[0] > 0:
         gap += ", better"
-    spread = "" if cell.spread is None else f" ± {cell.spread:.1f}"
     return (
-        f"**{cell.mean:.1f}{spread}** | {gap} | {cell.teacher:.1f} | {statistics.mean(cell.best):.1f} | "
-        f"{len(cell.last)} | {_clocks(cell)} | {cell.device} |"
+        f"{accuracy(cell)} | {gap} | {cell.teacher:.1f} | {statistics.mean(cell.best):.1f} | "
+        f"{len(cell.last)} | {clocks(cell)} | {cell.device} |"
     )
+
+
+def accuracy(cell: Cell) -> str:
+    """Last-epoch accuracy over the seeds, mean and spread."""
+    spread = "" if cell.spread is None else f" ± {cell.spread:.1f}"
+    return f"**{cell.mean:.1f}{spread}**"
+
+
+def clocks(cell: Cell) -> str:
+    """Synthesis and student, and the whole run, which also scores and draws."""
+    times = [statistics.mean(clock) for clock in (cell.synthesis, cell.student, cell.seconds)]
+    if times[-1] < 3600:
+        return "{:.0f} + {:.0f} of {:.0f} s".format(*times)
+    return "{:.2f} + {:.2f} of {:.2f} h".format(*(seconds / 3600 for seconds in times))
 
 
 def results_table(cards: list[dict]) -> str:
@@ -108,7 +158,7 @@ def results_table(cards: list[dict]) -> str:
         f"|---|---|---|--:|{OURS_LINE}",
     ]
     measured = standard_cells(cards)
-    run = [_seedless(cell.config) for cell in measured]
+    run = [seedless(cell.config) for cell in measured]
     rows = [(cell.config, cell) for cell in measured]
     rows += [(config, None) for config in _nayer_configs(epochs=300) if config not in run]
     for config, cell in rows:
@@ -164,7 +214,7 @@ def draw_results(cards: list[dict], path: Path) -> None:
     """The README's picture: what the student saw, and its accuracy over the seeds of the kept quick run on digits."""
     import matplotlib.image
 
-    chosen = [card for card in cards if _seedless(card_config(card)) == make_config("digits")]
+    chosen = [card for card in cards if seedless(card_config(card)) == make_config("digits")]
     if not chosen:
         raise UserError("no kept run of the quick profile on digits to draw: keep one with `python -m nayer_lib runs`.")
     figure, [left, right] = new_figure(columns=2, width=4.6, height=4.2)
@@ -191,24 +241,17 @@ def _nayer_configs(epochs: int) -> list[Config]:
 
 def _is_standard(config: Config) -> bool:
     made = (make_config(name, config.variant, config.profile, method=config.method) for name in PRESETS)
-    return _seedless(config) in [dataclasses.replace(preset, epochs=config.epochs) for preset in made]
+    return seedless(config) in [dataclasses.replace(preset, epochs=config.epochs) for preset in made]
 
 
-def _seedless(config: Config) -> Config:
+def seedless(config: Config) -> Config:
+    """The config that the seeds of one cell share."""
     return dataclasses.replace(config, seed=0)
 
 
 def _printed(config: Config) -> float | None:
     """The accuracy in the paper's Table 1 for a config in which nothing but epochs was changed."""
     return next((row.accuracy for row in paper.rows(1) if answers(config, row)), None)
-
-
-def _clocks(cell: Cell) -> str:
-    """Synthesis and student, and the whole run, which also scores and draws."""
-    times = [statistics.mean(clock) for clock in (cell.synthesis, cell.student, cell.seconds)]
-    if times[-1] < 3600:
-        return "{:.0f} + {:.0f} of {:.0f} s".format(*times)
-    return "{:.2f} + {:.2f} of {:.2f} h".format(*(seconds / 3600 for seconds in times))
 
 
 def bench_table(card: dict) -> str:

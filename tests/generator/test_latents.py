@@ -443,8 +443,19 @@ def test_two_hot_is_a_one_for_the_ink_and_a_one_for_the_digit():
         assert name == f"{inks[ink]} {digits[digit - 5]}"
 
 
+def test_two_hot_of_cifar100_is_a_one_for_the_superclass_and_a_one_for_the_class():
+    facts = DATASETS["cifar100"]
+    made = control_table("two_hot", fresh_table(classes=100), facts.factors, 0)
+    assert made.shape == (100, 20 + 100) and made.unique().tolist() == [0, 1] and (made.sum(1) == 2).all()
+    assert made[:, :20].sum(0).tolist() == [5] * 20  # five classes a superclass
+    assert torch.equal(made[:, 20:], torch.eye(100))
+    by_name = dict(zip(facts.class_names, made[:, :20], strict=True))
+    assert torch.equal(by_name["apple"], by_name["pear"]) and torch.equal(by_name["baby"], by_name["woman"])
+    assert not torch.equal(by_name["apple"], by_name["baby"])
+
+
 def test_two_hot_needs_classes_with_factors(table):
-    assert [name for name, facts in DATASETS.items() if facts.factors is not None] == ["color_digits"]
+    assert [name for name, facts in DATASETS.items() if facts.factors is not None] == ["color_digits", "cifar100"]
     with pytest.raises(UserError, match="no factors for a two-hot code: use color_digits"):
         control_table("two_hot", table, DATASETS["digits"].factors, 0)
 

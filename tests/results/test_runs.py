@@ -20,7 +20,7 @@ from nayer_lib.methods.base import NonFiniteLoss
 from nayer_lib.metrics import convergence, diversity
 from nayer_lib.results import record, runs
 from nayer_lib.results.record import CURVE, Run
-from nayer_lib.results.runs import card_config, keep, kept_cards, local_cards, read_card
+from nayer_lib.results.runs import card_config, keep, kept_cards, kept_files, local_cards, read_card
 
 BEST = "best_epoch (chosen on the test set)"
 
@@ -304,6 +304,8 @@ def test_the_cards_of_kept_sweeps_stand_among_the_others_and_no_run_twice(clone,
     (clone / "data" / "runs" / "two.jsonl").write_text(f"{json.dumps(second)}\n{json.dumps(first)}\n")
     assert [card["id"] for card in kept_cards()] == [*before, first["id"], second["id"]]
     assert kept_cards()[-1] == json.loads(json.dumps(second))
+    assert kept_files()[first["id"]] == ["two.jsonl"] and kept_files()[second["id"]] == ["one.jsonl", "two.jsonl"]
+    assert set(kept_files()) == {card["id"] for card in kept_cards()}
 
 
 def test_the_local_cards_are_those_of_the_runs_folder_oldest_first(clone, finished):

@@ -9,7 +9,8 @@ import pytest
 from tiny import tiny_config
 
 from nayer_lib import files
-from nayer_lib.config import Config, make_config
+from nayer_lib.compute import Compute
+from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
 from nayer_lib.results import paper
 from nayer_lib.results.runs import card_config, kept_cards
@@ -20,8 +21,10 @@ from nayer_lib.results.tables import (
     arms_table,
     cells,
     draw_results,
+    interval,
     ours,
     results_table,
+    seedless,
     with_table,
 )
 
@@ -30,10 +33,6 @@ from nayer_lib.results.tables import (
 def card() -> dict:
     """A finished run of the quick profile on digits, as it was kept."""
     return next(card for card in kept_cards() if seedless(card_config(card)) == make_config("digits"))
-
-
-def seedless(config: Config) -> Config:
-    return dataclasses.replace(config, seed=0)
 
 
 def like(card: dict, seed: int | None = None, **changes) -> dict:
@@ -87,12 +86,20 @@ def test_different_protocols_are_never_averaged(card, change):
 
 
 def test_how_a_card_was_computed_is_told_beside_its_device(card):
-    kinds = [{"precision": "bf16", "compile": True}, {"precision": "bf16", "compile": False}, {"compile": True}, None]
-    cards = [like(card, seed=s, compute=kind) if kind else like(card, seed=s) for kind in kinds for s in (0, 1)]
-    found = cells([*cards, like(cards[0], seed=2, compute={"compile": True, "precision": "bf16"})])
+    kinds = [{"precision": "bf16", "compiled": True}, {"precision": "bf16"}, {"compiled": True}, {"compiled": False}]
+    cards = [like(card, seed=s, compute=kind) for kind in kinds for s in (0, 1)]
+    found = cells([*cards, like(cards[0], seed=2, compute={"compiled": True, "precision": "bf16"})])
     assert [len(cell.last) for cell in found] == [3, 2, 2, 2]  # the order in a card does not matter
-    beside = [" (compile True, precision bf16)", " (compile False, precision bf16)", " (compile True)", ""]
+    beside = [" (compiled True, precision bf16)", " (precision bf16)", " (compiled True)", ""]
     assert [cell.device for cell in found] == [card["device"] + words for words in beside]
+
+
+def test_a_card_from_before_the_compute_entry_stands_with_those_computed_plainly(card):
+    """A CPU run: 32 bits, nothing compiled, then as now."""
+    old, new = like(card, seed=8), like(card, seed=9, compute=dataclasses.asdict(Compute()))
+    old.pop("compute", None)
+    [cell] = cells([old, new])
+    assert cell.device == card["device"] and cell.protocol == cells([new])[0].protocol
 
 
 def test_only_finished_runs_count(card):
@@ -146,7 +153,8 @@ def test_what_was_not_run_says_so_in_as_many_columns(card, printed):
 @pytest.mark.parametrize(
     ("accuracies", "gap"),
     [
-        ([0.94, 0.95, 0.96], "+1.50, better"),
+        ([0.945, 0.95, 0.955], "+1.50, better"),
+        ([0.94, 0.95, 0.96], "+1.50"),  # above their spread, but t(2) = 4.30: the interval is -1 to 4
         ([0.94, 0.95, 0.96, 0.95], "+1.50, better"),
         ([0.95, 0.96], "+2.00"),  # two seeds are too few
         ([0.99], "+5.50"),
@@ -155,8 +163,18 @@ def test_what_was_not_run_says_so_in_as_many_columns(card, printed):
         ([0.935, 0.935, 0.935], "+0.00"),
     ],
 )
-def test_better_needs_three_seeds_and_a_gap_above_their_spread(card, accuracies, gap):
+def test_better_needs_three_seeds_and_an_interval_above_the_papers_number(card, accuracies, gap):
     assert ours(cell_of(card, accuracies), 93.5).split(" | ")[1] == gap
+
+
+def test_the_interval_of_a_mean_is_students():
+    """t(0.975) of 2 and 4 degrees of freedom is 4.303 and 2.776."""
+    half = 4.3027 * 7**0.5 / 3**0.5
+    assert interval([1.0, 2.0, 6.0]) == pytest.approx((3 - half, 3 + half), abs=1e-3)
+    half = 2.7764 * 2.5**0.5 / 5**0.5
+    assert interval([0.0, 1.0, 2.0, 3.0, 4.0]) == pytest.approx((2 - half, 2 + half), abs=1e-3)
+    assert interval([2.5] * 3) == (2.5, 2.5)
+    assert interval([]) is interval([1.0]) is interval([1.0, 1.0]) is None  # two seeds are too few
 
 
 # --- the table

@@ -1,0 +1,475 @@
+"""The paper's ablations: every printed row once, ours paired by seed beside it, and one rule for every verdict."""
+
+import copy
+import dataclasses
+import json
+import re
+import statistics
+
+import pytest
+
+from nayer_lib import files
+from nayer_lib.classifiers.teacher import teacher_path
+from nayer_lib.config import DIVERGENCES, Config, differences, make_config
+from nayer_lib.errors import UserError
+from nayer_lib.generator.latents import COLUMNS
+from nayer_lib.results import paper
+from nayer_lib.results.ablations import ABLATIONS, PROBLEMS, ablations_page, effect, verdict, with_effects
+from nayer_lib.results.runs import kept_cards
+from nayer_lib.sweep import Sweep, arm_cards, budget
+from nayer_lib.text.lte_pool import pool_path
+from nayer_lib.text.prompts import PROMPTS
+
+BY_STEM = {ablation.stem: ablation for ablation in ABLATIONS}
+SWEEPS = {(stem, dataset): s for stem, ablation in BY_STEM.items() for dataset, s in ablation.sweeps().items()}
+CONTROLS = {
+    "table3": {"one layer, redrawn", "LTE, G kept", "NAYER(woRI), G kept", "NAYER(Kto1), G kept"},
+    "table4": {"orthogonal", "permuted text", "two-hot"},
+    "table5": {"a", "photo"},
+    "table10": set(),
+    "table11": set(),
+}
+
+# Intervals of three differences: mean ± 4.303 sd / sqrt(3), so [-1, 0, 1] + m has m ± 2.48.
+LOSS, SMALL_LOSS, NOTHING, OPEN = [-9.0, -8.0, -7.0], [-2.1, -2.0, -1.9], [-0.1, 0.0, 0.1], [-3.0, -2.0, -1.0]
+
+
+# --- the verdict
+
+
+@pytest.mark.parametrize(
+    ("gaps", "word"),
+    [
+        ([], "not run"),
+        ([-8.0], "n < 3: no verdict"),
+        ([-8.0, -8.0], "n < 3: no verdict"),
+        (LOSS, "loss"),
+        ([-gap for gap in LOSS], "gain"),
+        (SMALL_LOSS, "loss"),
+        (NOTHING, "no effect"),
+        ([0.5, 0.6, 0.7], "no effect"),  # clear of noise, and below a point
+        (OPEN, "open"),  # above their spread, but the interval is -4.5 to 0.5
+        ([-1.0, 0.0, 1.0], "open"),  # the interval is -2.5 to 2.5: there may be an effect
+        ([0.8, 0.95, 1.1], "open"),  # 0.58 to 1.32: clear of noise, but below and above a point
+        ([-3.0, -2.0, -1.0] * 2, "loss"),  # more seeds decide
+    ],
+)
+def test_an_effect_is_clear_of_noise_and_a_point_or_more(gaps, word):
+    assert effect(gaps) == word
+
+
+@pytest.mark.parametrize(
+    ("gaps", "printed", "word"),
+    [
+        ([], -3.0, "not run"),
+        ([-8.0, -8.0], -3.0, "n < 3: no verdict"),
+        (LOSS, -8.0, "reproduced"),
+        (LOSS, -16.0, "reproduced"),  # half of it
+        (LOSS, -17.0, "partly"),
+        (LOSS, -1.0, "reproduced"),  # larger than printed
+        (SMALL_LOSS, -80.0, "partly"),
+        ([-gap for gap in LOSS], 16.0, "reproduced"),
+        ([-gap for gap in LOSS], 17.0, "partly"),
+        (LOSS, 8.0, "not"),  # the other sign
+        (NOTHING, -3.0, "not"),
+        (NOTHING, 3.0, "not"),
+        (NOTHING, -0.99, "reproduced"),
+        (NOTHING, 0.0, "reproduced"),
+        (LOSS, -0.5, "not"),
+        (OPEN, -3.0, "open"),
+        (OPEN, 0.1, "open"),
+    ],
+)
+def test_a_printed_difference_is_reproduced_by_the_same_effect_of_half_its_size(gaps, printed, word):
+    assert verdict(gaps, printed) == word
+
+
+def test_the_pages_head_states_the_rule_with_its_numbers(empty):
+    head = empty.split("\n## ")[0]
+    assert "95 % confidence interval" in head and "three\n  seeds or more" in head and "±1 point" in head
+    assert paper.EDITION in head
+
+
+# --- the sweep files
+
+
+def config_of(sweep: Sweep, arm: str) -> Config:
+    return sweep.arms[arm][0]
+
+
+def printed_names(stem: str, dataset: str) -> set[str]:
+    return set(BY_STEM[stem].rows(dataset))
+
+
+def test_every_problem_that_the_paper_prints_has_a_sweep():
+    printed = {"table3": {"cifar10"}, "table10": {"cifar10"}, "table11": {"cifar100"}}  # misprints m12, m21, m23
+    printed |= {f"table{n}": set(paper.table(n)["dataset"]) for n in (4, 5)}
+    for stem, datasets in printed.items():
+        assert {(stem, dataset) for dataset in datasets} <= set(SWEEPS) and (stem, "digits") in SWEEPS
+    assert {"cifar10", "digits"} <= {dataset for stem, dataset in SWEEPS if stem == "divergences"}
+
+
+def test_every_sweep_file_of_a_table_is_on_the_page():
+    stems = {path.stem for path in (files.data_dir() / "sweeps").glob("*.json")}
+    shown = {f"{stem}_{dataset}" for stem, dataset in SWEEPS}
+    assert {stem for stem in stems if re.match(r"table|divergences|eq5", stem)} == shown
+
+
+@pytest.mark.parametrize(("stem", "dataset"), [key for key in SWEEPS if key[0] in CONTROLS], ids=str)
+def test_an_arm_is_a_printed_row_or_a_listed_control(stem, dataset):
+    arms, printed = set(SWEEPS[stem, dataset].arms), printed_names(stem, dataset)
+    assert arms <= printed | CONTROLS[stem]
+    without = {"table4": {"CLIP"}}.get(stem, set()) if "digits" in dataset else set()  # no pool of CLIP for them
+    others = {name for name in printed if name.startswith(("SOTA", "MBDFKD", "FM"))}
+    assert printed - others - arms == without
+    assert BY_STEM[stem].against(next(iter(arms))) in arms
+
+
+@pytest.mark.parametrize(("stem", "dataset"), SWEEPS, ids=str)
+def test_a_sweep_runs_the_problem_of_its_name_in_the_papers_pair(stem, dataset):
+    pair = {"cifar10": "wrn40_2 wrn16_2", "cifar100": "wrn40_2 wrn16_2"}.get(dataset)
+    pair = "wrn40_2 wrn16_1" if (stem, dataset) == ("table10", "cifar10") else pair
+    for configs in SWEEPS[stem, dataset].arms.values():
+        for config in configs:
+            assert config.dataset == dataset and config.method in ("nayer", "fm")
+            assert config.profile == ("quick" if pair is None else "lab")
+            assert pair in (None, f"{config.teacher} {config.student}")
+
+
+def test_the_laptop_sweeps_need_nothing_that_is_not_in_the_clone():
+    for sweep in SWEEPS.values():
+        for config in (configs[0] for configs in sweep.arms.values() if configs[0].profile == "quick"):
+            assert pool_path(config.dataset, config.encoder, config.prompt).is_file()
+            assert teacher_path(config.dataset, config.teacher).is_file()
+
+
+@pytest.mark.parametrize("dataset", [dataset for stem, dataset in SWEEPS if stem == "table3"])
+def test_table_3s_arms_are_its_inputs(dataset):
+    sweep = SWEEPS["table3", dataset]
+    expected = {"OH": "onehot", "Z": "noise", "LTE": "lte", "cat": "cat_lte", "NAYER(woRI)": "noisy_kept"}
+    expected |= {"NAYER(1to1)": "noisy_1to1", "NAYER(Kto1)": "noisy", "one layer, redrawn": "noisy_one"}
+    expected |= {f"sum({beta})": "sum_lte" for beta in ("0.1", "0.5", "1")}
+    for arm in sweep.arms:
+        name, kept, _ = arm.partition(", G kept")
+        config = config_of(sweep, arm)
+        assert config.latent == expected[name] and (config.generator_life is None) == bool(kept)
+        if name.startswith("sum"):
+            assert config.latent_beta == float(name[4:-1])
+    assert not COLUMNS[config_of(sweep, "NAYER(woRI)").latent].redrawn
+
+
+@pytest.mark.parametrize("dataset", [dataset for stem, dataset in SWEEPS if stem == "table4"])
+def test_table_4s_arms_are_its_encoders_and_the_controls_are_of_sbert(dataset):
+    for arm in SWEEPS["table4", dataset].arms:
+        config = config_of(SWEEPS["table4", dataset], arm)
+        assert config.encoder == (arm.lower() if arm in ("Doc2Vec", "CLIP") else "sbert")
+        controls = {"permuted text": "permuted", "two-hot": "two_hot", "orthogonal": "orthogonal"}
+        assert config.embedding == controls.get(arm, "text")
+
+
+@pytest.mark.parametrize("dataset", [dataset for stem, dataset in SWEEPS if stem == "table5"])
+def test_table_5s_arms_are_its_prompts(dataset):
+    sweep = SWEEPS["table5", dataset]
+    assert {arm: config_of(sweep, arm).prompt for arm in sweep.arms} == {arm: arm.lower() for arm in sweep.arms}
+    assert {arm.lower() for arm in sweep.arms} <= set(PROMPTS)
+
+
+@pytest.mark.parametrize("dataset", [dataset for stem, dataset in SWEEPS if stem == "table10"])
+def test_table_10s_memories_are_the_papers_shares_of_all_images(dataset):
+    whole = make_config("cifar10-wrn40_2-wrn16_1", profile="full", epochs=300)
+    assert whole.total_rounds * whole.generator_batch == 320_000
+    sweep, rows = SWEEPS["table10", dataset], BY_STEM["table10"].rows(dataset)
+    for arm in sweep.arms:
+        config, printed = config_of(sweep, arm), rows[arm].memory
+        share = printed and printed / 320_000 * config.total_rounds * config.generator_batch
+        assert config.memory_size == (share and pytest.approx(share, abs=0.51))
+
+
+@pytest.mark.parametrize("dataset", [dataset for stem, dataset in SWEEPS if stem == "table11"])
+def test_table_11s_arms_are_its_steps(dataset):
+    sweep, rows = SWEEPS["table11", dataset], BY_STEM["table11"].rows(dataset)
+    for arm in sweep.arms:
+        config = config_of(sweep, arm)
+        assert config.generator_steps == rows[arm].generator_steps and config.method == rows[arm].method.lower()
+
+
+@pytest.mark.parametrize("dataset", [dataset for stem, dataset in SWEEPS if stem == "divergences"])
+def test_each_arm_of_the_divergences_is_exactly_its_row(dataset):
+    sweep = SWEEPS["divergences", dataset]
+    assert list(sweep.arms) == ["released", *DIVERGENCES, "paper"]
+    base = config_of(sweep, "released")
+    assert base.variant == "released"
+    rows = {**DIVERGENCES, "paper": {f: v for row in DIVERGENCES.values() for f, v in row.items()}}
+    rows["paper"] |= {"variant": "paper"}
+    for arm, row in rows.items():
+        changed = {name: new for name, (new, _) in differences(config_of(sweep, arm), base).items()}
+        assert changed == row, arm
+    assert base.rounds > 1  # else D13 changes nothing
+    assert base.generator_life < base.total_epochs  # else D5
+    spent = {arm: budget(config_of(sweep, arm)) for arm in sweep.arms}
+    assert {arm for arm in spent if spent[arm] != spent["released"]} == {"D4", "D6", "paper"}
+
+
+# --- the page
+
+
+@pytest.fixture(scope="module")
+def empty() -> str:
+    """The page before anything was run."""
+    return ablations_page([])
+
+
+@pytest.fixture
+def run():
+    """A finished run of a config, as a kept card would tell it."""
+    kept = kept_cards()[0]
+
+    def made(config: Config, accuracy: float, device: str = "a device", **facts) -> dict:
+        card = copy.deepcopy(kept) | {"device": device, "accuracy_last": accuracy, "accuracy_best": accuracy}
+        card |= {"id": f"{config} {device}", "config": dataclasses.asdict(config)}
+        card.pop("metrics", None)
+        card["seconds"] = {"synthesis": 30.0, "student": 10.0, "evaluation": 2.0, "total": 42.0}
+        return card | facts
+
+    return made
+
+
+def runs_of(run, sweep: Sweep, accuracies: dict[str, list[float]], **facts) -> list[dict]:
+    """Cards of some arms: arm -> accuracy of each seed, in the order of its seeds."""
+    return [
+        run(config, accuracy, **facts)
+        for arm, values in accuracies.items()
+        for config, accuracy in zip(sweep.arms[arm], values, strict=False)
+    ]
+
+
+def sections(page: str) -> dict[tuple[str, str], list[dict[str, str]]]:
+    """(title, data set) -> the rows of its table, each heading -> cell."""
+    found = {}
+    for part in page.split("\n## ")[2:]:
+        title = part.split("\n")[0].split(":")[0]
+        for piece in part.split("\n### ")[1:]:
+            heading, *rows = [line for line in piece.split("\n") if line.startswith("|")]
+            names = [cell.strip() for cell in heading.strip("|").split("|")]
+            cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[1:]]
+            found[title, piece.split(":")[0]] = [dict(zip(names, row, strict=True)) for row in cells]
+    return found
+
+
+def row_of(page: str, title: str, dataset: str, name: str) -> dict[str, str]:
+    [row] = [row for row in sections(page)[title, dataset] if row["row"] == name]
+    return row
+
+
+def title_of(stem: str) -> str:
+    return BY_STEM[stem].title.split(":")[0]
+
+
+@pytest.mark.parametrize(("stem", "dataset"), [key for key in SWEEPS if key[0] in CONTROLS], ids=str)
+def test_every_printed_row_stands_once_with_its_number_and_says_that_it_was_not_run(stem, dataset, empty):
+    shown = sections(empty)[title_of(stem), dataset]
+    printed = [
+        row for row in paper.rows(BY_STEM[stem].table) if getattr(row, "dataset", None) in (None, PROBLEMS[dataset])
+    ]
+    assert len({row["row"] for row in shown}) == len(shown)
+    assert len(shown) == len(printed) + len(CONTROLS[stem] & set(SWEEPS[stem, dataset].arms))
+    for row, cells in zip(printed, shown, strict=False):
+        mark = f" ({row.misprint})" if getattr(row, "misprint", "") else ""
+        assert cells["paper: accuracy"] == f"{row.accuracy:.2f}{mark}"
+    for cells in shown:
+        assert cells["ours: last epoch"] == cells["verdict"] == "not run" and cells["ours: difference"] == ""
+    assert {cells["paper: accuracy"] for cells in shown[len(printed) :]} <= {"–"}
+
+
+def test_the_papers_differences_are_to_its_own_rows(empty):
+    for title, dataset, name, against, gap in (
+        ("Table 3", "digits", "NAYER(woRI)", "NAYER(Kto1)", 14.82 - 93.48),
+        ("Table 4", "cifar100", "CLIP", "SBERT", 71.72 - 71.63),
+        ("Table 4", "color_digits", "CLIP", "SBERT", 71.72 - 71.63),  # beside it stands CIFAR-100
+        ("Table 5", "digits", "P3", "P2", 93.72 - 94.07),
+        ("Table 10", "cifar10", "NAYER, 5k", "NAYER, Full", 90.41 - 91.94),
+        ("Table 10", "cifar10", "MBDFKD, 5k", "MBDFKD, Full", 73.33 - 70.72),
+        ("Table 10", "cifar10", "SOTA", "NAYER, Full", 90.38 - 91.94),
+        ("Table 11", "digits", "NAYER, g = 2", "NAYER, g = 40", 59.23 - 71.72),
+        ("Table 11", "cifar100", "FM, g = 5", "NAYER, g = 5", 63.83 - 65.14),
+    ):
+        row = row_of(empty, title, dataset, name)
+        assert (row["against"], row["paper: difference"]) == (against, f"{gap:+.2f}")
+
+
+def test_ours_is_paired_by_seed(run):
+    sweep = SWEEPS["table3", "digits"]
+    cards = runs_of(run, sweep, {"NAYER(Kto1)": [0.90, 0.95, 0.97], "Z": [0.85, 0.90, 0.925]})
+    page = ablations_page(cards[::-1])
+    row = row_of(page, "Table 3", "digits", "Z")
+    gaps = [-5.0, -5.0, -4.5]  # each seed's own, though accuracies spread over seven points
+    assert row["ours: last epoch"] == f"**{statistics.mean([85, 90, 92.5]):.1f} ± 3.8** (n = 3)"
+    assert (
+        row["ours: difference"] == f"-4.83 ± {statistics.stdev(gaps):.2f} (n = 3)" and row["against"] == "NAYER(Kto1)"
+    )
+    assert row["verdict"] == "reproduced"  # the paper has -3.34
+    assert (row["time a run: synthesis + student"], row["device"]) == ("30 + 10 of 42 s", "a device")
+    reference = row_of(page, "Table 3", "digits", "NAYER(Kto1)")
+    assert (reference["ours: difference"], reference["against"], reference["verdict"]) == ("", "", "reference")
+    assert row_of(page, "Table 3", "digits", "OH")["verdict"] == "not run"
+
+
+def test_a_seed_without_a_partner_is_in_the_mean_and_not_in_the_difference(run):
+    cards = runs_of(run, SWEEPS["table3", "digits"], {"NAYER(Kto1)": [0.9, 0.9], "Z": [0.8, 0.8, 0.95]})
+    row = row_of(ablations_page(cards), "Table 3", "digits", "Z")
+    assert row["ours: last epoch"] == "**85.0 ± 8.7** (n = 3)" and row["ours: difference"] == "-10.00 ± 0.00 (n = 2)"
+    assert row["verdict"] == "n < 3: no verdict"
+
+
+def test_runs_of_different_protocols_are_never_paired(run):
+    sweep = SWEEPS["table3", "digits"]
+    cards = runs_of(run, sweep, {"NAYER(Kto1)": [0.9] * 3, "Z": [0.8] * 3})
+    elsewhere = runs_of(run, sweep, {"Z": [0.7] * 3}, device="another")
+    precise = runs_of(run, sweep, {"LTE": [0.7] * 3}, compute={"precision": "bf16"})
+    page = ablations_page(cards + elsewhere + precise)
+    rows = [row for row in sections(page)["Table 3", "digits"] if row["row"] == "Z"]
+    assert [(row["device"], row["ours: difference"], row["verdict"]) for row in rows] == [
+        ("a device", "-10.00 ± 0.00 (n = 3)", "reproduced"),
+        ("another", "", "not run"),
+    ]
+    assert row_of(page, "Table 3", "digits", "LTE")["ours: difference"] == ""
+
+
+def test_an_arm_with_a_kept_generator_is_compared_with_k_to_1_under_one(run):
+    sweep, kept = SWEEPS["table3", "digits"], ", G kept"
+    arms = {"NAYER(Kto1)": [0.98] * 3, f"NAYER(Kto1){kept}": [0.96] * 3, f"NAYER(woRI){kept}": [0.91] * 3}
+    page = ablations_page(runs_of(run, sweep, arms))
+    row = row_of(page, "Table 3", "digits", f"NAYER(woRI){kept}")
+    assert (row["against"], row["ours: difference"]) == (f"NAYER(Kto1){kept}", "-5.00 ± 0.00 (n = 3)")
+    assert row["verdict"] == "loss" and row["paper: accuracy"] == "–"
+    assert row_of(page, "Table 3", "digits", f"NAYER(Kto1){kept}")["against"] == "NAYER(Kto1)"
+
+
+def test_table_3_has_convergence_and_diversity(run):
+    def metrics(mean, success, within):
+        reached = {"success": success, "mean": mean, "restricted": 30.0}
+        never = {"success": 0.0, "mean": None, "restricted": 31.0}
+        diversity = {"within": within, "across": 0.25}
+        return {"convergence": {"0.1": never, "0.5": never, "1.0": reached}, "diversity": diversity}
+
+    configs = SWEEPS["table3", "digits"].arms["LTE"]
+    seen = [metrics(10.0, 0.5, 0.1), metrics(20.0, 1.0, 0.2), metrics(None, 0.0, 0.3)]
+    row = row_of(
+        ablations_page([run(c, 0.9, metrics=m) for c, m in zip(configs, seen, strict=True)]), "Table 3", "digits", "LTE"
+    )
+    assert (row["paper: steps to CE < 0.1"], row["ours: steps to CE < 0.1"]) == ("8.72", "–")
+    assert row["to CE < 1"] == "15.0 (50%)"
+    assert (row["paper: diversity"], row["ours: within / across rounds"]) == ("0.016", "0.200 / 0.250")
+    one = [
+        run(c, 0.9, metrics=m | {"diversity": {"within": None, "across": None}})
+        for c, m in zip(configs, seen, strict=True)
+    ]
+    old = [run(c, 0.9) for c in configs]  # cards from before there were metrics
+    for cards in (one, old):
+        assert row_of(ablations_page(cards), "Table 3", "digits", "LTE")["ours: within / across rounds"] == "– / –"
+    assert row_of(ablations_page(old), "Table 3", "digits", "LTE")["to CE < 1"] == "–"
+
+
+def test_table_10_tells_our_memory_and_its_share(run):
+    sweep = SWEEPS["table10", "digits"]
+    page = ablations_page(runs_of(run, sweep, {"NAYER, 40k": [0.9], "NAYER, Full": [0.9]}))
+    config = config_of(sweep, "NAYER, 40k")
+    made = config.total_rounds * config.generator_batch
+    told = [row_of(page, "Table 10", "digits", f"NAYER, {x}")["ours: images in the memory"] for x in ("40k", "Full")]
+    assert told == [f"{config.memory_size} (12.5%)", f"all {made}"]
+
+
+def test_a_run_stands_in_every_table_that_it_answers_and_in_no_other_problem(run):
+    config = make_config("digits", **{"epochs": 8, "warmup_rounds": 2, "generator_steps": 30, "student_steps": 40})
+    shown = {
+        (title, dataset, row["row"])
+        for (title, dataset), rows in sections(ablations_page([run(config, 0.9)])).items()
+        for row in rows
+        if row["ours: last epoch"] != "not run"
+    }
+    same = {
+        (title_of(stem), dataset, arm)
+        for (stem, dataset), sweep in SWEEPS.items()
+        for arm, configs in sweep.arms.items()
+        if config in configs
+    }
+    assert shown == same and ("The terms of Eq. 5", "digits", "all terms") in shown
+
+
+def test_every_table_tells_where_its_numbers_come_from():
+    page = ablations_page(kept_cards())
+    for sweep in SWEEPS.values():
+        [foot] = [line for line in page.splitlines() if f"Sweep: [data/sweeps/{sweep.name}.json]" in line]
+        named = re.findall(r"\(\.\./data/runs/(\S+)\)", foot)
+        held = "".join((files.data_dir() / "runs" / name).read_text(encoding="utf-8") for name in named)
+        used = [card["id"] for cards in arm_cards(sweep, kept_cards()).values() for card in cards]
+        assert all(f'"id": "{name}"' in held for name in used)
+        assert bool(named) == bool(used) == ("none yet" not in foot)
+
+
+def test_a_tables_own_file_of_cards_is_named_before_others_that_hold_them(clone, run):
+    sweep = SWEEPS["table5", "digits"]
+    cards = runs_of(run, sweep, {"P1": [0.9], "P2": [0.9], "P3": [0.9]})
+    for name, held in (("another", cards[:2]), (sweep.name, cards[1:2]), ("a third", cards[2:])):
+        lines = "".join(json.dumps(card) + "\n" for card in held)
+        (clone / "data" / "runs" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    [foot] = [line for line in ablations_page(cards).splitlines() if f"data/sweeps/{sweep.name}.json" in line]
+    assert re.findall(r"\[data/runs/(.+?)\]", foot) == [f"{sweep.name}.jsonl", "a third.jsonl", "another.jsonl"]
+
+
+def test_the_summary_counts_the_verdicts_without_the_references(run):
+    arms = {"NAYER(Kto1)": [0.98] * 3, "Z": [0.95] * 3, "LTE": [0.90] * 3, "sum(1)": [0.98] * 3}
+    arms |= {"NAYER(1to1)": [0.98] * 3, "OH": [0.9, 0.98, 0.98], "cat": [0.9], "one layer, redrawn": [0.9] * 3}
+    page = ablations_page(runs_of(run, SWEEPS["table3", "digits"], arms))
+    [line] = [line for line in page.splitlines() if line.startswith("| Table 3 | digits |")]
+    assert line == (
+        "| Table 3 | digits | 2 reproduced, 1 partly, 1 not, 1 open, 1 n < 3: no verdict, 3 not run "
+        "| 1 loss, 3 not run |"
+    )
+    assert "| Table 10 | cifar10 | 15 not run |  |" in page and "| D1 to D13 | digits |  | 15 not run |" in page
+
+
+def test_all_lines_of_a_table_have_equal_columns(run):
+    for block in ablations_page(kept_cards()).split("\n\n"):
+        if block.startswith("|"):
+            assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+# --- docs/divergences.md
+
+DOCUMENT = "# Title\n\n| id | what | effect measured |\n|---|---|---|\n{}\n\nWords | and words.\n"
+ROWS = [f"| {name} | what {name} is | not measured |" for name in DIVERGENCES]
+
+
+def test_only_the_last_cells_of_the_document_are_filled(run):
+    sweep = SWEEPS["divergences", "digits"]
+    arms = {"released": [0.98] * 3, "D8": [0.93, 0.92, 0.94], "D13": [0.98, 0.99], "paper": [0.5] * 3}
+    text = DOCUMENT.format("\n".join(ROWS))
+    filled = with_effects(text, runs_of(run, sweep, arms))
+    where = "digits, quick, E = {}".format(config_of(sweep, "D8").epochs)
+    expected = [
+        row.replace("not measured", {"D8": f"{where}: -5.00 ± 1.00 (n = 3), loss"}.get(name, "not measured"))
+        if name != "D13"
+        else row.replace("not measured", f"{where}: +0.50 ± 0.71 (n = 2), n < 3: no verdict")
+        for name, row in zip(DIVERGENCES, ROWS, strict=True)
+    ]
+    assert filled == DOCUMENT.format("\n".join(expected))
+    assert with_effects(filled, []) == text  # what has no cards is not measured
+
+
+def test_every_problem_has_its_part_of_a_cell(run):
+    cards = [
+        card
+        for dataset in ("digits", "cifar10")
+        for card in runs_of(run, SWEEPS["divergences", dataset], {"released": [0.9] * 3, "D1": [0.8] * 3})
+    ]
+    [line] = [x for x in with_effects(DOCUMENT.format("\n".join(ROWS)), cards).splitlines() if x.startswith("| D1 |")]
+    first, second = line.split(" | ")[-1].split("; ")
+    assert first.startswith("cifar10, lab, E = ") and second.startswith("digits, quick, E = ")
+    assert "-10.00 ± 0.00 (n = 3), loss" in first and "-10.00 ± 0.00 (n = 3), loss" in second
+
+
+@pytest.mark.parametrize("rows", [[], ROWS[:-1], [*ROWS, ROWS[3]]], ids=len)
+def test_a_document_without_each_row_once_is_told(rows):
+    with pytest.raises(UserError, match=r"docs/divergences.md must hold one row of D\d+, not [02]"):
+        with_effects(DOCUMENT.format("\n".join(rows)), [])
