@@ -9,15 +9,19 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .. import files
 from ..config import DIVERGENCES, Config
-from ..errors import UserError
+from ..errors import UserError, unknown
 from ..sweep import Sweep, read_sweep
 from . import paper
 from .comparison import mark
 from .runs import kept_files
 from .tables import Cell, accuracy, cells, clocks, interval, number, seedless
+
+if TYPE_CHECKING:
+    import pandas
 
 SMALL = 1.0  # points: accuracies that differ by less are taken for equal
 
@@ -149,6 +153,47 @@ def _differences(cell: Cell, other: Cell) -> list[float]:
     """Accuracy of the one minus that of the other for each seed that both have."""
     ours, theirs = (dict(zip((card["config"]["seed"] for card in c.cards), c.last, strict=True)) for c in (cell, other))
     return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def lines_of(stem: str, dataset: str, cards: list[dict]) -> list[Line]:
+    """The lines of one table on one problem.
+
+    Raises:
+        UserError: no such table, or no sweep file of it on this data set; the nearest is named.
+    """
+    tables = {ablation.stem: ablation for ablation in ABLATIONS}
+    if stem not in tables:
+        raise unknown("ablation", stem, tables)
+    sweeps = tables[stem].sweeps()
+    if dataset not in sweeps:
+        raise unknown(f"problem of {stem}", dataset, sweeps)
+    return tables[stem].lines(dataset, sweeps[dataset], _by_config(cards))
+
+
+def frame(stem: str, dataset: str, cards: list[dict]) -> "pandas.DataFrame":
+    """`lines_of` as a table of numbers, for notebooks: a row a line; percent and points, nan where there is none.
+
+    Columns: what the paper prints and its difference; our accuracy with its sd and n; our difference with its sd; the
+    verdict.
+    """
+    import pandas as pd
+
+    def numbers(line: Line) -> dict:
+        cell, apart = line.cell, line.differences
+        return {
+            "paper": line.row and line.row.accuracy,
+            "paper diff": line.printed,
+            "ours": cell and cell.mean,
+            "sd": cell and cell.spread,
+            "n": len(cell.last) if cell else 0,
+            "diff": statistics.mean(apart) if apart else None,
+            "sd diff": statistics.stdev(apart) if len(apart) > 1 else None,
+            "verdict": line.verdict,
+        }
+
+    lines = lines_of(stem, dataset, cards)
+    table = pd.DataFrame([numbers(line) for line in lines], index=[line.name for line in lines])
+    return table.astype({name: float for name in ("paper", "paper diff", "ours", "sd", "diff", "sd diff")})
 
 
 def _by_config(cards: list[dict]) -> dict[Config, list[Cell]]:
@@ -303,6 +348,28 @@ same g. Runs of different g have different budgets; that is what the table is ab
         lambda name: "all terms",
     ),
     Ablation(
+        "redraw",
+        "Redrawing, with and without an opponent",
+        """\
+Ours. Where does redrawing the noisy layer show? G is never rebuilt here, so that nothing else is redrawn. "One layer":
+one head for the whole batch, which then varies across rounds alone. On color_digits a batch holds each of the 50
+classes once: NAYER's K-to-1 is one layer. "No L_KL": the generator does not play against the student.""",
+        lambda name: name.replace("redrawn", "kept") if "redrawn" in name else "one layer, kept",
+        columns={"within / across rounds": _ours(_diversity)},
+    ),
+    Ablation(
+        "figure5",
+        "Figure 5: generation strategies",
+        """\
+The paper draws cross-entropy, inception score and diversity at each generator step; notebook 05 does, from these runs.
+Ours: the score is a judge's on 1,000 images, from 1 to K; the diversity as under Table 3.""",
+        lambda name: "NAYER",
+        columns={
+            "score": _ours(lambda cell: _mean((m["mean"] for m in _measured(cell, "classifier_score")), ".2f")),
+            "within / across rounds": _ours(_diversity),
+        },
+    ),
+    Ablation(
         "divergences",
         "D1 to D13: the paper's text against the released code",
         """\
@@ -385,11 +452,10 @@ def with_effects(text: str, cards: list[dict]) -> str:
     Raises:
         UserError: the text does not have each of D1-D13 once.
     """
-    found = _by_config(cards)
     [ablation] = (ablation for ablation in ABLATIONS if ablation.stem == "divergences")
     told: dict[str, list[str]] = {name: [] for name in DIVERGENCES}
-    for dataset, sweep in ablation.sweeps().items():
-        for line in ablation.lines(dataset, sweep, found):
+    for dataset in ablation.sweeps():
+        for line in lines_of("divergences", dataset, cards):
             if line.name in told and line.differences:
                 config = line.cell.config
                 problem = f"{dataset}, {config.profile}, E = {config.epochs}"

@@ -144,11 +144,59 @@ def arms(ax: "Axes", names: Sequence[str], means: Sequence[float], spreads: Sequ
     return ax
 
 
-def ce_by_step(ax: "Axes", curves: dict[str, Sequence[float]]) -> "Axes":
-    """Mean L_CE before each generator step, a line an arm, on a logarithmic scale; dashes tell lines apart too."""
+CROSS_ENTROPY = "cross-entropy (nats)"
+
+
+def by_step(ax: "Axes", curves: dict[str, Sequence[float]], label: str = CROSS_ENTROPY) -> "Axes":
+    """A metric at each generator step, a line an arm; dashes tell lines apart too (Fig. 5). L_CE's axis is logarithmic.
+
+    Args:
+        label: what is measured.
+    """
     for (name, values), dashes in zip(curves.items(), ("-", "--", "-.", ":") * 3, strict=False):
         ax.plot(range(1, len(values) + 1), values, dashes, label=name)
-    ax.set(xlabel="generator step g of the round", ylabel="cross-entropy (nats)", yscale="log")
+    ax.set(xlabel="generator step g of the round", ylabel=label, yscale="log" if label == CROSS_ENTROPY else "linear")
+    ax.legend(fontsize=8)
+    return ax
+
+
+def effects(
+    ax: "Axes",
+    names: Sequence[str],
+    printed: Sequence[float | None],
+    ours: Sequence[float | None],
+    spreads: Sequence[float | None],
+) -> "Axes":
+    """Differences of accuracy in points, a row an arm: the paper's hollow, ours filled with its standard deviation.
+
+    None or nan leaves a place empty.
+    """
+    places = range(len(names))
+    none = float("nan")
+    as_numbers = [[none if value is None else float(value) for value in some] for some in (printed, ours, spreads)]
+    ax.axvline(0, color="grey", linewidth=1)
+    ax.plot(as_numbers[0], places, "s", fillstyle="none", markersize=8, label="paper")
+    ax.errorbar(as_numbers[1], places, xerr=as_numbers[2], fmt="o", capsize=3, label="ours")
+    ax.set_yticks(places, names)
+    ax.invert_yaxis()
+    ax.set(xlabel="difference (points)")
+    ax.legend(fontsize=8)
+    return ax
+
+
+def accuracy_against(ax: "Axes", label: str, curves: dict[str, dict[float, tuple[float, float]]]) -> "Axes":
+    """Accuracy in percent with its standard deviation against a setting of many sizes, a line each.
+
+    Args:
+        label: the setting's name.
+        curves: name -> {setting: (mean, standard deviation; nan for none)}.
+    """
+    for (name, points), marker in zip(curves.items(), "os^DvP*X" * len(curves), strict=False):
+        means, spreads = zip(*points.values(), strict=True)
+        ax.errorbar(list(points), means, spreads, fmt=f"{marker}-", capsize=3, markersize=5, label=name)
+    ax.set(xlabel=label, ylabel="accuracy, last epoch (%)", xscale="log")
+    ax.set_xticks(ticks := sorted({x for points in curves.values() for x in points}), [f"{x:g}" for x in ticks])
+    ax.minorticks_off()
     ax.legend(fontsize=8)
     return ax
 

@@ -14,7 +14,16 @@ from nayer_lib.config import DIVERGENCES, Config, differences, make_config
 from nayer_lib.errors import UserError
 from nayer_lib.generator.latents import COLUMNS
 from nayer_lib.results import paper
-from nayer_lib.results.ablations import ABLATIONS, PROBLEMS, ablations_page, effect, verdict, with_effects
+from nayer_lib.results.ablations import (
+    ABLATIONS,
+    PROBLEMS,
+    ablations_page,
+    effect,
+    frame,
+    lines_of,
+    verdict,
+    with_effects,
+)
 from nayer_lib.results.runs import kept_cards
 from nayer_lib.sweep import Sweep, arm_cards, budget
 from nayer_lib.text.lte_pool import pool_path
@@ -112,7 +121,7 @@ def test_every_problem_that_the_paper_prints_has_a_sweep():
 def test_every_sweep_file_of_a_table_is_on_the_page():
     stems = {path.stem for path in (files.data_dir() / "sweeps").glob("*.json")}
     shown = {f"{stem}_{dataset}" for stem, dataset in SWEEPS}
-    assert {stem for stem in stems if re.match(r"table|divergences|eq5", stem)} == shown
+    assert {stem for stem in stems if re.match(r"table|divergences|eq5|redraw|figure5", stem)} == shown
 
 
 @pytest.mark.parametrize(("stem", "dataset"), [key for key in SWEEPS if key[0] in CONTROLS], ids=str)
@@ -131,7 +140,7 @@ def test_a_sweep_runs_the_problem_of_its_name_in_the_papers_pair(stem, dataset):
     pair = "wrn40_2 wrn16_1" if (stem, dataset) == ("table10", "cifar10") else pair
     for configs in SWEEPS[stem, dataset].arms.values():
         for config in configs:
-            assert config.dataset == dataset and config.method in ("nayer", "fm")
+            assert config.dataset == dataset and config.method in ("nayer", "fm", "cmi", "deepinv")
             assert config.profile == ("quick" if pair is None else "lab")
             assert pair in (None, f"{config.teacher} {config.student}")
 
@@ -473,3 +482,31 @@ def test_every_problem_has_its_part_of_a_cell(run):
 def test_a_document_without_each_row_once_is_told(rows):
     with pytest.raises(UserError, match=r"docs/divergences.md must hold one row of D\d+, not [02]"):
         with_effects(DOCUMENT.format("\n".join(rows)), [])
+
+
+# --- for notebooks
+
+
+def test_a_frame_has_the_numbers_of_the_lines():
+    cards = kept_cards()
+    lines, table = lines_of("table3", "digits", cards), frame("table3", "digits", cards)
+    assert list(table.index) == [line.name for line in lines]
+    assert (table["verdict"] == [line.verdict for line in lines]).all()
+    lte = next(line for line in lines if line.name == "LTE")
+    row = table.loc["LTE"]
+    assert row["paper"] == lte.row.accuracy and row["paper diff"] == pytest.approx(13.52 - 93.48)
+    assert row["ours"] == pytest.approx(statistics.mean(lte.cell.last)) and row["n"] == len(lte.cell.last)
+    assert row["diff"] == pytest.approx(statistics.mean(lte.differences))
+    assert row["sd diff"] == pytest.approx(statistics.stdev(lte.differences))
+
+
+def test_a_frame_without_cards_has_the_papers_numbers_alone():
+    table = frame("table11", "digits", [])
+    assert table["paper"].notna().all() and table["ours"].isna().all() and (table["n"] == 0).all()
+    assert set(table["verdict"]) <= {"not run"}
+
+
+@pytest.mark.parametrize(("stem", "dataset"), [("table33", "digits"), ("table3", "digit")])
+def test_an_unknown_table_or_problem_names_the_nearest(stem, dataset):
+    with pytest.raises(UserError, match="Did you mean '(table3|digits)'"):
+        lines_of(stem, dataset, [])

@@ -1,15 +1,21 @@
 """Every figure takes the Axes it is given and returns it, shows what it was given, and needs no display."""
 
+import math
+
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from nayer_lib.methods.base import SynthesisReport
 from nayer_lib.results.figures import (
+    CROSS_ENTROPY,
+    accuracy_against,
     accuracy_against_hours,
+    by_step,
     captioned,
     ce_per_step,
     disagreements,
+    effects,
     heat_map,
     histograms,
     image_grid,
@@ -256,3 +262,26 @@ def test_shares_are_percentages_of_all_squared_length(ax):
     shares(ax, torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
     heights = [segment[1][1] for segment in ax.collections[0].get_segments()]
     assert heights == pytest.approx([36.0, 64.0])
+
+
+@pytest.mark.parametrize(("label", "scale"), [(CROSS_ENTROPY, "log"), ("judge's score", "linear")])
+def test_metrics_by_step_start_at_step_1_and_no_two_lines_look_alike(ax, label, scale):
+    by_step(ax, {f"arm {k}": [3.0, 2.0, k + 1.0] for k in range(4)}, label)
+    assert [list(line.get_xdata()) for line in ax.lines] == 4 * [[1, 2, 3]]
+    assert len({line.get_linestyle() for line in ax.lines}) == 4
+    assert ax.get_yscale() == scale and ax.get_ylabel() == label
+
+
+def test_effects_leave_a_place_empty_where_there_is_no_number(ax):
+    effects(ax, ["a", "b"], [1.0, None], [None, -2.0], [None, 0.5])
+    printed = next(line for line in ax.lines if line.get_label() == "paper")
+    assert printed.get_fillstyle() == "none"
+    assert list(printed.get_xdata())[0] == 1.0 and math.isnan(list(printed.get_xdata())[1])
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted()
+
+
+def test_accuracy_against_a_setting_has_a_tick_at_every_size(ax):
+    curves = {"NAYER": {2: (50.0, 1.0), 30: (97.0, float("nan"))}, "FM": {2: (40.0, 2.0), 5: (60.0, 1.0)}}
+    accuracy_against(ax, "g", curves)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["2", "5", "30"] and ax.get_xscale() == "log"
+    assert len(ax.containers) == 2 and len({c.lines[0].get_marker() for c in ax.containers}) == 2
