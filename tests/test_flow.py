@@ -18,7 +18,8 @@ generator.noisy_layer generator.latents generator.networks
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
 compute ranks classifiers.training
 image_files datasets augment losses memory evaluate geometry metrics config.fields config.methods config
-methods.base methods.rounds methods.nayer methods.with_data methods
+methods.base methods.rounds methods.nayer methods.fm
+methods.with_data methods
 checkpoint distill budget
 results.paper results.embeddings results.figures results.runs results.record results.tables results.comparison
 sweep results.ablations notebook demo cli.common cli.lte cli.teacher cli __main__

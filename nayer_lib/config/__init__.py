@@ -71,6 +71,7 @@ VARIANTS = {"released": {}, "paper": {field: value for row in DIVERGENCES.values
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {
         "noise_dim": 256,
+        "nayer_noise_dim": 256,
         "generator_width": 32,
         "generator_batch": 100,
         "generator_steps": 20,
@@ -143,7 +144,8 @@ def make_config(
     schedule = PUBLISHED[method] if protocol == "published" else {}
     rows = {**PRESETS[preset], **VARIANTS[variant], **schedule}
     config = kind(**{**rows, "method": method, "protocol": protocol, "variant": variant, "profile": profile})
-    shrunk = {k: min(v, getattr(config, k)) for k, v in PROFILES[profile].items() if getattr(config, k) is not None}
+    given = {name: getattr(config, name, None) for name in PROFILES[profile]}  # a method may lack one of them
+    shrunk = {name: min(PROFILES[profile][name], value) for name, value in given.items() if value is not None}
     config = check(dataclasses.replace(config, **{**shrunk, **overrides}))
     if protocol == "equal" and isinstance(config, LiveConfig) and "repeats" not in overrides:
         return check(in_turns(config))

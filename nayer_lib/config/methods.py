@@ -28,7 +28,8 @@ class FMConfig(InversionConfig):
     """FM (Fang et al. 2022), its numbers for WRN pairs at g = 10."""
 
     noise_dim: int = 256  # of z
-    nayer_generator: bool = False  # z enters G through a further Linear to r = 1000 numbers, as in NAYER (Table 11)
+    nayer_generator: bool = False  # z enters G through a further Linear, as the text's vectors do in NAYER (Table 11)
+    nayer_noise_dim: int = 1000  # r of that Linear
     generator_lr: float = 2e-3  # of the round's copy; the meta step's is g times that
     latent_lr: float = 0.01
     alpha_cls: float = 0.4

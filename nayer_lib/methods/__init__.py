@@ -1,5 +1,6 @@
 """Every method behind one seam (`base.Method`): a new paper is one file and one line here."""
 
+from .fm import FM
 from .nayer import Nayer
 
-METHODS = {"nayer": Nayer}
+METHODS = {"nayer": Nayer, "fm": FM}

@@ -218,12 +218,13 @@ class Rounds(Method):
 
 
 class Inversion(Rounds):
-    """A round optimises one batch of images for pseudo-labels and keeps it.
+    """A round optimises one batch of images for pseudo-labels and keeps it. Its terms are Eq. 5's.
 
     Attributes:
         balanced: pseudo-labels are all classes in order until the batch is full; else each is drawn at random.
     """
 
+    terms = {"L_CE": "alpha_cls", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
     balanced: ClassVar[bool] = True
 
     def begin_round(self) -> list[torch.optim.Optimizer]:
@@ -259,6 +260,16 @@ class Inversion(Rounds):
         self.end_round(kept, labels)
         self.memory.add(kept, labels, self.round - 1)  # line 11
         return report
+
+    def values(self, seen: Seen) -> list[Tensor]:
+        """The three terms of Eq. 5, the adversarial one with its minus."""
+        zero = seen.t.new_zeros(())
+        mask = self.config.adversarial_mask
+        return [
+            losses.classification(seen.t, seen.labels),
+            self.bn_loss() if self.bn_loss else zero,
+            zero if seen.s is None else losses.adversarial(seen.t, seen.s, mask),
+        ]
 
     def labels_of(self, entering: Tensor, t: Tensor) -> Tensor:
         """The pseudo-labels, which are what enters."""

@@ -1,0 +1,103 @@
+"""FM, a generator learned to be adapted (Fang et al. 2022, "Up to 100x Faster Data-free Knowledge Distillation").
+
+A round starts from a meta-generator G, which outlives it, and optimises a copy G' of it beside fresh z, from random
+labels y:
+
+    G' <- G,  z ~ N(0, I)
+    g times:  (G', z) <- Adam of  alpha_bn L_BN + alpha_cls L_CE(y) - alpha_adv L_KL       at lr_G' and lr_z
+    G <- Adam of  sum over the g steps of dL/dG'  at lr_G = g lr_G'                         (first-order MAML)
+
+The terms are NAYER's Eq. 5, which took them from here: L_BN with its momentum, L_KL where both networks agree.
+In an epoch after 60 % of distillation the first Linear and the first BatchNorm of G start over.
+
+The authors' code: the reset draws both layers' weights from N(0, 0.02) (here: as PyTorch initialises them) and comes in
+one of its versions to all layers; L_KL begins an epoch earlier; z of ImageNet is a map that is meta-learned too (here:
+z as elsewhere). Its rates go with g, (2, 5e-3, 0.015), (5, 3e-3, 0.01), (10, 2e-3, 0.01) for (g, lr_G', lr_z), and its
+weights with the teacher: alpha_adv 1.33 and alpha_cls 0.5 for ResNet-34, 1.0 and 0.5 for VGG-11. Rates for g > 10 are
+nobody's, and how NAYER's Table 11 put a further Linear into FM is not told: both are guesses.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..generator.latents import LearnedNoise
+from .rounds import Inversion
+
+
+class FM(Inversion):
+    """Fast meta-learned inversion.
+
+    Attributes:
+        generator: z, then G': labels (B,) -> images (B, C, H, W) in [0, 1]. The same modules in every round.
+        meta: G.
+    """
+
+    name = "FM"
+    citation = "Fang et al. 2022"
+    balanced = False
+
+    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
+        self.generator = self._new_generator()
+        self.meta = copy.deepcopy(self.generator[1:])
+        self.meta_optimizer = self.adam(self.meta.parameters(), config.generator_lr * config.generator_steps)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start G's first layers over, once, after the fraction `reset_after` of the distillation epochs."""
+        super().begin_epoch(epoch)
+        config = self.config
+        if epoch == config.warmup_epochs + round(config.reset_after * config.distillation_epochs):
+            fresh = self._new_generator()[1:]
+            for kind in (nn.Linear, _BatchNorm):
+                mine, new = (next(m for m in net.modules() if isinstance(m, kind)) for net in (self.meta, fresh))
+                mine.load_state_dict(new.state_dict())
+
+    def begin_round(self) -> list[torch.optim.Optimizer]:
+        """G' <- G and new z, both in place: what was compiled sees them."""
+        noise, adapted = self.generator[0], self.generator[1:]
+        noise.redraw(self.rng)
+        adapted.load_state_dict(self.meta.state_dict())
+        for parameter in self.meta.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        groups = [{"params": adapted.parameters()}, {"params": noise.parameters(), "lr": self.config.latent_lr}]
+        self._adam = self.adam(groups, self.config.generator_lr)
+        return [self._adam]
+
+    def after_backward(self) -> None:
+        """Add G''s gradient to G's, but for a step that overflows in 16 bits: the scaler leaves it out as well."""
+        self.scaler.unscale_(self._adam)
+        sound = torch.stack([p.grad.isfinite().all() for p in self.generator.parameters()]).all()
+        for meta, adapted in zip(self.meta.parameters(), self.generator[1:].parameters(), strict=True):
+            meta.grad += torch.where(sound, adapted.grad, 0)
+
+    def end_round(self, kept: Tensor, labels: Tensor) -> None:
+        """The meta step."""
+        self.meta_optimizer.step()
+
+    def _new_generator(self) -> nn.Sequential:
+        config = self.config
+
+        def make() -> nn.Sequential:
+            noise = LearnedNoise(config.noise_dim, config.generator_batch, first=self.block[1])
+            if not config.nayer_generator:
+                return nn.Sequential(noise, self.network(config.noise_dim))
+            widened = nn.Linear(config.noise_dim, config.nayer_noise_dim)
+            return nn.Sequential(noise, widened, self.network(config.nayer_noise_dim))
+
+        return self.build(make)
+
+    def state_dict(self) -> dict:
+        """G and its optimiser on top of `Rounds.state_dict`."""
+        return super().state_dict() | {
+            "meta": self.meta.state_dict(),
+            "meta_optimizer": self.meta_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self.meta.load_state_dict(state["meta"])
+        self.meta_optimizer.load_state_dict(state["meta_optimizer"])
