@@ -63,6 +63,18 @@ def adversarial_js(t: Tensor, s: Tensor) -> Tensor:
     return 1 - jensen_shannon(t, s)
 
 
+def total_variation(x: Tensor) -> Tensor:
+    """How rough images are: the L2 norms of the differences of neighbours, down, right and along both diagonals, added.
+
+    x is (B, C, H, W) of normalised pixels, and a norm is one over the whole batch (Yin et al. 2020).
+    """
+    down = x[..., 1:, :] - x[..., :-1, :]
+    right = x[..., 1:] - x[..., :-1]
+    falling = x[..., 1:, 1:] - x[..., :-1, :-1]
+    rising = x[..., :-1, 1:] - x[..., 1:, :-1]
+    return sum(torch.linalg.vector_norm(differences) for differences in (down, right, falling, rising))
+
+
 def distillation(t: Tensor, s: Tensor, temperature: float) -> Tensor:
     """L_S of Eq. 6: the mean KL at temperature T, times T^2 so that its gradient keeps its size."""
     return kl_per_image(t, s, temperature).mean() * temperature**2

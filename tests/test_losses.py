@@ -22,6 +22,7 @@ from nayer_lib.losses import (
     distillation,
     jensen_shannon,
     kl_per_image,
+    total_variation,
 )
 
 few = settings(max_examples=25, deadline=None)
@@ -179,6 +180,24 @@ def test_the_js_term_moves_teacher_and_student_apart():
     step = [-0.1 * gradient for gradient in gradients(adversarial_js(t, s), t, s)]
     assert all(each.abs().sum(1).min() > 0 for each in step)
     assert jensen_shannon(t + step[0], s + step[1]) > jensen_shannon(t, s)
+
+
+# --- L_TV
+
+
+def test_total_variation_by_hand():
+    """Two images of two by two; each of the four norms is over both."""
+    x = torch.tensor([[[[1.0, 3.0], [6.0, 10.0]]], [[[0.0, 0.0], [0.0, 1.0]]]], requires_grad=True)
+    down = math.sqrt(5**2 + 7**2 + 0**2 + 1**2)
+    right = math.sqrt(2**2 + 4**2 + 0**2 + 1**2)
+    falling, rising = math.sqrt(9**2 + 1**2), math.sqrt(3**2 + 0**2)
+    assert total_variation(x).item() == pytest.approx(down + right + falling + rising)
+    assert gradients(total_variation(x), x)[0].any()
+
+
+def test_a_grey_image_has_no_variation_and_a_finite_gradient():
+    x = torch.full((2, 3, 4, 4), 0.3, requires_grad=True)
+    assert total_variation(x) == 0 and not gradients(total_variation(x), x)[0].any()
 
 
 # --- L_S, Eq. 6
