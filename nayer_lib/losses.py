@@ -3,7 +3,8 @@
     L_Z = alpha_cls * L_CE - alpha_adv * L_KL + alpha_bn * L_BN        (Eq. 5, minimised over G and Z)
     L_S = L_KL                                                         (Eq. 6, minimised over S)
 
-t and s are the logits (B, K) of teacher and student on the same images, y the pseudo-labels (B,).
+and the terms that other methods have in their place. t and s are the logits (B, K) of teacher and student on the same
+images, y the pseudo-labels (B,).
 """
 
 from collections.abc import Iterator
@@ -39,6 +40,39 @@ def adversarial(t: Tensor, s: Tensor, mask: bool) -> Tensor:
     if mask:
         divergence = divergence * (t.argmax(1) == s.argmax(1))
     return -divergence.mean()
+
+
+def jensen_shannon(t: Tensor, s: Tensor, temperature: float = 3.0) -> Tensor:
+    """The mean over images of JS(p, q) = (KL(p || m) + KL(q || m)) / 2, m = (p + q) / 2, in nats: from 0 to ln 2.
+
+    p and q are the softmax of t / T and s / T, each probability clamped to [0.01, 0.99], beyond which nothing is gained
+    by pulling further: the clamp stops its gradient (Yin et al. 2020). Public code, theirs first, passes `kl_div` its
+    arguments the other way round and so has KL(m || p) and KL(m || q): equal to second order near p = q, larger far
+    from it. This is the formula of their text.
+    """
+    p, q = (F.softmax(x / temperature, 1).clamp(0.01, 0.99) for x in (t, s))
+    m = (p + q) / 2
+    return (p * (p / m).log() + q * (q / m).log()).sum(1).mean() / 2
+
+
+def adversarial_js(t: Tensor, s: Tensor) -> Tensor:
+    """1 - JS at temperature 3, the adversarial term of Yin et al. 2020: 1 where student and teacher agree.
+
+    Code clamps JS to [0, 1] here, which JS never leaves.
+    """
+    return 1 - jensen_shannon(t, s)
+
+
+def total_variation(x: Tensor) -> Tensor:
+    """How rough images are: the L2 norms of the differences of neighbours, down, right and along both diagonals, added.
+
+    x is (B, C, H, W) of normalised pixels, and a norm is one over the whole batch (Yin et al. 2020).
+    """
+    down = x[..., 1:, :] - x[..., :-1, :]
+    right = x[..., 1:] - x[..., :-1]
+    falling = x[..., 1:, 1:] - x[..., :-1, :-1]
+    rising = x[..., :-1, 1:] - x[..., 1:, :-1]
+    return sum(torch.linalg.vector_norm(differences) for differences in (down, right, falling, rising))
 
 
 def distillation(t: Tensor, s: Tensor, temperature: float) -> Tensor:

@@ -44,6 +44,20 @@ def adversarial(t, s, mask):
     return total / len(t)
 
 
+def jensen_shannon(t, s, temperature):
+    """mean_b [ sum_k (p_k log(p_k / m_k) + q_k log(q_k / m_k)) / 2 ], m = (p + q) / 2.
+
+    p and q are the softmax of t / T and s / T, each of their numbers between 0.01 and 0.99.
+    """
+    total = 0.0
+    for t_row, s_row in zip(t, s, strict=True):
+        p, q = (log_softmax(row / temperature).exp().clamp(0.01, 0.99) for row in (t_row, s_row))
+        for p_k, q_k in zip(p, q, strict=True):
+            m_k = 0.5 * (p_k + q_k)
+            total = total + 0.5 * p_k * (p_k.log() - m_k.log()) + 0.5 * q_k * (q_k.log() - m_k.log())
+    return total / len(t)
+
+
 def channel_statistics(inputs):
     """Mean and biased variance of each channel of (N, C, H, W) over N, H and W, written as sums."""
     rows = inputs.permute(1, 0, 2, 3).reshape(inputs.shape[1], -1)  # (C, N * H * W)

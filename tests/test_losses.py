@@ -14,7 +14,16 @@ from nayer_lib.classifiers.teacher import Classifier, make_classifier
 from nayer_lib.errors import UserError
 from nayer_lib.generator.latents import build_latent
 from nayer_lib.generator.networks import Generator
-from nayer_lib.losses import BatchNormLoss, adversarial, classification, distillation, kl_per_image
+from nayer_lib.losses import (
+    BatchNormLoss,
+    adversarial,
+    adversarial_js,
+    classification,
+    distillation,
+    jensen_shannon,
+    kl_per_image,
+    total_variation,
+)
 
 few = settings(max_examples=25, deadline=None)
 
@@ -126,6 +135,69 @@ def test_the_adversarial_gradient_flows_through_teacher_and_student():
     t, s = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
     for gradient in gradients(adversarial(t, s, mask=False), t, s):
         assert gradient.abs().sum(1).min() > 0
+
+
+# --- 1 - JS
+
+
+@given(logits(), st.sampled_from([1.0, 3.0]))
+@few
+def test_jensen_shannon_is_the_mean_over_images_of_clamped_probabilities(drawn, temperature):
+    t, s, _ = drawn
+    plain = reference.jensen_shannon(t, s, temperature)
+    assert_same_with_gradients(jensen_shannon(t, s, temperature), plain, t, s)
+    assert adversarial_js(t, s).item() == pytest.approx(1 - reference.jensen_shannon(t, s, 3).item())
+
+
+def test_jensen_shannon_by_hand():
+    """p = (1/4, 3/4) and q = (1/2, 1/2), so m = (3/8, 5/8); the logits of p are tripled, for T = 3."""
+    kl_p = 0.25 * math.log(2 / 3) + 0.75 * math.log(6 / 5)
+    kl_q = 0.5 * math.log(4 / 3) + 0.5 * math.log(4 / 5)
+    assert jensen_shannon(3 * T, S).item() == pytest.approx((kl_p + kl_q) / 2, rel=1e-5)
+    assert adversarial_js(3 * T, S).item() == pytest.approx(1 - (kl_p + kl_q) / 2)
+    assert jensen_shannon(T, S, 1).item() == pytest.approx((kl_p + kl_q) / 2, rel=1e-5)
+
+
+@given(logits())
+@few
+def test_jensen_shannon_is_symmetric_zero_for_equal_logits_and_at_most_ln_2(drawn):
+    t, s, _ = drawn
+    js = jensen_shannon(t, s)
+    torch.testing.assert_close(js, jensen_shannon(s, t))
+    assert -1e-12 < js <= math.log(2) and abs(jensen_shannon(t, t + 3)) < 1e-12
+
+
+def test_jensen_shannon_has_no_gradient_where_both_are_sure_of_different_classes():
+    """p = (1, 0) and q = (0, 1) count as (0.99, 0.01) and the other way round."""
+    t, s = (torch.tensor([row], requires_grad=True) for row in ([50.0, 0.0], [0.0, 50.0]))
+    js = jensen_shannon(t, s)
+    assert js.item() == pytest.approx(0.99 * math.log(0.99 / 0.5) + 0.01 * math.log(0.01 / 0.5))
+    assert not any(gradient.any() for gradient in gradients(js, t, s))
+
+
+def test_the_js_term_moves_teacher_and_student_apart():
+    t, s = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
+    step = [-0.1 * gradient for gradient in gradients(adversarial_js(t, s), t, s)]
+    assert all(each.abs().sum(1).min() > 0 for each in step)
+    assert jensen_shannon(t + step[0], s + step[1]) > jensen_shannon(t, s)
+
+
+# --- L_TV
+
+
+def test_total_variation_by_hand():
+    """Two images of two by two; each of the four norms is over both."""
+    x = torch.tensor([[[[1.0, 3.0], [6.0, 10.0]]], [[[0.0, 0.0], [0.0, 1.0]]]], requires_grad=True)
+    down = math.sqrt(5**2 + 7**2 + 0**2 + 1**2)
+    right = math.sqrt(2**2 + 4**2 + 0**2 + 1**2)
+    falling, rising = math.sqrt(9**2 + 1**2), math.sqrt(3**2 + 0**2)
+    assert total_variation(x).item() == pytest.approx(down + right + falling + rising)
+    assert gradients(total_variation(x), x)[0].any()
+
+
+def test_a_grey_image_has_no_variation_and_a_finite_gradient():
+    x = torch.full((2, 3, 4, 4), 0.3, requires_grad=True)
+    assert total_variation(x) == 0 and not gradients(total_variation(x), x)[0].any()
 
 
 # --- L_S, Eq. 6

@@ -1,6 +1,11 @@
 """Every method behind one seam (`base.Method`): a new paper is one file and one line here."""
 
+from .deepinv import DeepInversion
 from .fm import FM
 from .nayer import Nayer
 
-METHODS = {"nayer": Nayer, "fm": FM}
+METHODS = {
+    "nayer": Nayer,
+    "deepinv": DeepInversion,
+    "fm": FM,
+}

@@ -32,7 +32,7 @@ class SynthesisReport:
         steps: optimiser steps taken.
         images: images added to the memory, on all ranks; of a method that keeps none, images made.
         ce_per_step: L_CE before each step, nats; of a method without labels, with the class that the teacher sees.
-        bn, adv: L_BN and the adversarial term of the last step, unweighted; 0 where the term is off.
+        bn, adv: L_BN and the adversarial term of the last step, unweighted, both lowered; 0 where the term is off.
         seconds: wall time of the round.
         extra: a method's other terms in the last step, unweighted.
     """

@@ -1,0 +1,107 @@
+"""DeepInversion and Adaptive DeepInversion (Yin et al., "Dreaming to Distill", CVPR 2020): there is no generator, the
+pixels themselves are optimised.
+
+    x ~ N(0, 1) in the space that the teacher's normalisation leads to, labels y balanced; a round lowers over x
+
+    alpha_cls CE(T(x), y) + alpha_tv TV(x) + alpha_l2 ||x||_2 + alpha_bn L_BN(x) + alpha_adv (1 - JS(T(x), S(x)))
+
+The second and third are their R_prior, the fourth R_feature, which NAYER took over as L_BN, and the last R_compete,
+which makes DeepInversion adaptive. T and S see x rolled around its edges and mirrored, as one whole batch, anew in each
+step.
+
+Code. Theirs for CIFAR-10 rolls by up to 2 pixels and never mirrors, starts from alpha_adv = 0, and means to keep the
+best step's pixels but keeps a view of them, so the last step's; their way from images to a student was not published.
+The printed numbers come from a port (Fang et al. 2022), whose weights, rate, roll by up to an eighth of the side and
+mirroring stand here. It differs in that its labels are drawn at random, it cuts x to the range of images after each
+step, lowers 0.001 of minus the L_BN of the student too, and fails where alpha_adv = 0. Here x may leave that range, and
+only the memory cuts it. Both write JS with the arguments of KL exchanged (`losses.jensen_shannon`).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .. import losses
+from ..augment import take
+from .rounds import Inversion, Seen
+
+
+class Pixels(nn.Module):
+    """A batch of images that is optimised itself, in the space that a teacher's normalisation leads to.
+
+    All ranks hold all of it, and each shows its own block; with gradients averaged, they stay equal.
+
+    Args:
+        shape: (B, C, H, W).
+        mean, std: C numbers each, of the normalisation, in [0, 1] units.
+        first: where in the batch this rank's block begins.
+
+    Attributes:
+        x: (B, C, H, W), the normalised images.
+    """
+
+    def __init__(self, shape: Sequence[int], mean: Sequence[float], std: Sequence[float], first: int):
+        super().__init__()
+        self.x = nn.Parameter(torch.zeros(*shape))
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.first = first
+
+    @torch.no_grad()
+    def redraw(self, rng: torch.Generator) -> None:
+        """Start over from N(0, 1)."""
+        self.x.normal_(generator=rng)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """The images that are made for this rank's labels (b,): (b, C, H, W), 0 black and 1 white, but not bounded."""
+        return self.x[self.first : self.first + len(labels)] * self.std + self.mean
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images (b, C, H, W) in the space of x."""
+        return (images - self.mean) / self.std
+
+
+class DeepInversion(Inversion):
+    """Adaptive DeepInversion; with alpha_adv = 0, DeepInversion."""
+
+    name = "DeepInv"
+    citation = "Yin et al. 2020"
+    terms = {"L_CE": "alpha_cls", "L_BN": "alpha_bn", "L_JS": "alpha_adv", "L_TV": "alpha_tv", "L_2": "alpha_l2"}
+
+    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
+        shape = config.generator_batch, self.facts.channels, self.facts.size, self.facts.size
+        self.generator = Pixels(shape, teacher.mean, teacher.std, first=self.block[1]).to(self.device)
+
+    def begin_round(self) -> list[torch.optim.Optimizer]:
+        """New noise, a fresh Adam."""
+        self.generator.redraw(self.rng)
+        return [self.adam(self.generator.parameters(), self.config.generator_lr)]
+
+    def draw_view(self, batch: int) -> Tensor:
+        """(H * W,) where each pixel of the jittered images comes from: one roll and one flip for the whole batch."""
+        size, reach = self.facts.size, self.facts.size // 8
+        places = torch.arange(size, device=self.device)
+        down, right = torch.randint(-reach, reach + 1, (2,), generator=self.rng, device=self.device)
+        rows, columns = (places - down) % size, (places - right) % size
+        if self.facts.flip:
+            mirrored = torch.rand((), generator=self.rng, device=self.device) < 0.5
+            columns = torch.where(mirrored, columns.flip(0), columns)
+        return (rows.unsqueeze(1) * size + columns).flatten()
+
+    def view(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """The jittered images."""
+        return take(images, drawn.expand(len(images), -1), padding=0)
+
+    def values(self, seen: Seen) -> list[Tensor]:
+        """The five terms."""
+        zero = seen.t.new_zeros(())
+        x = self.generator.normalised(seen.images)
+        return [
+            losses.classification(seen.t, seen.labels),
+            self.bn_loss() if self.bn_loss else zero,
+            zero if seen.s is None else losses.adversarial_js(seen.t, seen.s),
+            losses.total_variation(x),
+            torch.linalg.vector_norm(x),
+        ]
