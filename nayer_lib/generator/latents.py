@@ -119,6 +119,25 @@ class Noise(nn.Module):
         return self.z[self.first : self.first + len(labels)].clone()  # `redraw` writes in place
 
 
+class LearnedNoise(nn.Module):
+    """z ~ N(0, I_r) at a redraw, one vector an image, and optimised from there along with the generator (FM, CMI)."""
+
+    def __init__(self, noise_dim: int, batch: int, first: int = 0):
+        super().__init__()
+        self.first = first
+        self.z = nn.Parameter(torch.empty(batch, noise_dim))
+        self.redraw()
+
+    @torch.no_grad()
+    def redraw(self, rng: torch.Generator | None = None) -> None:
+        """New vectors, in place: an optimiser made before goes on with them."""
+        self.z.normal_(generator=rng)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B,) -> (B, r); the labels do not enter."""
+        return self.z[self.first : self.first + len(labels)]
+
+
 def build_latent(
     name: str,
     table: Tensor,

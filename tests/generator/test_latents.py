@@ -16,6 +16,7 @@ from nayer_lib.generator.latents import (
     LATENTS,
     Column,
     LabelLatent,
+    LearnedNoise,
     Noise,
     build_latent,
     control_table,
@@ -337,6 +338,37 @@ def test_beta_scales_the_noise_and_nothing_else(beta):
     with torch.no_grad():
         noise = one(labels) - quiet(labels)
         torch.testing.assert_close(scaled(labels) - quiet(labels), beta * noise, rtol=1e-3, atol=1e-4 * max(beta, 1))
+
+
+# --- noise that is optimised (FM, CMI)
+
+
+def test_learned_noise_is_standard_normal_and_new_with_each_redraw():
+    latent = LearnedNoise(200, 100)
+    seen = []
+    for seed in (0, 1, 0):
+        latent.redraw(seeded(seed))
+        seen.append(latent.z.detach().clone())
+    assert torch.equal(seen[0], seen[2]) and abs((seen[0] * seen[1]).mean().item()) < 4 / 20000**0.5
+    assert abs(seen[0].mean().item()) < 4 / 20000**0.5 and seen[0].std().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 6), (0, 4), (2, 2)])
+def test_learned_noise_gives_and_learns_the_rows_of_its_images(first, count):
+    latent = LearnedNoise(5, 6, first)
+    out = latent(torch.zeros(count, dtype=torch.long))
+    assert torch.equal(out, latent.z[first : first + count])
+    (3 * out).sum().backward()
+    assert latent.z.grad.mean(1).tolist() == [3.0 if first <= row < first + count else 0.0 for row in range(6)]
+
+
+def test_a_redraw_leaves_learned_noise_in_place_and_trainable():
+    """An optimiser made before the redraw still moves it, and so does a compiled step."""
+    latent = LearnedNoise(5, 6)
+    z, address = latent.z, latent.z.data_ptr()
+    latent.redraw()
+    assert latent.z is z and z.data_ptr() == address and z.requires_grad and z.is_leaf
+    assert [name for name, _ in latent.named_parameters()] == list(latent.state_dict()) == ["z"]
 
 
 # --- what is refused
