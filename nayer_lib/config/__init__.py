@@ -67,7 +67,7 @@ DIVERGENCES: dict[str, dict[str, Any]] = {
 }
 VARIANTS = {"released": {}, "paper": {field: value for row in DIVERGENCES.values() for field, value in row.items()}}
 
-# Counts and sizes. A value here never switches on what the variant left off (None).
+# Counts and sizes, also those of one method alone. A value here never switches on what the variant left off (None).
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {
         "noise_dim": 256,
@@ -81,6 +81,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "student_steps": 40,
         "student_batch": 128,
         "repeats": 8,
+        "bank_size": 4_096,
+        "bank_draw": 256,
     },
     "lab": {"warmup_epochs": 6, "epochs": 25},
     "full": {},
@@ -143,7 +145,8 @@ def make_config(
     schedule = PUBLISHED[method] if protocol == "published" else {}
     rows = {**PRESETS[preset], **VARIANTS[variant], **schedule}
     config = kind(**{**rows, "method": method, "protocol": protocol, "variant": variant, "profile": profile})
-    shrunk = {k: min(v, getattr(config, k)) for k, v in PROFILES[profile].items() if getattr(config, k) is not None}
+    held = {name: value for name in PROFILES[profile] if (value := getattr(config, name, None)) is not None}
+    shrunk = {name: min(PROFILES[profile][name], value) for name, value in held.items()}
     config = check(dataclasses.replace(config, **{**shrunk, **overrides}))
     if protocol == "equal" and isinstance(config, LiveConfig) and "repeats" not in overrides:
         return check(in_turns(config))
