@@ -7,7 +7,6 @@ the released code's `synthesize`, and with `variant="paper"` the text's lines 5-
 import torch
 from torch import Tensor, nn
 
-from .. import losses
 from ..classifiers.teacher import Classifier
 from ..compute import Compute
 from ..config import Config
@@ -15,7 +14,7 @@ from ..datasets import DataSet
 from ..errors import UserError
 from ..generator.latents import COLUMNS, build_latent, control_table
 from ..ranks import Ranks
-from .rounds import Inversion, Seen
+from .rounds import Inversion
 
 KEPT = [name for name, column in COLUMNS.items() if not column.redrawn]  # latents whose heads outlive a rebuild of G
 
@@ -34,7 +33,6 @@ class Nayer(Inversion):
     name = "NAYER"
     citation = "Tran et al. 2024"
     reads_text = True
-    terms = {"L_CE": "alpha_cls", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
 
     def __init__(
         self,
@@ -64,16 +62,6 @@ class Nayer(Inversion):
         """Redraw the noisy layer; a fresh Adam."""
         self.generator[0].redraw(self.rng)
         return [self.adam(self.generator.parameters(), self.config.generator_lr)]
-
-    def values(self, seen: Seen) -> list[Tensor]:
-        """The three terms of Eq. 5, the adversarial one with its minus."""
-        zero = seen.t.new_zeros(())
-        mask = self.config.adversarial_mask
-        return [
-            losses.classification(seen.t, seen.labels),
-            self.bn_loss() if self.bn_loss else zero,
-            zero if seen.s is None else losses.adversarial(seen.t, seen.s, mask),
-        ]
 
     def _new_generator(self) -> nn.Sequential:
         """A new G with PyTorch's default initialisation, and a new latent, unless its heads are meant to persist."""
