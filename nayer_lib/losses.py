@@ -80,6 +80,18 @@ def distillation(t: Tensor, s: Tensor, temperature: float) -> Tensor:
     return kl_per_image(t, s, temperature).mean() * temperature**2
 
 
+def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    """How well each query finds its own key among all, (N,), in nats (CMI, after van den Oord et al. 2018).
+
+        -log( exp(q_i . k_i / T) / sum over j of exp(q_i . k_j / T) )
+
+    Args:
+        query, key: (N, d), l2-normalised; row i belongs to row i. No gradient flows into the keys.
+    """
+    similarity = query @ key.detach().T / temperature
+    return F.cross_entropy(similarity, torch.arange(len(query), device=query.device), reduction="none")
+
+
 class BatchNormLoss:
     """L_BN of Eq. 5: how far a batch's statistics inside the teacher are from its BatchNorm layers' running ones.
 

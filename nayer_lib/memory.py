@@ -1,4 +1,7 @@
-"""The memory M (Algorithm 1, lines 11 and 13): every image made so far, on the device, one byte a pixel."""
+"""The memory M (Algorithm 1, lines 11 and 13): every image made so far, on the device, one byte a pixel.
+
+Beside it a bank of features of such images, for CMI.
+"""
 
 import torch
 from torch import Tensor
@@ -127,3 +130,45 @@ class Memory:
             rows = state[name].to(self._images.device, copy=True)
             setattr(self, f"_{name}", rows.roll(start, 0) if start else rows)
         self._order = state["order"].to(self._images.device, copy=True)
+
+
+class FeatureBank:
+    """The newest features, one row each: a ring on the device that never takes more room than `capacity` rows.
+
+    Args:
+        width: numbers of a feature.
+        capacity: rows to keep, the oldest leaving first.
+    """
+
+    def __init__(self, width: int, capacity: int, device: torch.device | str):
+        self._rows = torch.empty(capacity, width, device=device)
+        self._count = 0  # rows held
+        self._next = 0  # where the next one goes
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, features: Tensor) -> None:
+        """(n, width), detached."""
+        room = len(self._rows)
+        features = features.detach()[-room:]
+        places = (self._next + torch.arange(len(features), device=features.device)) % room
+        self._rows[places] = features
+        self._next = (self._next + len(features)) % room
+        self._count = min(self._count + len(features), room)
+
+    def draw(self, n: int, rng: torch.Generator) -> Tensor:
+        """n different rows, (n, width), each as likely; none, (0, width), as long as it holds fewer."""
+        if self._count < n:
+            return self._rows[:0]
+        chosen = torch.randperm(self._count, generator=rng, device=self._rows.device)[:n]
+        return self._rows.index_select(0, chosen)
+
+    def state_dict(self) -> dict:
+        """What it holds, for an exact resume."""
+        return {"rows": self._rows[: self._count].clone(), "next": self._next}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`, in place of whatever this bank held."""
+        self._count, self._next = len(state["rows"]), state["next"]
+        self._rows[: self._count] = state["rows"]

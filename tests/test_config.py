@@ -159,6 +159,12 @@ def test_a_profile_shrinks_counts_and_sizes_and_switches_nothing_on(variant, pro
             assert before is not None and 1 <= after < before, (preset, name)
 
 
+def test_a_profile_shrinks_a_methods_own_counts_too():
+    small, large = (make_config("digits", profile=profile, method="cmi") for profile in ("quick", "full"))
+    assert (small.bank_size, small.bank_draw) == (4_096, 256) and (large.bank_size, large.bank_draw) == (40_960, 4_096)
+    assert make_config("digits", method="cmi", bank_draw=300).bank_draw == 300
+
+
 def test_overrides_win_over_profile_variant_and_table_8():
     config = make_config("digits", "paper", "quick", epochs=7, prompt="a", generator_life=3, alpha_bn=0.0, teacher="t")
     assert (config.epochs, config.prompt, config.generator_life, config.alpha_bn) == (7, "a", 3, 0.0)

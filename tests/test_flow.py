@@ -18,7 +18,7 @@ generator.noisy_layer generator.latents generator.networks
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
 compute ranks classifiers.training
 image_files datasets augment losses memory evaluate geometry metrics config.fields config.methods config
-methods.base methods.rounds methods.nayer methods.fm methods.deepinv
+methods.base methods.rounds methods.nayer methods.fm methods.deepinv methods.cmi
 methods.with_data methods
 checkpoint distill budget
 results.paper results.embeddings results.figures results.runs results.record results.tables results.comparison

@@ -20,6 +20,7 @@ from nayer_lib.losses import (
     adversarial_js,
     classification,
     distillation,
+    info_nce,
     jensen_shannon,
     kl_per_image,
     total_variation,
@@ -231,6 +232,45 @@ def test_t_squared_keeps_the_size_of_the_gradient():
     hot, hotter = (gradients(distillation(t, s, temperature), s)[0] for temperature in (1e3, 1e4))
     torch.testing.assert_close(hot, hotter, rtol=1e-2, atol=1e-4)
     assert hot.norm() > 0.05
+
+
+# --- InfoNCE
+
+
+def directions(seed, count=5, width=7):
+    rng = torch.Generator().manual_seed(seed)
+    return nn.functional.normalize(torch.randn(count, width, generator=rng, dtype=torch.float64)).requires_grad_()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+@pytest.mark.parametrize("count", [1, 5])
+def test_info_nce_is_the_formula_written_out(count, temperature):
+    query, key = directions(0, count), directions(1, count)
+    plain = []
+    for i in range(count):
+        scores = [(query[i] * key[j].detach()).sum().div(temperature).exp() for j in range(count)]
+        plain.append(-(scores[i] / sum(scores)).log())
+    weights = torch.arange(1.0, count + 1, dtype=torch.float64)
+    ours = info_nce(query, key, temperature)
+    assert ours.shape == (count,)
+    torch.testing.assert_close(ours, torch.stack(plain))
+    assert_same_with_gradients((ours * weights).sum(), (torch.stack(plain) * weights).sum(), query)
+
+
+def test_info_nce_by_hand():
+    """Two queries and two orthogonal keys: e / (e + 1) when each finds its own, 1 / (e + 1) when they are swapped."""
+    same = torch.eye(2)
+    assert info_nce(same, same, 1.0).tolist() == pytest.approx([math.log(1 + 1 / math.e)] * 2)
+    assert info_nce(same, same.flip(0), 1.0).tolist() == pytest.approx([math.log(1 + math.e)] * 2)
+    assert info_nce(same, same, 0.1).tolist() == pytest.approx([math.log(1 + math.exp(-10))] * 2, rel=1e-3)
+    alike = torch.ones(4, 1)
+    assert info_nce(alike, alike, 0.3).tolist() == pytest.approx([math.log(4)] * 4)
+
+
+def test_info_nce_moves_the_queries_and_not_the_keys():
+    query, key = directions(0), directions(1)
+    to_query, to_key = gradients(info_nce(query, key, 0.5).sum(), query, key)
+    assert to_query.any() and not to_key.any()
 
 
 # --- L_BN

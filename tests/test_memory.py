@@ -1,4 +1,5 @@
-"""The memory M: bytes as an image file would hold them, a ring where it is bounded, and fair draws."""
+"""The memory M: bytes as an image file would hold them, a ring where it is bounded, and fair draws. The bank beside it:
+a ring of features."""
 
 import math
 
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nayer_lib.errors import UserError
-from nayer_lib.memory import Memory
+from nayer_lib.memory import FeatureBank, Memory
 
 few = settings(max_examples=40, deadline=None)
 sizes = st.lists(st.integers(0, 7), max_size=8)
@@ -191,3 +192,62 @@ def test_a_resumed_memory_goes_on_as_if_it_had_never_stopped(counts, capacity, n
     assert memory.now == resumed.now
     assert contents(memory) == contents(resumed) == expected_contents([*counts, 4], capacity)
     assert len(state["images"]) == min(sum(counts), capacity or math.inf)  # what was saved is a copy
+
+
+# --- the bank of features
+
+
+def bank_of(counts, capacity):
+    """A bank after additions of these sizes; rows of two numbers, both the row's number."""
+    bank, start = FeatureBank(2, capacity, "cpu"), 0
+    for count in counts:
+        bank.add(torch.arange(start, start + count).float().unsqueeze(1).expand(-1, 2))
+        start += count
+    return bank
+
+
+@given(sizes, st.integers(1, 10), st.integers(0, 99))
+@few
+def test_a_bank_holds_the_newest_rows_and_never_more_than_it_may(counts, capacity, seed):
+    bank, total = bank_of(counts, capacity), sum(counts)
+    assert len(bank) == min(total, capacity) and len(bank._rows) == capacity
+    rows = bank.draw(len(bank), seeded(seed))
+    assert sorted(rows[:, 0].tolist()) == list(range(total - len(bank), total)) and torch.equal(rows[:, 0], rows[:, 1])
+
+
+@given(sizes, st.integers(1, 10), st.integers(1, 10), st.integers(0, 99))
+@few
+def test_a_bank_gives_as_many_different_rows_as_asked_for_or_none(counts, capacity, n, seed):
+    bank = bank_of(counts, capacity)
+    drawn = bank.draw(n, seeded(seed))
+    assert drawn.shape == (n if n <= len(bank) else 0, 2)
+    assert len(set(drawn[:, 0].tolist())) == len(drawn)
+    assert set(drawn[:, 0].tolist()) <= set(range(sum(counts)))  # only what was added
+
+
+def test_every_row_of_a_bank_is_drawn_as_often():
+    bank, rng = bank_of([10], 10), seeded()
+    drawn = torch.cat([bank.draw(3, rng)[:, 0] for _ in range(1000)])
+    assert drawn.long().bincount().sub(300).abs().max() < 75  # a standard deviation is 14.5
+
+
+def test_a_bank_keeps_copies_without_gradient():
+    bank, rows = FeatureBank(2, 4, "cpu"), torch.ones(2, 2, requires_grad=True)
+    bank.add(rows)
+    drawn, state = bank.draw(2, seeded()), bank.state_dict()
+    assert not drawn.requires_grad
+    for tensor in (rows.data, drawn, state["rows"]):
+        tensor.fill_(7)
+    assert (bank.draw(2, seeded()) == 1).all()
+
+
+@given(sizes, sizes, st.integers(1, 10), st.integers(1, 10), st.integers(0, 99))
+@few
+def test_a_resumed_bank_goes_on_as_if_it_had_never_stopped(counts, others, capacity, n, seed):
+    bank, resumed = bank_of(counts, capacity), bank_of(others, capacity)  # what it held before is gone
+    resumed.load_state_dict(bank.state_dict())
+    for each in (bank, resumed):
+        each.now = [each.draw(min(n, capacity), seeded(seed))]
+        each.add(torch.full((3, 2), -1.0))
+        each.now += [each.draw(min(n, capacity), seeded(seed))]
+    assert all(map(torch.equal, bank.now, resumed.now)) and len(bank) == len(resumed)

@@ -67,7 +67,7 @@ DIVERGENCES: dict[str, dict[str, Any]] = {
 }
 VARIANTS = {"released": {}, "paper": {field: value for row in DIVERGENCES.values() for field, value in row.items()}}
 
-# Counts and sizes. A value here never switches on what the variant left off (None).
+# Counts and sizes, also those of one method alone. A value here never switches on what the variant left off (None).
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {
         "noise_dim": 256,
@@ -82,6 +82,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "student_steps": 40,
         "student_batch": 128,
         "repeats": 8,
+        "bank_size": 4_096,
+        "bank_draw": 256,
     },
     "lab": {"warmup_epochs": 6, "epochs": 25},
     "full": {},

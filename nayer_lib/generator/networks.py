@@ -7,6 +7,7 @@ convolution is a switch of its own (D2). Table 6 serves images up to 64 px, Tabl
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, unknown
@@ -88,3 +89,16 @@ class Generator(nn.Module):
         """(B, r) -> (B, channels, size, size), each value in [0, 1]."""
         before = self.layers[:-1](latent)
         return self.layers[-1](before.float())  # the Sigmoid: bfloat16 has 256 values in [0.5, 1], as a byte has in all
+
+
+@torch.no_grad()
+def redraw_weights(network: nn.Module, rng: torch.Generator) -> None:
+    """Start over in place, as FM and CMI initialise G: weights from N(0, 0.02), those of norms from N(1, 0.02), biases
+    0. Source: their authors' code."""
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, 0.02, generator=rng)
+        elif name.endswith("weight"):
+            parameter.normal_(1, 0.02, generator=rng)
+        else:
+            parameter.zero_()

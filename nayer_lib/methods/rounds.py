@@ -29,13 +29,15 @@ class Seen:
     """What the terms of one step are computed from.
 
     Attributes:
-        images: (B, C, H, W) as the teacher saw them: cropped and flipped, if synthesis augments.
+        made: (B, C, H, W) as the generator made them.
+        images: the same as the teacher saw them: cropped and flipped, if synthesis augments.
         labels: (B,) the pseudo-labels; of a live generator, which has none, the classes that the teacher sees.
         t, s: (B, K) logits of teacher and student; s is None while nobody plays against the student.
         features: (B, d) the teacher's pooled features, for methods that ask for them.
         view: what `draw_view` drew for this step.
     """
 
+    made: Tensor
     images: Tensor
     labels: Tensor
     t: Tensor
@@ -169,7 +171,7 @@ class Rounds(Method):
             s = self.student(seen).float() if adversarial else None
         t, features = answer if self.asks_features else (answer, None)
         t = t.float()
-        return torch.stack(self.values(Seen(seen, self.labels_of(entering, t), t, s, features, view)))
+        return torch.stack(self.values(Seen(images, seen, self.labels_of(entering, t), t, s, features, view)))
 
     def labels_of(self, entering: Tensor, t: Tensor) -> Tensor:
         """(B,) the labels that the first term is computed with."""
@@ -227,6 +229,16 @@ class Inversion(Rounds):
     terms = {"L_CE": "alpha_cls", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
     balanced: ClassVar[bool] = True
 
+    def values(self, seen: Seen) -> list[Tensor]:
+        """The three terms of Eq. 5, the adversarial one with its minus."""
+        zero = seen.t.new_zeros(())
+        mask = self.config.adversarial_mask
+        return [
+            losses.classification(seen.t, seen.labels),
+            self.bn_loss() if self.bn_loss else zero,
+            zero if seen.s is None else losses.adversarial(seen.t, seen.s, mask),
+        ]
+
     def begin_round(self) -> list[torch.optim.Optimizer]:
         """Make the generator ready for new images, and its optimisers."""
         raise NotImplementedError
@@ -260,16 +272,6 @@ class Inversion(Rounds):
         self.end_round(kept, labels)
         self.memory.add(kept, labels, self.round - 1)  # line 11
         return report
-
-    def values(self, seen: Seen) -> list[Tensor]:
-        """The three terms of Eq. 5, the adversarial one with its minus."""
-        zero = seen.t.new_zeros(())
-        mask = self.config.adversarial_mask
-        return [
-            losses.classification(seen.t, seen.labels),
-            self.bn_loss() if self.bn_loss else zero,
-            zero if seen.s is None else losses.adversarial(seen.t, seen.s, mask),
-        ]
 
     def labels_of(self, entering: Tensor, t: Tensor) -> Tensor:
         """The pseudo-labels, which are what enters."""

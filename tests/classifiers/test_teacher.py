@@ -22,6 +22,7 @@ from nayer_lib.classifiers.teacher import (
     make_classifier,
     read_checkpoint,
     save_classifier,
+    tapped,
     teacher_path,
 )
 from nayer_lib.classifiers.training import RECIPES, Recipe
@@ -78,6 +79,59 @@ def test_features_are_the_heads_input():
 def test_batch_norms_are_all_there_in_order():
     made = make_classifier("wrn10_1", NAMES, MEAN, STD, 0)
     assert [layer.num_features for layer in made.batch_norms()] == [16, 16, 16, 32, 32, 64, 64]
+
+
+@pytest.mark.parametrize(
+    ("network", "widths", "sides"),
+    [
+        ("wrn10_half", [8, 16, 32], [32, 16, 8]),
+        ("wrn16_1", [16, 32, 64], [32, 16, 8]),
+        ("resnet20", [16, 32, 64], [32, 16, 8]),
+        ("resnet18", [64, 128, 256, 512], [32, 16, 8, 4]),
+        ("resnet50", [256, 512, 1024, 2048], [8, 4, 2, 1]),
+        ("vgg11", [64, 128, 256, 512, 512], [32, 16, 8, 4, 4]),
+    ],
+)
+def test_stages_give_one_map_for_each_group_of_blocks_from_large_to_small(network, widths, sides):
+    made = make_classifier(network, NAMES, MEAN, STD, 0).eval()
+    with torch.no_grad(), tapped(made.stages()) as maps:
+        made(torch.rand(2, 3, 32, 32))
+    assert sorted(maps) == list(range(len(widths)))
+    assert [maps[i].shape for i in sorted(maps)] == [(2, w, s, s) for w, s in zip(widths, sides, strict=True)]
+
+
+def test_tapped_modules_show_what_they_give_out_and_what_they_are_given():
+    made, x = classifier(), images()
+    net, normalised = made.net, (x - made._mean) / made._std
+    with tapped([net.fc, net.conv1]) as outputs, tapped([net.fc, net.conv1], inputs=True) as inputs:
+        logits, features = made(x, return_features=True)
+    assert outputs[0] is logits and torch.equal(outputs[1], net.conv1(normalised))
+    assert inputs[0] is features and torch.equal(inputs[1], normalised)
+
+
+def test_a_later_pass_replaces_an_earlier_ones_and_what_comes_after_the_block_does_not_count():
+    made, x = classifier(), images()
+    with tapped([made.net.fc]) as seen:
+        first = made(x)
+        assert seen[0] is first
+        second = made(x[:1])
+    made(x)
+    assert seen[0] is second
+
+
+def test_gradients_flow_through_what_was_tapped():
+    made, x = classifier(), images().requires_grad_()
+    with tapped(made.batch_norms(), inputs=True) as seen:
+        made(x)
+    seen[len(seen) - 1].sum().backward()
+    assert x.grad.any()
+
+
+def test_taps_are_gone_after_the_block_also_when_it_fails():
+    made = classifier()
+    with pytest.raises(ZeroDivisionError), tapped(made.stages()), tapped(made.batch_norms(), inputs=True):
+        raise ZeroDivisionError
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in made.modules())
 
 
 def test_freezing_is_eval_mode_without_weight_gradients_and_with_image_gradients():

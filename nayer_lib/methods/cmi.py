@@ -1,0 +1,168 @@
+"""CMI: Fang, Song, Wang, Shen, Wang, Song 2021, "Contrastive model inversion for data-free knowledge distillation".
+
+A round starts G and z over and optimises both for a batch of random labels:
+
+    L = alpha_cls * L_CE + alpha_bn * L_BN + alpha_adv * L_KL + alpha_cr * L_cr
+
+L_cr lets images differ from each other and from earlier ones. Each image is seen twice: the global view is the data
+set's crop and flip, the local one a window of a quarter to all of its area, enlarged, and flipped where that is
+allowed. A view's feature h is what enters the teacher's BatchNorm layers, averaged over space, layers side by side; a
+head f, two linear layers and a ReLU, makes 256 numbers of norm 1 of it. With B images of this round and N of the bank
+
+    l_i  = -log( exp(f(h_i local) . f(h_i global) / T) / sum over j <= B + N of exp(f(h_i local) . f(h_j global) / T) )
+    L_cr = mean of l_i over the round's images + mean of l_i over the bank's
+
+without a gradient through the global side. The head learns from L_cr as well, in every round on.
+
+As in the authors' code the bank holds both views' h before the head, which therefore judges old images as it does new
+ones; they keep the h of the best step's views, here two views of the kept images are drawn anew. The bank joins in as
+soon as it can give N rows, theirs with what it has. For ResNet-34 they take four blocks' inputs, here all BatchNorm
+layers count. Their best result begins with images inverted beforehand; here, as in their script "scratch", none are.
+Their student's rate falls in steps, in the setting behind the printed numbers (Fang et al. 2022) along a cosine. Their
+numbers differ between scripts: alpha_cls 1 or 0.5, T 0.1 or 0.2.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import losses
+from ..augment import draw_windows, enlarge
+from ..classifiers.teacher import Classifier, tapped
+from ..compute import Compute
+from ..config.methods import CMIConfig
+from ..datasets import DataSet
+from ..errors import UserError
+from ..generator.latents import LearnedNoise
+from ..generator.networks import redraw_weights
+from ..memory import FeatureBank
+from ..ranks import Ranks
+from .rounds import Inversion, Seen
+
+
+class CMI(Inversion):
+    """Contrastive model inversion. On several ranks each compares its own images, with a shard of the bank.
+
+    Attributes:
+        generator: z, one vector an image, followed by G: labels (B,) -> images (B, C, H, W) in [0, 1].
+        onlooker: the teacher once more, on the same weights, for the local view: L_BN does not see what this one sees.
+        head: features (N, d) -> (N, 256), yet to be normalised; it learns through the whole run.
+        bank: (2d,) a row: global and local feature of an image that was kept.
+    """
+
+    name = "CMI"
+    citation = "Fang et al. 2021"
+    terms = Inversion.terms | {"L_cr": "alpha_cr"}
+    balanced = False
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        config: CMIConfig,
+        table: Tensor | None = None,
+        facts: DataSet | None = None,
+        compute: Compute | None = None,
+        ranks: Ranks | None = None,
+    ):
+        width = sum(layer.num_features for layer in teacher.batch_norms())
+        if not width:
+            raise UserError(
+                "CMI compares what enters a teacher's BatchNorm2d layers; without any, take another method."
+            )
+        if not config.augment_synthesis:
+            raise UserError("CMI compares two random views of each image: leave augment_synthesis on.")
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
+        shard = self.ranks.share(config.bank_size, "bank_size")
+        if config.bank_draw > shard:
+            raise UserError(
+                f"a bank of {shard} features cannot give {config.bank_draw}: lower bank_draw or raise bank_size."
+            )
+        same = {id(tensor): tensor for tensor in (*self.teacher.parameters(), *self.teacher.buffers())}
+        self.onlooker = copy.deepcopy(self.teacher, same)
+        self.bank = FeatureBank(2 * width, shard, self.device)
+        self.head = self.build(lambda: nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 256)))
+        self.head_optimizer = torch.optim.Adam(self.head.parameters(), config.generator_lr, fused=True)
+        r, batch, first = config.noise_dim, config.generator_batch, self.block[1]
+        self.generator = self.build(lambda: nn.Sequential(LearnedNoise(r, batch, first), self.network(r)))
+        self._inputs: dict[int, Tensor] = {}
+
+    def begin_round(self) -> list[torch.optim.Optimizer]:
+        """A new z and a new G, in place, with a fresh Adam for both; the head goes on with its own."""
+        latent, network = self.generator
+        latent.redraw(self.rng)
+        redraw_weights(network, self.rng)
+        return [self.adam(self.generator.parameters(), self.config.generator_lr), self.head_optimizer]
+
+    def steps(
+        self, epoch: int, entering: Callable[[], Tensor], optimizers: Sequence[torch.optim.Optimizer]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The round's steps, with an eye on what enters the BatchNorm layers."""
+        with self._watched() as self._inputs:
+            yield from super().steps(epoch, entering, optimizers)
+
+    def draw_view(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The global view's pixels, the local view's windows, and rows of the bank to compare with."""
+        windows = draw_windows(batch, 0.25, self.facts.flip, self.own_rng, self.device)
+        return super().draw_view(batch), windows, self.bank.draw(self.config.bank_draw, self.own_rng)
+
+    def view(self, images: Tensor, drawn: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """The global one."""
+        self._inputs.clear()  # a step that always starts with nothing seen is compiled once
+        return super().view(images, drawn[0])
+
+    def values(self, seen: Seen) -> list[Tensor]:
+        """The three terms of Eq. 5, on the global view, and L_cr."""
+        _, windows, banked = seen.view
+        self._look(enlarge(seen.made, windows), self.onlooker)
+        features = torch.cat([self._features(self._inputs), banked])
+        self._inputs.clear()
+        with self.compute.autocast(self.device):
+            key, query = (self.head(side) for side in features.chunk(2, 1))
+        found = losses.info_nce(F.normalize(query.float()), F.normalize(key.float()), self.config.temperature_cr)
+        parts = found.split([len(seen.made), len(banked)])
+        return [*super().values(seen), sum(part.mean() for part in parts if len(part))]
+
+    def after_backward(self) -> None:
+        """The head's gradients, besides the generator's."""
+        self.ranks.average_gradients(self.head)
+
+    @torch.no_grad()
+    def end_round(self, kept: Tensor, labels: Tensor) -> None:
+        """Both views of the kept images go into the bank."""
+        view = self.draw_view(len(kept))
+        with self._watched() as inputs:
+            self._look(self.view(kept, view), self.teacher)
+            self._look(enlarge(kept, view[1]), self.onlooker)
+        self.bank.add(self._features(inputs))
+
+    def _watched(self) -> AbstractContextManager[dict[int, Tensor]]:
+        return tapped([*self.teacher.batch_norms(), *self.onlooker.batch_norms()], inputs=True)
+
+    def _look(self, view: Tensor, onlooker: Classifier) -> None:
+        with self.compute.autocast(self.device):
+            onlooker(view)
+
+    @staticmethod
+    def _features(inputs: dict[int, Tensor]) -> Tensor:
+        """(B, 2d): the global view's feature and the local one's."""
+        return torch.cat([inputs[i].float().mean((2, 3)) for i in range(len(inputs))], 1)
+
+    def state_dict(self) -> dict:
+        """The head with its optimiser, and the bank, on top of `Rounds.state_dict`."""
+        return super().state_dict() | {
+            "head": self.head.state_dict(),
+            "head_optimizer": self.head_optimizer.state_dict(),
+            "bank": self.bank.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self.head.load_state_dict(state["head"])
+        self.head_optimizer.load_state_dict(state["head_optimizer"])
+        self.bank.load_state_dict(state["bank"])
