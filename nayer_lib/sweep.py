@@ -7,18 +7,24 @@ a name -> overrides map. Arms of unequal budgets cannot be compared, so a file t
 Every run is a process of its own, the `distill` command: one that dies takes no other with it, no setting of one
 reaches the next, and what it prints stands in log.txt in its run folder. A run that has finished is known by its card
 and is not run again, one that stopped half-way goes on from its saved state: a killed sweep continues.
+
+On Linux these processes are forked off one that has done nothing but import what they need (`preload.py`), so that a
+sweep waits for that once. That one has no second thread and never looks for a GPU: neither would survive a fork.
 """
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import re
+import runpy
 import shlex
 import signal
 import statistics
-import subprocess
 import sys
+import threading
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -31,6 +37,7 @@ from .results.runs import card_config, device_name, kept_cards, local_cards, new
 
 FIELDS = {"preset", "variant", "profile", "seeds", "common", "arms", "unequal_budgets"}
 BACKENDS = ("local", "ray")
+_PROCESSES = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,8 @@ def run_sweep(
 ) -> list[str]:
     """Run what has no finished card yet, and print what that should take, and a line for every run that ends.
 
+    A script calls it under `if __name__ == "__main__":`, as Python's multiprocessing asks for.
+
     Args:
         jobs: runs at a time, each with one CPU thread unless OMP_NUM_THREADS is set. None: with "local" one for each
             GPU, or one on the CPU; with "ray" as many as the cluster has GPUs, or cores.
@@ -182,7 +191,7 @@ def projected(config: Config, finished: list[tuple[Config, dict]]) -> tuple[floa
 
     As long as finished runs of an equal config but the seed took, else as those of equal networks, data set, method
     and profile, their synthesis scaled by its steps, the student by its steps and the evaluation by its epochs. Runs
-    on a device named as this one come first. The start of a process, up to 20 s on a slow CPU, is not in it.
+    on a device named as this one come first. What a sweep imports at its start is not in it.
 
     Args:
         finished: (config, card) of finished runs, oldest first.
@@ -282,18 +291,34 @@ def _command(config: Config, folder: Path) -> list[str]:
 
 
 def _process(command: list[str], log: Path, environment: dict[str, str]) -> int:
-    """Run a command to its end; it and all that it prints are added to the log. Returns its exit status."""
+    """Run a `python -m` command to its end; it and all that it prints are added to the log. Returns its exit status."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as output:
+        output.write(f"{shlex.join(command)}\n")
+    # Elsewhere nothing can be forked, or should not be: libraries of macOS start threads when they are loaded.
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context.set_forkserver_preload(["nayer_lib.preload"])
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | environment
+    process = context.Process(target=_child, args=(command, log, environment), daemon=True)
+    with _PROCESSES:  # a start asks all others whether they have ended, and an exit status can be read only once
+        process.start()
+    wait([process.sentinel])
+    with _PROCESSES:
+        process.join()
+    return process.exitcode
+
+
+def _child(command: list[str], log: Path, environment: dict[str, str]) -> None:
+    """Become what Python started with this command and environment would be, with its output in the log."""
     with open(log, "ab") as output:
-        output.write(f"{shlex.join(command)}\n".encode())
-        output.flush()
-        return subprocess.run(
-            command,
-            env={"OMP_NUM_THREADS": "1"} | os.environ | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        ).returncode
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    _, _, module, *arguments = command
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__")
 
 
 def _reason(status: int, log: Path) -> str:

@@ -4,12 +4,18 @@ import contextlib
 import dataclasses
 import io
 import json
+import multiprocessing
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -370,11 +376,14 @@ def test_a_dry_run_lists_what_is_left_and_runs_and_keeps_nothing(
 # --- a process for every run
 
 
-SCRIPT = """
+PLAYED = """
 import json, os, signal, sys, time
 from pathlib import Path
+import torch
 folder, does = Path(sys.argv[1]), sys.argv[2]
-seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SPOILT")
+seen = {name: os.environ.get(name) for name in names} | {"threads": torch.get_num_threads()}
+seen |= {"dtype": str(torch.get_default_dtype()), "seed": torch.initial_seed(), "folder": os.getcwd()}
 begin = time.time()
 print("in", does, flush=True)
 print("to stderr", file=sys.stderr, flush=True)
@@ -386,19 +395,32 @@ if does == "leave":
     sys.exit("nayer_lib: no label-text embeddings.")
 if does == "sleep":
     time.sleep(0.3)
+if does == "spoil":
+    os.environ |= {"SPOILT": "yes", "OMP_NUM_THREADS": "5", "CUDA_VISIBLE_DEVICES": "3"}
+    os.chdir("/")
+    torch.set_num_threads(3)
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(4)
 status = "stopped before its last epoch" if does == "stop" else "finished"
 card = json.loads(sys.argv[3]) | {"id": folder.name, "status": status, "seen": seen, "time": (begin, time.time())}
 (folder / "card.json").write_text(json.dumps(card))
 """
 
 
+@pytest.fixture(scope="module")
+def fork_server():
+    """That of the sweeps in this file: it has imported less than theirs, and is there sooner."""
+    multiprocessing.set_forkserver_preload(["nayer_lib.sweep"])
+    forkserver.ensure_running()
+
+
 @pytest.fixture
-def play(monkeypatch, no_runs, nothing_kept):
+def play(monkeypatch, no_runs, nothing_kept, fork_server, tmp_path):
     """Run arms that are named for what their process does, in place of a distillation; returns their cards too."""
 
     def command(config: Config, folder: Path) -> list[str]:
         card = json.dumps(card_of(config, accuracy_last=0.5))
-        return [sys.executable, "-c", SCRIPT, str(folder), does[config.generator_lr], card]
+        return [sys.executable, "-m", "played", str(folder), does[config.generator_lr], card]
 
     def played(*names: str, **options) -> tuple[list[str], dict[str, dict]]:
         arms = {f"{k} {name}": [tiny_config(generator_lr=float(1 + k))] for k, name in enumerate(names)}
@@ -407,6 +429,8 @@ def play(monkeypatch, no_runs, nothing_kept):
         return failed, {arm: card for arm, cards in arm_cards(Sweep("", arms), local_cards()).items() for card in cards}
 
     does: dict[float, str] = {}
+    (tmp_path / "played.py").write_text(PLAYED)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sweep, "_command", command)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return played
@@ -438,8 +462,9 @@ def test_a_finished_run_has_its_log_too(play, no_runs):
     assert "in work\nto stderr\n" in (no_runs / cards["0 work"]["id"] / "log.txt").read_text()
 
 
-def test_a_process_that_says_nothing_is_told_by_its_status(play, monkeypatch):
-    monkeypatch.setattr(sweep, "_command", lambda *_: [sys.executable, "-c", "import sys; sys.exit(3)"])
+def test_a_process_that_says_nothing_is_told_by_its_status(play, monkeypatch, tmp_path):
+    (tmp_path / "silent.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(sweep, "_command", lambda *_: [sys.executable, "-m", "silent"])
     assert "0 work, seed 0: ended with status 3 (" in play("work")[0][0]
 
 
@@ -472,10 +497,51 @@ def test_on_the_cpu_one_at_a_time_with_one_thread_unless_told_otherwise(play, mo
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     _, cards = play("work", "work")
     assert capsys.readouterr().out.startswith("2 of 2 runs left, 1 at a time")
-    seen = {"CUDA_VISIBLE_DEVICES": None, "OMP_NUM_THREADS": "1"}
-    assert [card["seen"] for card in cards.values()] == [seen, seen]
+    for card in cards.values():
+        assert {"CUDA_VISIBLE_DEVICES": None, "OMP_NUM_THREADS": "1", "threads": 1}.items() <= card["seen"].items()
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert play("work", "work", "work")[1]["2 work"]["seen"]["OMP_NUM_THREADS"] == "4"
+    assert {"OMP_NUM_THREADS": "4", "threads": 4}.items() <= play(*["work"] * 3)[1]["2 work"]["seen"].items()
+
+
+def test_no_setting_of_a_run_reaches_the_next(play):
+    """The settings that "spoil" changes are those that each run notes when it begins."""
+    _, cards = play("work", "spoil", "work")
+    assert len(cards) == 3 and len({str(card["seen"]) for card in cards.values()}) == 1
+    assert torch.get_num_threads() == 1 and "SPOILT" not in os.environ
+
+
+def test_a_run_has_the_environment_and_the_folder_that_are_those_of_the_sweep_now(play, monkeypatch, tmp_path):
+    """Not those in which the first sweep began."""
+    play("work")
+    monkeypatch.setenv("SPOILT", "by hand")
+    monkeypatch.chdir(tmp_path)
+    seen = play("work", "work")[1]["1 work"]["seen"]
+    assert seen["SPOILT"] == "by hand" and Path(seen["folder"]) == tmp_path
+
+
+def test_threads_that_run_processes_take_no_exit_status_from_each_other(play, monkeypatch):
+    """Whoever starts a process may read the status of any: only one thread at a time may."""
+    alone, read_signed = threading.Lock(), forkserver.read_signed
+
+    def read(fd: int) -> int:
+        assert alone.acquire(blocking=False)
+        time.sleep(0.03)
+        alone.release()
+        return read_signed(fd)
+
+    monkeypatch.setattr(forkserver, "read_signed", read)
+    failed, cards = play(*["work", "die"] * 4, jobs=4)
+    assert len(cards) == 4 and len(failed) == 4
+    assert all("ended by SIGKILL" in sentence for sentence in failed)
+
+
+def test_what_the_command_refuses_stands_in_its_log(fork_server, tmp_path):
+    log = tmp_path / "run" / "log.txt"
+    command = [sys.executable, "-m", "nayer_lib", "distill", "--device", "gpu", "--out", str(log.parent)]
+    assert sweep._process(command, log, {}) == 2
+    told = "unknown device 'gpu'. Did you mean 'cpu'? Known: cpu, cuda."
+    assert log.read_text().splitlines() == [shlex.join(command), f"nayer_lib: {told}"]
+    assert sweep._reason(2, log) == told
 
 
 @pytest.mark.parametrize(
@@ -575,7 +641,7 @@ def test_an_unknown_backend_is_told(write, no_runs, asked):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """The real command, but called here: without the seconds of imports that a process takes."""
+    """The real command, but called here: without the seconds of imports that the first process takes."""
 
     def called(command, log, environment):
         assert command[1:3] == ["-m", "nayer_lib"]
@@ -648,6 +714,39 @@ def test_a_killed_sweep_goes_on(write, no_runs):
     configs = finished(no_runs)
     assert sorted(configs, key=str) == sorted((c for _, c in read_sweep(path).runs()), key=str)
     assert "4 of 4 runs left" not in done.stdout
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_runs_too(write, no_runs):
+    path = write(SPEC | {"common": {**TINY, "epochs": 500}})
+    command = [sys.executable, "-m", "nayer_lib", "sweep", str(path), "--jobs", "2"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        while len(list(no_runs.glob("*/student.safetensors"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        told = process.communicate()[1]
+    assert process.returncode == 130 and told == "nayer_lib: stopped; the files of the last whole epoch are kept.\n"
+    cards = [read_json(path) for path in no_runs.glob("*/card.json")]
+    assert [card["status"] for card in cards] == ["stopped before its last epoch"] * 2
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_stop_goes_on_with_the_next_sweep(no_runs, fork_server, capsys):
+    config = tiny_config(epochs=100)
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(sweep._run, "text", config, no_runs, None)
+        while not list(no_runs.glob("*/student.safetensors")):
+            assert not run.done()
+            time.sleep(0.1)
+        [process] = multiprocessing.active_children()
+        process.terminate()
+        assert run.result().startswith("text, seed 0: stopped before its last epoch")
+    [log] = no_runs.glob("*/log.txt")
+    epochs = re.search(r"stopped after epoch (\d+) of 101\nresume with: python -m nayer_lib distill", log.read_text())
+    assert sweep._run("text", config, no_runs, None) is None
+    [card] = local_cards()
+    assert card["status"] == "finished" and card["resumed"] == [int(epochs[1])] and card["threads"] == 1
 
 
 @pytest.mark.slow
