@@ -22,7 +22,7 @@ methods.base methods.rounds methods.nayer methods.fm methods.deepinv methods.cmi
 methods.with_data methods
 checkpoint distill budget
 results.paper results.embeddings results.figures results.runs results.record results.tables results.comparison
-preload sweep results.ablations notebook demo cli.common cli.lte cli.teacher cli __main__
+sweep results.ablations notebook demo cli.common cli.lte cli.teacher cli preload __main__
 """.split()
 
 HEAVY = "open_clip sentence_transformers gensim seaborn matplotlib pandas torchvision IPython".split()
