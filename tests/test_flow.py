@@ -18,7 +18,7 @@ generator.noisy_layer generator.latents generator.networks
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
 compute ranks classifiers.training
 image_files datasets augment losses memory evaluate metrics config.fields config.methods config
-methods.base methods.rounds methods.nayer methods.with_data methods
+methods.base methods.rounds methods.nayer methods.dafl methods.zskt methods.dfq_choi methods.with_data methods
 checkpoint distill budget
 results.paper results.embeddings results.figures results.runs results.record results.tables results.comparison
 sweep notebook demo cli.common cli.lte cli.teacher cli __main__
