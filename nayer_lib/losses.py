@@ -7,7 +7,8 @@ and the terms that other methods have in their place. t and s are the logits (B,
 images, y the pseudo-labels (B,).
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -73,6 +74,34 @@ def total_variation(x: Tensor) -> Tensor:
     falling = x[..., 1:, 1:] - x[..., :-1, :-1]
     rising = x[..., :-1, 1:] - x[..., 1:, :-1]
     return sum(torch.linalg.vector_norm(differences) for differences in (down, right, falling, rising))
+
+
+def information_entropy(t: Tensor) -> Tensor:
+    """L_IE: minus the entropy of the batch's mean prediction, in nats (Chen et al. 2019).
+
+    -log K where all classes come equally often, 0 where all images are of one class with certainty.
+    """
+    log_mean = F.log_softmax(t, 1).logsumexp(0) - math.log(len(t))  # finite where a probability rounds to zero
+    return (log_mean.exp() * log_mean).sum()
+
+
+def activation(features: Tensor) -> Tensor:
+    """L_act: minus the mean size of the teacher's pooled features (B, d) (Chen et al. 2019)."""
+    return -features.abs().mean()
+
+
+def attention_transfer(of_teacher: Iterable[Tensor], of_student: Iterable[Tensor]) -> Tensor:
+    """How far the student looks elsewhere: sum over stages of mean (A_t - A_s)^2 over images and places.
+
+    A (B, H W) is a stage's attention: its maps (B, C, H, W) squared, averaged over channels, at length 1 for each
+    image. The two may differ in C (Zagoruyko & Komodakis 2017, as in the code of Micaelli & Storkey 2019).
+    """
+
+    def attention(maps: Tensor) -> Tensor:
+        return F.normalize(maps.float().square().mean(1).flatten(1))
+
+    pairs = zip(of_teacher, of_student, strict=True)
+    return torch.stack([(attention(t) - attention(s)).square().mean() for t, s in pairs]).sum()
 
 
 def distillation(t: Tensor, s: Tensor, temperature: float) -> Tensor:

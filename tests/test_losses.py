@@ -16,11 +16,14 @@ from nayer_lib.generator.latents import build_latent
 from nayer_lib.generator.networks import Generator
 from nayer_lib.losses import (
     BatchNormLoss,
+    activation,
     adversarial,
     adversarial_js,
+    attention_transfer,
     classification,
     distillation,
     info_nce,
+    information_entropy,
     jensen_shannon,
     kl_per_image,
     total_variation,
@@ -159,6 +162,9 @@ def test_jensen_shannon_by_hand():
     assert jensen_shannon(T, S, 1).item() == pytest.approx((kl_p + kl_q) / 2, rel=1e-5)
 
 
+# --- L_IE and L_act of DAFL
+
+
 @given(logits())
 @few
 def test_jensen_shannon_is_symmetric_zero_for_equal_logits_and_at_most_ln_2(drawn):
@@ -199,6 +205,57 @@ def test_total_variation_by_hand():
 def test_a_grey_image_has_no_variation_and_a_finite_gradient():
     x = torch.full((2, 3, 4, 4), 0.3, requires_grad=True)
     assert total_variation(x) == 0 and not gradients(total_variation(x), x)[0].any()
+
+
+def test_information_entropy_is_minus_the_entropy_of_the_mean_prediction(drawn):
+    t, _, _ = drawn
+    mean = torch.stack([reference.log_softmax(row).exp() for row in t]).sum(0) / len(t)
+    assert_same_with_gradients(information_entropy(t), sum(p * p.log() for p in mean), t)
+
+
+@given(logits())
+@few
+def test_information_entropy_is_lowest_for_balanced_predictions(drawn):
+    t, _, _ = drawn
+    classes = t.shape[1]
+    lowest = information_entropy(50.0 * torch.eye(classes)).item()  # each class once, and surely
+    assert lowest == pytest.approx(-math.log(classes))
+    assert lowest - 1e-6 <= information_entropy(t) <= 1e-12
+
+
+def test_information_entropy_is_0_for_a_single_class_and_finite_where_a_probability_rounds_to_zero():
+    t = torch.tensor([[300.0, 0.0, 0.0]]).repeat(4, 1).requires_grad_()
+    value = information_entropy(t)
+    assert value == 0 and gradients(value, t)[0].isfinite().all()
+
+
+def test_activation_is_minus_the_mean_size_of_a_feature():
+    features = torch.tensor([[1.0, -2.0], [0.0, 5.0]])
+    assert activation(features) == -2
+
+
+# --- attention transfer
+
+
+def test_attention_transfer_by_hand():
+    """Two channels against one, on 1x2 maps: attention (3, 4) / 5 and (1, 1) / sqrt 2; a stage adds the mean square."""
+    t = torch.tensor([[[[math.sqrt(6), 0.0]], [[0.0, math.sqrt(8)]]]])  # channel means of squares: 3 and 4
+    s = torch.tensor([[[[1.0, -1.0]]]])
+    stage = ((0.6 - math.sqrt(0.5)) ** 2 + (0.8 - math.sqrt(0.5)) ** 2) / 2
+    assert attention_transfer([t], [s]).item() == pytest.approx(stage, rel=1e-5)
+    assert attention_transfer([t, s], [s, s]).item() == pytest.approx(stage, rel=1e-5)  # equal maps add nothing
+    assert attention_transfer([t, t], [s, s]).item() == pytest.approx(2 * stage, rel=1e-5)
+
+
+def test_attention_transfer_sees_neither_scale_nor_sign_nor_number_of_channels():
+    t = torch.randn(3, 4, 5, 5)
+    assert attention_transfer([t], [-3 * t.repeat(1, 2, 1, 1)]).item() == pytest.approx(0, abs=1e-12)
+    assert attention_transfer([t], [t.flip(0)]) > 1e-4  # image by image
+
+
+def test_attention_transfer_needs_as_many_stages():
+    with pytest.raises(ValueError, match="zip"):
+        attention_transfer([torch.ones(1, 1, 2, 2)] * 2, [torch.ones(1, 1, 2, 2)])
 
 
 # --- L_S, Eq. 6

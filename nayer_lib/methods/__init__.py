@@ -1,13 +1,19 @@
 """Every method behind one seam (`base.Method`): a new paper is one file and one line here."""
 
 from .cmi import CMI
+from .dafl import DAFL
 from .deepinv import DeepInversion
+from .dfq_choi import DFQChoi
 from .fm import FM
 from .nayer import Nayer
+from .zskt import ZSKT
 
 METHODS = {
     "nayer": Nayer,
     "deepinv": DeepInversion,
+    "zskt": ZSKT,
+    "dfq_choi": DFQChoi,
     "cmi": CMI,
     "fm": FM,
+    "dafl": DAFL,
 }

@@ -164,6 +164,9 @@ class Method:
             self.student.parameters(), c.student_lr, c.student_momentum, weight_decay=c.student_weight_decay, fused=True
         )
 
+    def before_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called before every step of an optimiser, of the student's and of synthesis's: its gradients are there."""
+
     def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """Eq. 6."""
         return losses.distillation(teacher_logits, student_logits, self.config.temperature)
@@ -173,6 +176,7 @@ class Method:
         self.student_optimizer.zero_grad(set_to_none=True)
         loss = self._learn.backward(batch, scaler=self.scaler)
         self.ranks.average_gradients(self.student)
+        self.before_update(self.student_optimizer)
         self.scaler.step(self.student_optimizer)
         self.scaler.update()
         return self.ranks.mean(loss.detach().clone())

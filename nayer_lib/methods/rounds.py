@@ -120,6 +120,7 @@ class Rounds(Method):
                 self._parts.append(terms.detach().clone())
                 yield self.ranks.mean(loss.detach()), images.detach()
                 for optimizer in optimizers:
+                    self.before_update(optimizer)
                     self.scaler.step(optimizer)
                 self.scaler.update()
             if self.bn_loss:
@@ -169,8 +170,7 @@ class Rounds(Method):
         with self.compute.autocast(self.device):
             answer = self.teacher(seen, return_features=self.asks_features)
             s = self.student(seen).float() if adversarial else None
-        t, features = answer if self.asks_features else (answer, None)
-        t = t.float()
+        t, features = (x.float() for x in answer) if self.asks_features else (answer.float(), None)
         return torch.stack(self.values(Seen(images, seen, self.labels_of(entering, t), t, s, features, view)))
 
     def labels_of(self, entering: Tensor, t: Tensor) -> Tensor:

@@ -1,0 +1,36 @@
+"""DAFL (Chen et al. 2019, "Data-Free Learning of Student Networks", ICCV).
+
+    L_G = L_OH + alpha_ie L_IE + alpha_act L_act        over G
+    L_S = KL(t || s) at temperature 1                   over S
+
+L_OH is the cross-entropy of the teacher's answer with the class that it sees itself, L_IE minus the entropy of the
+batch's mean answer, L_act minus the mean size of its pooled features. The student does not enter L_G.
+
+The authors' code takes L_IE in base 10 (so its 5 is 5 / ln 10 here), makes one joint update of both networks from one
+batch, divides the student's rate by ten at 40 and 80 % of the run (a cosine here) and has Adam's usual betas for G;
+its G ends in Tanh and BatchNorm. Here the student sees the z of the generator's steps, after them and cropped. On
+several ranks L_IE balances each rank's own images.
+"""
+
+from torch import Tensor
+
+from .. import losses
+from .rounds import Live, Seen
+
+
+class DAFL(Live):
+    """A generator that makes images of which the teacher is sure, of all classes, that excite it."""
+
+    name = "DAFL"
+    citation = "Chen et al. 2019"
+    terms = {"L_OH": "alpha_cls", "L_IE": "alpha_ie", "L_act": "alpha_act"}
+    asks_features = True
+    holds_z = True
+
+    def values(self, seen: Seen) -> list[Tensor]:
+        """The three terms of L_G."""
+        return [
+            losses.classification(seen.t, seen.labels),
+            losses.information_entropy(seen.t),
+            losses.activation(seen.features),
+        ]

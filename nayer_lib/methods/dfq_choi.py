@@ -1,0 +1,44 @@
+"""DFQ (Choi et al. 2020, "Data-Free Network Quantization with Adversarial Knowledge Distillation", CVPR Workshops).
+
+    L_G = L_OH + alpha_ie L_IE + alpha_bn L_BN - alpha_adv KL(t || s)      over G
+    L_S = KL(t || s)                                                       over S, both at temperature 1
+
+These terms and weights are those behind Table 1's number (Fang et al. 2022), in whose code DFQ has no warm-up. Choi et
+al. have each image's entropy for L_OH, a Gaussian KL for L_BN, 0.01 for all weights but the adversarial one, and train
+G alone before the student starts: `protocol=published` with `warmup_epochs=50` does that here. They also have a deeper
+G, several generators and students, and a quantised student. As in theirs, and not in Fang et al.'s, G is in eval mode
+when it makes images for the student. On several ranks L_IE and L_BN see each rank's own images.
+"""
+
+from torch import Tensor
+
+from .. import losses
+from .rounds import Live, Seen
+
+
+class DFQChoi(Live):
+    """A generator against the student that is held to what the teacher knows: sure, of all classes, of real statistics.
+
+    Not to be taken for the quantisation method of the same short name (Nagel et al. 2019).
+    """
+
+    name = "DFQ"
+    citation = "Choi et al. 2020"
+    terms = {"L_OH": "alpha_cls", "L_IE": "alpha_ie", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
+
+    def values(self, seen: Seen) -> list[Tensor]:
+        """The four terms of L_G, the adversarial one with its minus."""
+        zero, mask = seen.t.new_zeros(()), self.config.adversarial_mask
+        return [
+            losses.classification(seen.t, seen.labels),
+            losses.information_entropy(seen.t),
+            self.bn_loss() if self.bn_loss else zero,
+            zero if seen.s is None else losses.adversarial(seen.t, seen.s, mask),
+        ]
+
+    def fresh(self, n: int) -> Tensor:
+        """(n, C, H, W) images that the generator makes now, in eval mode, augmented."""
+        self.generator.eval()
+        images = super().fresh(n)
+        self.generator.train()
+        return images

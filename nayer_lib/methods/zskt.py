@@ -1,0 +1,89 @@
+"""ZSKT (Micaelli & Storkey 2019, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS).
+
+    L_G = -KL(t || s)                                              over G
+    L_S = KL(t || s) + alpha_at sum over stages of |A_t - A_s|^2   over S, both at temperature 1
+
+A round draws z once: the generator's steps and the student's after them all look at it, and every gradient is clipped.
+The second term of L_S, attention transfer, is off as in Table 1; it needs feature maps of equal size.
+
+Table 1's number comes from other code (Fang et al. 2022), whose schedule, batch, width of z and SGD for the student are
+ours; that code draws new z in every step and does not clip. The authors' own has Adam for the student (from 2e-3), 10
+student steps a round, 80,000 rounds of 128 images, z of 100 numbers, a student in train mode in the generator's steps
+and a G that ends in a BatchNorm. They divide the KL by the number of classes K too: their largest norm of 5 is 5 K
+here, and their weight of attention transfer, 250, would be 250 K.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .. import losses
+from ..classifiers.teacher import tapped
+from ..errors import UserError
+from .base import Batch
+from .rounds import Live, Seen
+
+LARGEST_NORM = 5.0  # of a gradient of KL / K
+
+
+class ZSKT(Live):
+    """A generator that looks for images on which the student does not yet answer as the teacher does.
+
+    Raises:
+        UserError: attention transfer between networks whose feature maps do not pair up.
+    """
+
+    name = "ZSKT"
+    citation = "Micaelli & Storkey 2019"
+    terms = {"L_OH": "alpha_cls", "L_KL": "alpha_adv"}
+    holds_z = True
+
+    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
+        if config.alpha_at:
+            self._check_stages()
+            self._answering = self.teacher  # a folded one's stages cannot be tapped
+
+    def values(self, seen: Seen) -> list[Tensor]:
+        """L_OH, which has no weight and is only looked at, and the adversarial term with its minus."""
+        zero, mask = seen.t.new_zeros(()), self.config.adversarial_mask
+        return [
+            losses.classification(seen.t, seen.labels),
+            zero if seen.s is None else losses.adversarial(seen.t, seen.s, mask),
+        ]
+
+    def before_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradient as a whole."""
+        self.scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, LARGEST_NORM * len(self.teacher.class_names))
+
+    def student_step(self, batch: Batch) -> Tensor:
+        """One update of the student; for attention transfer both networks' feature maps are kept in it."""
+        if not self.config.alpha_at:
+            return super().student_step(batch)
+        with tapped(self.teacher.stages()) as self._of_teacher, tapped(self.student.stages()) as self._of_student:
+            return super().student_step(batch)
+
+    def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """Eq. 6 at temperature 1, and attention transfer."""
+        loss = super().student_loss(batch, teacher_logits, student_logits)
+        if not self.config.alpha_at:
+            return loss
+        maps = self._of_teacher.values(), self._of_student.values()
+        return loss + self.config.alpha_at * losses.attention_transfer(*maps)
+
+    @torch.no_grad()
+    def _check_stages(self) -> None:
+        """Pass one image through both: as many stages, with maps as large."""
+        image = torch.zeros(1, self.facts.channels, self.facts.size, self.facts.size, device=self.device)
+        sizes = []
+        for network in (self.teacher, self.student.eval()):
+            with tapped(network.stages()) as maps:
+                network(image)
+            sizes.append([tuple(m.shape[2:]) for m in maps.values()])
+        self.student.train()
+        if sizes[0] != sizes[1] or not sizes[0]:
+            raise UserError(
+                f"attention transfer pairs the feature maps of teacher and student, and theirs are of {sizes[0]} and "
+                f"{sizes[1]}: take two networks of one family, or set alpha_at=0."
+            )
