@@ -8,13 +8,15 @@ labels y:
     G <- Adam of  sum over the g steps of dL/dG'  at lr_G = g lr_G'                         (first-order MAML)
 
 The terms are NAYER's Eq. 5, which took them from here: L_BN with its momentum, L_KL where both networks agree.
-In an epoch after 60 % of distillation the first Linear and the first BatchNorm of G start over.
+Once, after 60 % of distillation, the first Linear and the first BatchNorm of G start over.
 
-The authors' code: the reset draws both layers' weights from N(0, 0.02) (here: as PyTorch initialises them) and comes in
-one of its versions to all layers; L_KL begins an epoch earlier; z of ImageNet is a map that is meta-learned too (here:
-z as elsewhere). Its rates go with g, (2, 5e-3, 0.015), (5, 3e-3, 0.01), (10, 2e-3, 0.01) for (g, lr_G', lr_z), and its
-weights with the teacher: alpha_adv 1.33 and alpha_cls 0.5 for ResNet-34, 1.0 and 0.5 for VGG-11. Rates for g > 10 are
-nobody's, and how NAYER's Table 11 put a further Linear into FM is not told: both are guesses.
+The authors' code: the reset draws both layers' weights from N(0, 0.02) (here: as PyTorch initialises them), and in one
+of its versions those of all layers; reset and L_KL come an epoch earlier than here; for ImageNet z is a map that is
+meta-learned too, by Reptile (here: as elsewhere). Its rates go with g: (g, lr_G', lr_z) is (2, 5e-3, 0.015),
+(5, 3e-3, 0.01) or (10, 2e-3, 0.01). Its weights go with the teacher: alpha_adv and alpha_cls are 1.33 and 0.5 for
+ResNet-34, 1.0 and 0.5 for VGG-11.
+
+Guesses: for g > 10, also in Table 8's budget, the rates of g = 10; in Table 11, where the further Linear sits.
 """
 
 import copy
@@ -46,7 +48,10 @@ class FM(Inversion):
         self.meta_optimizer = self.adam(self.meta.parameters(), config.generator_lr * config.generator_steps)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Start G's first layers over, once, after the fraction `reset_after` of the distillation epochs."""
+        """Start G's first layers over, once, after the fraction `reset_after` of the distillation epochs.
+
+        With NAYER's generator the first Linear is the further one.
+        """
         super().begin_epoch(epoch)
         config = self.config
         if epoch == config.warmup_epochs + round(config.reset_after * config.distillation_epochs):

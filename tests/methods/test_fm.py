@@ -11,7 +11,7 @@ from tiny import run_all, tiny_config, tiny_setup
 from torch import Tensor, nn
 
 from nayer_lib.compute import Compute
-from nayer_lib.config import make_config
+from nayer_lib.config import PROFILES, make_config
 from nayer_lib.distill import prepare
 from nayer_lib.generator.latents import LearnedNoise
 from nayer_lib.methods.fm import FM
@@ -198,16 +198,24 @@ def test_after_all_epochs_is_never():
     assert same(before, weights(method.meta))
 
 
-# --- NAYER's generator (Table 11)
+# --- numbers: the published schedule, and NAYER's generator (Table 11)
 
 
-@pytest.mark.parametrize("profile", ["quick", "full"])
-def test_with_nayers_generator_z_passes_a_linear_to_the_width_that_nayer_has(profile):
+def test_the_published_schedule_makes_56_thousand_images_in_220_rounds():
+    config = make_config(profile="full", method="fm", protocol="published")
+    rounds = sum(map(config.synthesis_rounds, range(config.total_epochs)))
+    assert (rounds, rounds * config.generator_batch) == (220, 56_320)
+    assert config.warmup_epochs + config.reset_after * config.distillation_epochs == 20 + 120
+    assert config.generator_lr * config.generator_steps == pytest.approx(0.02)
+
+
+def test_with_nayers_generator_z_passes_a_linear_to_the_width_that_nayer_has():
+    for profile in PROFILES:
+        assert make_config(profile=profile, method="fm").nayer_noise_dim == make_config(profile=profile).noise_dim
     method = tiny_fm(nayer_generator=True, nayer_noise_dim=24)
     noise, linear, generator = method.generator
     assert (noise.z.shape, linear.weight.shape) == ((20, 16), (24, 16))
     assert generator.layers[0].in_features == 24
-    assert make_config(profile=profile, method="fm").nayer_noise_dim == make_config(profile=profile).noise_dim
     method.synthesize(WARMUP)
     assert len(list(method.meta.parameters())) == len(list(tiny_fm().meta.parameters())) + 2
 
