@@ -285,7 +285,8 @@ def _run(arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None) -> 
 def _command(config: Config, folder: Path) -> list[str]:
     """The `distill` command that runs a config in a folder; every field is given, so no preset matters."""
     fields = dataclasses.asdict(config)
-    own = [word for name in ("variant", "profile", "seed") for word in (f"--{name}", str(fields.pop(name)))]
+    options = ("variant", "profile", "method", "protocol", "seed")
+    own = [word for name in options for word in (f"--{name}", str(fields.pop(name)))]
     overrides = [f"{name}={value!r}" for name, value in fields.items()]
     return [sys.executable, "-m", "nayer_lib", "distill", "--out", str(folder), "--resume", *own, "--set", *overrides]
 

@@ -35,6 +35,8 @@ def distill(
     preset: str | None = None,
     variant: str = "released",
     profile: str = "quick",
+    method: str = "nayer",
+    protocol: str = "equal",
     seed: int = 0,
     set: tuple[str, ...] = (),
     teacher: Path | None = None,
@@ -62,6 +64,8 @@ def distill(
         preset: a column of Table 1 ("cifar10-wrn40_2-wrn16_2", ...) or a digit set; default: the profile's own.
         variant: "released" (the authors' code) or "paper" (the text).
         profile: "quick" (laptop), "lab" (one GPU) or "full" (Table 8).
+        method: "nayer", or another row of Table 1: "deepinv", "cmi", "fm", ...
+        protocol: "equal" (Table 8's budget for every method) or "published" (the method's own schedule).
         seed: of the student, the generator and every draw.
         set: overrides of config fields, as name=value.
         teacher: a checkpoint in place of the kit's own teacher: a file of this kit, or with --network anybody's.
@@ -85,7 +89,7 @@ def distill(
 
     if resume and not out:
         raise UserError("--resume needs --out: the folder of the run that stopped.")
-    config = make_config(preset, variant, profile, seed=seed, **_overrides(set))
+    config = make_config(preset, variant, profile, method, protocol, seed=seed, **_overrides(set))
     own = own_teacher(config.dataset, teacher, network, classes, mean, std)
     pool = load_pool(lte, own.class_names if own else datasets.dataset(config.dataset).class_names) if lte else None
     test = None
@@ -234,7 +238,7 @@ def _overrides(pairs: tuple[str, ...]) -> dict:
         name, found, text = pair.partition("=")
         if not found:
             raise UserError(f"--set takes name=value, not {pair!r}.")
-        if name in ("preset", "variant", "profile", "seed"):
+        if name in ("preset", "variant", "profile", "method", "protocol", "seed"):
             raise UserError(f"{name} has its own option: use --{name} {text}.")
         try:
             values[name] = ast.literal_eval(text)
