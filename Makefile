@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 QUICK := NAYER_PROFILE=quick OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: demo test test-slow notebooks bench lint clean
+.PHONY: demo test test-slow notebooks ablations bench lint clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m nayer_lib demo
@@ -21,6 +21,14 @@ test-slow: $(STAMP)
 # Runs every notebook in place, or the ones whose names begin with ONLY="00 04".
 notebooks: $(STAMP)
 	@$(QUICK) $(BIN)/python .ci/notebooks.py $(ONLY)
+
+# The laptop sweeps, the most telling first: cut from the end. DRY=--dry-run only says how long they will take.
+ABLATIONS := table3_digits redraw_digits figure5_digits table11_digits divergences_digits table10_digits table4_digits \
+	table5_digits eq5_digits table4_color_digits table3_color_digits redraw_color_digits table5_color_digits
+ablations: $(STAMP)
+	@for name in $(ABLATIONS); do \
+		echo "$$name"; $(BIN)/python -m nayer_lib sweep data/sweeps/$$name.json --jobs 2 --keep $(DRY) || exit 1; \
+	done
 
 bench: $(STAMP)
 	@$(BIN)/python tests/bench.py

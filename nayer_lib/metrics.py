@@ -42,10 +42,7 @@ def convergence(ce_per_step: Sequence[Sequence[float]], threshold: float = 0.1) 
         UserError: no rounds, or one without L_CE.
     """
     if not ce_per_step or not all(ce_per_step):
-        raise UserError(
-            "convergence needs at least one synthesis round, and L_CE at its steps: methods that ask for no class "
-            "(DFAD, ZSKT) have none."
-        )
+        raise UserError("convergence needs at least one synthesis round, and L_CE at its steps.")
     firsts = [next((t for t, ce in enumerate(ces, 1) if ce < threshold), None) for ces in ce_per_step]
     reached = [t for t in firsts if t is not None]
     restricted = [len(ces) + 1 if t is None else t for t, ces in zip(firsts, ce_per_step, strict=True)]
@@ -103,7 +100,7 @@ def feature_diversity(
     return _over_pairs(apart, images, labels, rounds, per_class)
 
 
-NO_LABELS = "diversity is within a class and needs labels: methods that ask for no class (DFAD, ZSKT) have none."
+NO_LABELS = "diversity is within a class and needs labels: where a method asks for none, take what the teacher sees."
 
 
 def _over_pairs(
@@ -112,7 +109,7 @@ def _over_pairs(
     """The mean over classes of the mean over pairs of `apart`, which maps n images to (n, n)."""
     for what, given in (("images", len(images)), ("the round that made each image", rounds is not None)):
         if not given:
-            raise UserError(f"diversity needs {what}: methods that keep no memory (DAFL, DFAD, DFQ, ZSKT) have none.")
+            raise UserError(f"diversity needs {what}: methods that keep no memory (DAFL, DFQ, ZSKT) have none.")
     if labels is None:
         raise UserError(NO_LABELS)
     within, across = [], []
