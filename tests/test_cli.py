@@ -130,10 +130,10 @@ def test_report_renders_the_readme_and_the_documents_anew(clone, capsys):
         (["distill", "--profile", "quik"], "unknown profile 'quik'. Did you mean 'quick'"),
         (["distill", "--variant", "papers"], "unknown variant 'papers'. Did you mean 'paper'"),
         (["distill", "--set", "epochs"], "--set takes name=value, not 'epochs'"),
-        (["distill", "--set", "epoch=3"], "unknown config field 'epoch'. Did you mean 'epochs'"),
+        (["distill", "--set", "epoch=3"], "unknown config field of nayer 'epoch'. Did you mean 'epochs'"),
         (["distill", "--set", "epochs=few"], "epochs must be a whole number from 1 up, not 'few'"),
         (["distill", "--set", "epochs=2+"], "epochs must be a whole number from 1 up, not '2+'"),
-        (["distill", "--set", "method=nayr"], "unknown method 'nayr'"),
+        (["distill", "--method", "nayr"], "unknown method 'nayr'"),
         (
             ["distill", "--preset", "cifar10-wrn40_2-wrn16_2"],
             "no teacher for cifar10/wrn40_2: run `python -m nayer_lib",
