@@ -156,7 +156,8 @@ def by_step(ax: "Axes", curves: dict[str, Sequence[float]], label: str = CROSS_E
     for (name, values), dashes in zip(curves.items(), ("-", "--", "-.", ":") * 3, strict=False):
         ax.plot(range(1, len(values) + 1), values, dashes, label=name)
     ax.set(xlabel="generator step g of the round", ylabel=label, yscale="log" if label == CROSS_ENTROPY else "linear")
-    ax.legend(fontsize=8)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 3} if len(curves) > 6 else {}
+    ax.legend(fontsize=8, **below)
     return ax
 
 
@@ -175,7 +176,8 @@ def effects(
     none = float("nan")
     as_numbers = [[none if value is None else float(value) for value in some] for some in (printed, ours, spreads)]
     ax.axvline(0, color="grey", linewidth=1)
-    ax.plot(as_numbers[0], places, "s", fillstyle="none", markersize=8, label="paper")
+    if any(value == value for value in as_numbers[0]):
+        ax.plot(as_numbers[0], places, "s", fillstyle="none", markersize=8, label="paper")
     ax.errorbar(as_numbers[1], places, xerr=as_numbers[2], fmt="o", capsize=3, label="ours")
     ax.set_yticks(places, names)
     ax.invert_yaxis()
