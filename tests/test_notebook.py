@@ -150,6 +150,7 @@ def test_the_differences_from_table_8_are_told_a_line_a_field():
     assert [line.split() for line in lines] == [
         [name, str(value), "released:", str(getattr(Config(), name))]
         for name, value in [("profile", "quick"), *order(PROFILES["quick"])]
+        if name == "profile" or value < getattr(Config(), name)  # an epoch without repeats has none to shrink
     ]
 
 

@@ -48,7 +48,13 @@ def read_card(path: Path) -> dict:
 
 
 def card_config(card: dict) -> Config:
-    """The config of a card; fields that are newer than the card have their defaults, which is what it ran with."""
+    """The config of a card; fields that are newer than the card have their defaults, which is what it ran with.
+
+    Raises:
+        UserError: a card of a method that this kit does not have.
+    """
+    if card["config"]["method"] not in CONFIGS:
+        raise unknown("method of a run card", card["config"]["method"], CONFIGS)
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in card["config"].items()}
     return CONFIGS[fields["method"]](**fields)
 

@@ -76,7 +76,7 @@ def test_one_seed_has_no_spread(card):
         {"compute": {"precision": "bf16"}},
         {"config": {"epochs": 3}},
         {"config": {"variant": "paper"}},
-        {"config": {"method": "another"}},
+        {"config": {"method": "fm"}},
     ],
     ids=lambda change: ", ".join(change.get("config", change)),
 )
