@@ -162,9 +162,6 @@ def test_jensen_shannon_by_hand():
     assert jensen_shannon(T, S, 1).item() == pytest.approx((kl_p + kl_q) / 2, rel=1e-5)
 
 
-# --- L_IE and L_act of DAFL
-
-
 @given(logits())
 @few
 def test_jensen_shannon_is_symmetric_zero_for_equal_logits_and_at_most_ln_2(drawn):
@@ -205,6 +202,9 @@ def test_total_variation_by_hand():
 def test_a_grey_image_has_no_variation_and_a_finite_gradient():
     x = torch.full((2, 3, 4, 4), 0.3, requires_grad=True)
     assert total_variation(x) == 0 and not gradients(total_variation(x), x)[0].any()
+
+
+# --- L_IE and L_act of DAFL
 
 
 @given(logits())

@@ -10,7 +10,8 @@ Table 1's number comes from other code (Fang et al. 2022), whose schedule, batch
 ours; that code draws new z in every step and does not clip. The authors' own has Adam for the student (from 2e-3), 10
 student steps a round, 80,000 rounds of 128 images, z of 100 numbers, a student in train mode in the generator's steps
 and a G that ends in a BatchNorm. They divide the KL by the number of classes K too: their largest norm of 5 is 5 K
-here, and their weight of attention transfer, 250, would be 250 K.
+here, and their weight of attention transfer, 250, would be 250 K. That term is a mean over places, and grows as maps
+shrink: on the 8 px digits a weight counts sixteen times as much as on 32 px.
 """
 
 import torch
