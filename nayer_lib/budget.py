@@ -17,6 +17,7 @@ from .datasets import Split, dataset
 from .distill import distill, prepare
 from .methods import METHODS
 from .methods.base import Method
+from .methods.rounds import Live
 from .ranks import Ranks
 from .text.lte_pool import LTEPool, load_pool, pool_path
 
@@ -40,7 +41,7 @@ class Budget:
 
     Attributes:
         parameters: of "teacher", "student" and "generator".
-        images: in the memory M.
+        images: in the memory M; none where a live generator makes fresh ones.
         bytes: of the three with their gradients and optimisers, and of "memory".
     """
 
@@ -54,7 +55,7 @@ def budget(method: Method) -> Budget:
     config, facts = method.config, method.facts
     parameters = {name: sum(p.numel() for p in getattr(method, name).parameters()) for name in COPIES}
     made = config.total_rounds * config.generator_batch
-    images = min(made, config.memory_size or made)
+    images = 0 if isinstance(method, Live) else min(made, config.memory_size or made)
     image = facts.channels * facts.size**2 + 2 * torch.long.itemsize  # with its label and its round
     held = {name: FLOAT * COPIES[name] * count for name, count in parameters.items()}
     return Budget(parameters, images, held | {"memory": images * image})

@@ -56,6 +56,8 @@ def test_the_arithmetic_by_hand():
     counted = rehearse(tiny_config())
     assert counted.images == 20 * (1 + 2 * 2) and counted.bytes["memory"] == 100 * (64 + 8 + 8)
     assert rehearse(tiny_config(memory_size=30)).images == 30
+    live = rehearse(tiny_config(method="zskt"))
+    assert live.images == live.bytes["memory"] == 0  # it keeps none
     teacher, student = (sum(p.numel() for p in build(name).parameters()) for name in ("wrn10_1", "wrn10_half"))
     assert (counted.parameters["teacher"], counted.parameters["student"]) == (teacher, student)
     assert (counted.bytes["teacher"], counted.bytes["student"]) == (8 * teacher, 12 * student)

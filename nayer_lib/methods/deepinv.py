@@ -94,14 +94,17 @@ class DeepInversion(Inversion):
         """The jittered images."""
         return take(images, drawn.expand(len(images), -1), padding=0)
 
+    def adversarial_term(self, seen: Seen) -> Tensor:
+        """1 - JS in place of -L_KL; 0 while nobody plays against the student."""
+        return seen.t.new_zeros(()) if seen.s is None else losses.adversarial_js(seen.t, seen.s)
+
     def values(self, seen: Seen) -> list[Tensor]:
         """The five terms."""
-        zero = seen.t.new_zeros(())
         x = self.generator.normalised(seen.images)
         return [
             losses.classification(seen.t, seen.labels),
-            self.bn_loss() if self.bn_loss else zero,
-            zero if seen.s is None else losses.adversarial_js(seen.t, seen.s),
+            self.batch_norm_term(seen),
+            self.adversarial_term(seen),
             losses.total_variation(x),
             torch.linalg.vector_norm(x),
         ]

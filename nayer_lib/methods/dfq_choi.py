@@ -28,12 +28,11 @@ class DFQChoi(Live):
 
     def values(self, seen: Seen) -> list[Tensor]:
         """The four terms of L_G, the adversarial one with its minus."""
-        zero, mask = seen.t.new_zeros(()), self.config.adversarial_mask
         return [
             losses.classification(seen.t, seen.labels),
             losses.information_entropy(seen.t),
-            self.bn_loss() if self.bn_loss else zero,
-            zero if seen.s is None else losses.adversarial(seen.t, seen.s, mask),
+            self.batch_norm_term(seen),
+            self.adversarial_term(seen),
         ]
 
     def fresh(self, n: int) -> Tensor:

@@ -179,6 +179,16 @@ class Rounds(Method):
 
     # Shared pieces.
 
+    def batch_norm_term(self, seen: Seen) -> Tensor:
+        """L_BN of what the teacher saw last, a scalar; 0 where it has no weight."""
+        return self.bn_loss() if self.bn_loss else seen.t.new_zeros(())
+
+    def adversarial_term(self, seen: Seen) -> Tensor:
+        """-L_KL of Eq. 5, a scalar; 0 while nobody plays against the student."""
+        if seen.s is None:
+            return seen.t.new_zeros(())
+        return losses.adversarial(seen.t, seen.s, self.config.adversarial_mask)
+
     def build(self, make: Callable[[], nn.Module]) -> nn.Module:
         """What `make` makes, its weights drawn from this run's random numbers, on the device, in train mode."""
         with torch.random.fork_rng(devices=[]):
@@ -231,13 +241,8 @@ class Inversion(Rounds):
 
     def values(self, seen: Seen) -> list[Tensor]:
         """The three terms of Eq. 5, the adversarial one with its minus."""
-        zero = seen.t.new_zeros(())
-        mask = self.config.adversarial_mask
-        return [
-            losses.classification(seen.t, seen.labels),
-            self.bn_loss() if self.bn_loss else zero,
-            zero if seen.s is None else losses.adversarial(seen.t, seen.s, mask),
-        ]
+        ce = losses.classification(seen.t, seen.labels)
+        return [ce, self.batch_norm_term(seen), self.adversarial_term(seen)]
 
     def begin_round(self) -> list[torch.optim.Optimizer]:
         """Make the generator ready for new images, and its optimisers."""

@@ -46,11 +46,7 @@ class ZSKT(Live):
 
     def values(self, seen: Seen) -> list[Tensor]:
         """L_OH, which has no weight and is only looked at, and the adversarial term with its minus."""
-        zero, mask = seen.t.new_zeros(()), self.config.adversarial_mask
-        return [
-            losses.classification(seen.t, seen.labels),
-            zero if seen.s is None else losses.adversarial(seen.t, seen.s, mask),
-        ]
+        return [losses.classification(seen.t, seen.labels), self.adversarial_term(seen)]
 
     def before_update(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient as a whole."""

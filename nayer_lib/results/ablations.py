@@ -396,7 +396,8 @@ which are those of the {paper.EDITION}, not of the CVPR version. Accuracies are 
   that is ours alone has our effect here. *Not run*: no cards of the row, or of the one that it is compared with.
 - The digits are our laptop problems: a verdict there says whether the effect shows on a small problem. Beside digits
   stand the paper's CIFAR-10 numbers, beside color_digits those of CIFAR-100, where it prints both.
-- **Time** is that of a whole run on the device named, with its two clocks: synthesis, and the student's steps.
+- **Time** is that of a whole run on the device named, with its two clocks: synthesis, and the student's steps. Most of
+  the laptop runs shared their two cores with other work: compare the two clocks of a run, not the times of two runs.
 - A dash is a number that the paper does not print, or a cross-entropy that no round reached. (m1) and the like are
   [misprints](../data/paper/misprints.csv)."""
 
