@@ -18,12 +18,10 @@ from ..sweep import Sweep, read_sweep
 from . import paper
 from .comparison import mark
 from .runs import kept_files
-from .tables import Cell, accuracy, cells, clocks, interval, number, seedless
+from .tables import PROTOCOL_WORDS, SMALL, Cell, accuracy, cells, clocks, interval, number, seedless
 
 if TYPE_CHECKING:
     import pandas
-
-SMALL = 1.0  # points: accuracies that differ by less are taken for equal
 
 # The data sets of the sweeps, each with the one of the paper that stands beside it where a table has several.
 PROBLEMS = {"cifar10": "cifar10", "cifar100": "cifar100", "digits": "cifar10", "color_digits": "cifar100"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from .. import files
 from . import paper
 from .figures import accuracy_against_hours, new_figure
-from .tables import OURS, OURS_LINE, Cell, answers, number, ours, setting, standard_cells
+from .tables import NEAR, OURS, OURS_LINE, SMALL, Cell, answers, number, ours, setting, standard_cells
 
 HEAD = f"""\
 # Tables 1 and 2 of the paper, and what we ran
@@ -17,9 +17,12 @@ which are those of the {paper.EDITION}, not of the CVPR version. Accuracies are 
 - **Ours** is the accuracy of the **last epoch**, mean and standard deviation over n seeds. "Best" is the maximum over
   epochs, chosen on the test set, as the authors' code reports it. "Better" is written from three seeds on, and only
   where the 95 % confidence interval of the gap (Student's t) lies above 0.
+- **Verdict**, from three seeds on: *reproduced* where the mean is at most {SMALL:g} point below the printed number,
+  *partly* up to {NEAR:g} points (as far as other groups' runs of public code lie from it), else *not*.
 - **Time** is that of a whole run on the device named, with its two clocks: synthesis, and the student's steps. Times
   on different devices cannot be compared, nor can the paper's hours with those of its sources (misprint m10).
-- Only full runs of unchanged presets stand here. Runs of different protocols (config, teacher, test split, device,
+- Only full runs of unchanged presets stand here, each method on its own published schedule; all of them on one budget,
+  small, stand in [ablations.md](ablations.md#all-systems-of-table-1-on-one-budget). Runs of different protocols (config, teacher, test split, device,
   precision, compilation) are never averaged: each has its own line.
 - A dash is a cell that the paper leaves out. (m1) and the like are [misprints](../data/paper/misprints.csv)."""
 FIGURE = """\
@@ -75,7 +78,7 @@ def _lines(row, printed: str, cells: list[Cell]) -> list[str]:
     """The lines of a row of the paper: one for each protocol in which we ran it, or one that says "not run"."""
     teachers = {f"{cell.teacher:.1f}" for cell in cells if _column(cell.config) == _column(row)}
     if row.method == "Teacher" and teachers:
-        return [f"| Teacher | {printed} | {', '.join(sorted(teachers))} | | | | | | |"]
+        return [f"| Teacher | {printed} | {', '.join(sorted(teachers))} | | | | | | | |"]
     found = [cell for cell in cells if answers(cell.config, row)]
     named = [(setting(cell.config), cell) for cell in found] or [(_name(row), None)]
     return [f"| {name} | {printed} | {ours(cell, row.accuracy)}" for name, cell in named]

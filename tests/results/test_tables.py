@@ -23,6 +23,7 @@ from nayer_lib.results.tables import (
     draw_results,
     interval,
     ours,
+    reached,
     results_table,
     seedless,
     with_table,
@@ -77,6 +78,7 @@ def test_one_seed_has_no_spread(card):
         {"config": {"epochs": 3}},
         {"config": {"variant": "paper"}},
         {"config": {"method": "fm"}},
+        {"config": {"protocol": "published"}},
     ],
     ids=lambda change: ", ".join(change.get("config", change)),
 )
@@ -137,8 +139,8 @@ def test_our_part_has_last_gap_teacher_best_seeds_clocks_and_device(card):
     seconds = {"synthesis": 30.2, "student": 11.0, "evaluation": 0.5, "total": 42.7}
     teacher = card["teacher"] | {"accuracy": 0.95}
     cell = cell_of(card, [0.93, 0.94], seconds=seconds, accuracy_best=0.945, device="a GPU", teacher=teacher)
-    assert ours(cell, 94.07) == "**93.5 ± 0.7** | -0.57 | 95.0 | 94.5 | 2 | 30 + 11 of 43 s | a GPU |"
-    assert ours(cell, None) == "**93.5 ± 0.7** |  | 95.0 | 94.5 | 2 | 30 + 11 of 43 s | a GPU |"
+    assert ours(cell, 94.07) == "**93.5 ± 0.7** | -0.57 | n < 3: no verdict | 95.0 | 94.5 | 2 | 30 + 11 of 43 s | a GPU |"
+    assert ours(cell, None) == "**93.5 ± 0.7** |  |  | 95.0 | 94.5 | 2 | 30 + 11 of 43 s | a GPU |"
     long = cell_of(card, [0.9], seconds={"synthesis": 3600, "student": 1800, "evaluation": 90, "total": 5490})
     assert "| 1.00 + 0.50 of 1.52 h |" in ours(long, None)
 
@@ -165,6 +167,23 @@ def test_what_was_not_run_says_so_in_as_many_columns(card, printed):
 )
 def test_better_needs_three_seeds_and_an_interval_above_the_papers_number(card, accuracies, gap):
     assert ours(cell_of(card, accuracies), 93.5).split(" | ")[1] == gap
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "verdict"),
+    [
+        ([0.93, 0.94, 0.95], "reproduced"),
+        ([0.925, 0.925, 0.925], "reproduced"),  # a point below
+        ([0.92, 0.92, 0.92], "partly"),
+        ([0.885, 0.885, 0.885], "partly"),  # five points below
+        ([0.88, 0.88, 0.88], "not"),
+        ([0.94, 0.95], "n < 3: no verdict"),
+    ],
+)
+def test_the_verdict_on_a_cell_is_how_far_below_the_papers_number_it_is(card, accuracies, verdict):
+    cell = cell_of(card, accuracies)
+    assert reached(cell, 93.5) == verdict == ours(cell, 93.5).split(" | ")[2]
+    assert reached(cell, None) == ""  # the paper leaves the cell out
 
 
 def test_the_interval_of_a_mean_is_students():
@@ -194,7 +213,7 @@ def not_run() -> list[str]:
     """The lines of the table where nothing was run, in the order of Table 1."""
     return [
         f"| {row.dataset} | {row.teacher} → {row.student} | NAYER, released, full, E = 300 | {row.accuracy:.2f} | "
-        "not run | | | | 0 | | |"
+        "not run | | not run | | | 0 | | |"
         for row in nayer_e300()
     ]
 
@@ -238,7 +257,7 @@ def test_the_papers_number_is_that_of_the_runs_own_epochs(card):
 @pytest.mark.parametrize("config", [{"epochs": 100}, {"variant": "paper"}, {"generator_steps": 1}], ids=str)
 def test_another_run_does_not_stand_for_the_e300_cell(card, config):
     table = results_table([full_card(card, **config)])
-    assert table.count("not run") == 12
+    assert table.count("| not run | | not run |") == 12
 
 
 def test_a_full_run_of_other_epochs_has_a_dash(card):
