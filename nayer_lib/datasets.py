@@ -6,7 +6,7 @@ Distilling reads the test split alone, to score; only training a teacher asks fo
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -69,14 +69,15 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) uint8 and labels (N,) int64."""
+    """Images (N, C, H, W) uint8 and labels (N,) int64; `name` is one of SPLITS, and "test" for images of your own."""
 
     images: Tensor
     labels: Tensor
+    name: str = "test"
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split on a device."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(self.images.to(device), self.labels.to(device), self.name)
 
 
 DATASETS = {
@@ -121,7 +122,7 @@ def load_split(name: str, split: str) -> Split:
         "tiny_imagenet": _tiny_imagenet,
         "imagenet": _imagenet,
     }
-    return readers[name](split)
+    return replace(readers[name](split), name=split)
 
 
 def load_folder(folder: Path, class_names: Sequence[str], size: int, channels: int = 3) -> Split:

@@ -2,7 +2,8 @@
 
 A sweep file is JSON: "preset", "variant" and "profile" (as in `make_config`), "seeds", "common" overrides, and "arms",
 a name -> overrides map. Arms of unequal budgets cannot be compared, so a file that wants them says
-"unequal_budgets": true.
+"unequal_budgets": true. A file that is there to choose a setting says "split": "validation", on which its runs are
+scored then, in place of the test split.
 
 Every run is a process of its own, the `distill` command: one that dies takes no other with it, no setting of one
 reaches the next, and what it prints stands in log.txt in its run folder. A run that has finished is known by its card
@@ -33,19 +34,20 @@ import torch
 from . import files
 from .config import Config, make_config
 from .errors import MissingFile, UserError, unknown
-from .results.runs import card_config, device_name, kept_cards, local_cards, new_id, read_card, resumable
+from .results.runs import card_config, device_name, kept_cards, local_cards, new_id, read_card, resumable, split_of
 
-FIELDS = {"preset", "variant", "profile", "seeds", "common", "arms", "unequal_budgets"}
+FIELDS = {"preset", "variant", "profile", "seeds", "common", "arms", "unequal_budgets", "split"}
 BACKENDS = ("local", "ray")
 _PROCESSES = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Arms of a sweep file: name -> one config a seed."""
+    """Arms of a sweep file: name -> one config a seed; and the split on which its runs are scored."""
 
     name: str
     arms: dict[str, list[Config]]
+    split: str = "test"
 
     def runs(self, share: str | None = None) -> list[tuple[str, Config]]:
         """Every run once, as (arm, config), seed by seed: a sweep that is cut short has every arm with fewer seeds.
@@ -100,7 +102,9 @@ def read_sweep(path: Path) -> Sweep:
         raise UserError(
             f"{path}: 'seeds' is a list of numbers, 'arms' maps names to config fields ({error})."
         ) from error
-    sweep = Sweep(path.stem, arms)
+    sweep = Sweep(path.stem, arms, spec.get("split", "test"))
+    if sweep.split not in ("test", "validation"):
+        raise unknown("split of a sweep", sweep.split, ("test", "validation"))
     budgets = {arm: budget(config) for arm, config in sweep.runs()}
     for arm, spent in budgets.items():
         (first, of_first), *_ = budgets.items()
@@ -125,13 +129,15 @@ def budget(config: Config) -> dict[str, int]:
 
 def arm_cards(sweep: Sweep, cards: list[dict]) -> dict[str, list[dict]]:
     """The finished cards of each arm, in the order of its seeds; a seed that was not run is left out."""
-    finished = {card_config(card): card for card in cards if card["status"] == "finished"}
+    finished = {
+        card_config(card): card for card in cards if card["status"] == "finished" and split_of(card) == sweep.split
+    }
     return {arm: [finished[c] for c in configs if c in finished] for arm, configs in sweep.arms.items()}
 
 
 def keep_sweep(sweep: Sweep) -> Path:
     """Write the finished cards of a sweep, one a line, to data/runs/<name>.jsonl."""
-    kept = [card for cards in arm_cards(sweep, kept_cards() + local_cards()).values() for card in cards]
+    kept = [card for cards in arm_cards(sweep, kept_cards(sweep.split) + local_cards()).values() for card in cards]
     path = files.data_dir() / "runs" / f"{sweep.name}.jsonl"
     files.write_text(path, "".join(json.dumps(card) + "\n" for card in kept))
     return path
@@ -165,8 +171,8 @@ def run_sweep(
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
     runs = sweep.runs(share)
-    finished = finished_runs()
-    done = {config for config, _ in finished}
+    finished = finished_runs(sweep.split)
+    done = {config for config, card in finished if split_of(card) == sweep.split}
     left = [(arm, config) for arm, config in runs if config not in done]
     where, gpus = _on_ray(jobs) if backend == "ray" else _here(jobs)
     times = [projected(config, finished) for _, config in left]
@@ -177,13 +183,13 @@ def run_sweep(
         return []
     folder = files.runs_dir().resolve()
     with parallel_config(**where):
-        results = Parallel(batch_size=1)(delayed(_run)(arm, config, folder, gpus) for arm, config in left)
+        results = Parallel(batch_size=1)(delayed(_run)(arm, config, folder, gpus, sweep.split) for arm, config in left)
     return [sentence for sentence in results if sentence]
 
 
-def finished_runs() -> list[tuple[Config, dict]]:
-    """(config, card) of the finished runs that are kept or on this machine, oldest first."""
-    return [(card_config(card), card) for card in kept_cards() + local_cards() if card["status"] == "finished"]
+def finished_runs(split: str = "test") -> list[tuple[Config, dict]]:
+    """(config, card) of the finished runs on this machine, and of those that are kept of a split, oldest first."""
+    return [(card_config(card), card) for card in kept_cards(split) + local_cards() if card["status"] == "finished"]
 
 
 def projected(config: Config, finished: list[tuple[Config, dict]]) -> tuple[float, str] | None:
@@ -263,12 +269,13 @@ def _on_ray(jobs: int | None) -> tuple[dict, None]:
     return {"backend": "ray", "n_jobs": jobs, "ray_remote_args": {"num_gpus": min(1, gpus / jobs)}}, None
 
 
-def _run(arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None) -> str | None:
+def _run(arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None, split: str) -> str | None:
     """One run in a process of its own. Prints how it ended; returns that sentence if it failed."""
-    log = (resumable(config) or runs_dir / new_id(config)) / "log.txt"  # what stopped half-way goes on
+    new = new_id(config) if split == "test" else f"{new_id(config)}-{split}"
+    log = (resumable(config, split) or runs_dir / new) / "log.txt"  # what stopped half-way goes on
     gpu = gpus.get() if gpus else None
     try:
-        status = _process(_command(config, log.parent), log, {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+        status = _process(_command(config, log.parent, split), log, {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
         card = read_card(log.parent) if status == 0 else {"status": _reason(status, log)}
     except Exception as error:  # whatever it is, the other runs go on
         card = {"status": f"{type(error).__name__}: {error}"}
@@ -282,11 +289,11 @@ def _run(arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None) -> 
     return sentence if failed else None
 
 
-def _command(config: Config, folder: Path) -> list[str]:
+def _command(config: Config, folder: Path, split: str = "test") -> list[str]:
     """The `distill` command that runs a config in a folder; every field is given, so no preset matters."""
     fields = dataclasses.asdict(config)
     options = ("variant", "profile", "method", "protocol", "seed")
-    own = [word for name in options for word in (f"--{name}", str(fields.pop(name)))]
+    own = [word for name in options for word in (f"--{name}", str(fields.pop(name)))] + ["--split", split]
     overrides = [f"{name}={value!r}" for name, value in fields.items()]
     return [sys.executable, "-m", "nayer_lib", "distill", "--out", str(folder), "--resume", *own, "--set", *overrides]
 

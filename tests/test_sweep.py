@@ -292,7 +292,7 @@ def test_a_share_that_does_not_exist_is_told(write, no_runs, asked, share):
 
 @pytest.fixture
 def nothing_kept(monkeypatch):
-    monkeypatch.setattr(sweep, "kept_cards", list)
+    monkeypatch.setattr(sweep, "kept_cards", lambda split="test": [])
 
 
 def test_a_run_takes_as_long_as_those_of_other_seeds(no_runs):
@@ -418,7 +418,7 @@ def fork_server():
 def play(monkeypatch, no_runs, nothing_kept, fork_server, tmp_path):
     """Run arms that are named for what their process does, in place of a distillation; returns their cards too."""
 
-    def command(config: Config, folder: Path) -> list[str]:
+    def command(config: Config, folder: Path, split: str) -> list[str]:
         card = json.dumps(card_of(config, accuracy_last=0.5))
         return [sys.executable, "-m", "played", str(folder), does[config.generator_lr], card]
 
@@ -671,6 +671,25 @@ def test_the_command_of_a_run_is_exactly_its_config(write, no_runs, in_process):
     assert card_config(card) == read.arms["odd"][0] and card["status"] == "finished"
 
 
+def test_a_sweep_that_chooses_is_scored_on_validation_and_its_cards_stand_for_no_other(write, no_runs, in_process):
+    spec = SPEC | {"seeds": [5], "arms": {"text": {}}}
+    choosing, reporting = (read_sweep(write(spec | part)) for part in ({"split": "validation"}, {}))
+    assert (choosing.split, reporting.split) == ("validation", "test")
+    for chosen, scored in ((choosing, {"text": 1}), (reporting, {"text": 0})):
+        if chosen is choosing:
+            assert run_sweep(chosen) == []
+        assert {arm: len(cards) for arm, cards in arm_cards(chosen, local_cards()).items()} == scored
+    [card] = local_cards()
+    assert card["test_split"]["split"] == "validation" and card["test_split"]["images"] == 297
+    assert run_sweep(choosing) == [] and len(local_cards()) == 1  # it is known
+    assert run_sweep(reporting) == [] and len(local_cards()) == 2  # by its own kind alone
+
+
+def test_a_sweep_is_scored_on_no_other_split(write):
+    with pytest.raises(UserError, match="unknown split of a sweep 'train'"):
+        read_sweep(write(SPEC | {"split": "train"}))
+
+
 def test_a_sweep_runs_skips_what_is_done_and_tells_what_failed(
     write, no_runs, in_process, capsys, tmp_path, monkeypatch
 ):
@@ -744,7 +763,7 @@ def test_a_run_that_is_told_to_stop_goes_on_with_the_next_sweep(no_runs, fork_se
         assert run.result().startswith("text, seed 0: stopped before its last epoch")
     [log] = no_runs.glob("*/log.txt")
     epochs = re.search(r"stopped after epoch (\d+) of 101\nresume with: python -m nayer_lib distill", log.read_text())
-    assert sweep._run("text", config, no_runs, None) is None
+    assert sweep._run("text", config, no_runs, None, "test") is None
     [card] = local_cards()
     assert card["status"] == "finished" and card["resumed"] == [int(epochs[1])] and card["threads"] == 1
 

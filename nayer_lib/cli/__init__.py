@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.extras import SubcommandApp
@@ -47,6 +47,7 @@ def distill(
     lte: Path | None = None,
     images: Path | None = None,
     size: int = 32,
+    split: Literal["test", "validation"] = "test",
     device: str | None = None,
     out: Path | None = None,
     resume: bool = False,
@@ -76,6 +77,7 @@ def distill(
         lte: a pool of label-text embeddings for its classes; default: the kit's own.
         images: your own evaluation images, a subfolder a class; default: the data set's test split.
         size: pixels to resize them to.
+        split: of the data set, to score on: "validation" where a setting is chosen.
         device: "cpu" or "cuda"; default: the GPU where there is one.
         out: the run folder; default: a new one under runs/.
         resume: go on where the run in --out stopped; start one where there is none.
@@ -93,6 +95,10 @@ def distill(
     own = own_teacher(config.dataset, teacher, network, classes, mean, std)
     pool = load_pool(lte, own.class_names if own else datasets.dataset(config.dataset).class_names) if lte else None
     test = None
+    if images and split != "test":
+        raise UserError("--images are scored on as they are: leave --split out.")
+    if split != "test" and not dry_run:
+        test = datasets.load_split(config.dataset, split)
     if images:
         if not own:
             raise UserError("--images needs --teacher: the kit's own teachers have their own test images.")
@@ -188,7 +194,7 @@ def report() -> None:
     tables.draw_results(kept, root / "docs" / "results.png")
     files.write_text(root / "docs" / "tables.md", comparison.tables_page(kept))
     comparison.draw_figure_1(kept, root / "docs" / "figure1.png")
-    files.write_text(root / "docs" / "ablations.md", ablations.ablations_page(kept))
+    files.write_text(root / "docs" / "ablations.md", ablations.ablations_page([*kept, *cards.kept_cards("validation")]))
     divergences = root / "docs" / "divergences.md"
     files.write_text(divergences, ablations.with_effects(divergences.read_text(encoding="utf-8"), kept))
     print(table)

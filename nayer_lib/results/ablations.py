@@ -18,7 +18,7 @@ from ..sweep import Sweep, read_sweep
 from . import paper
 from .comparison import mark
 from .runs import kept_files
-from .tables import PROTOCOL_WORDS, SMALL, Cell, accuracy, cells, clocks, interval, number, seedless
+from .tables import SMALL, Cell, accuracy, cells, clocks, interval, number, seedless
 
 if TYPE_CHECKING:
     import pandas
@@ -144,7 +144,9 @@ class Ablation:
 
 
 def _cells_of(sweep: Sweep, arm: str, found: dict[Config, list[Cell]]) -> list[Cell]:
-    return found.get(seedless(sweep.arms[arm][0]), []) if arm in sweep.arms else []
+    if arm not in sweep.arms:
+        return []
+    return [cell for cell in found.get(seedless(sweep.arms[arm][0]), []) if cell.split == sweep.split]
 
 
 def _differences(cell: Cell, other: Cell) -> list[float]:
@@ -403,7 +405,11 @@ VERDICTS = ("reproduced", "partly", "not", "gain", "loss", "no effect", "open", 
 
 
 def ablations_page(cards: list[dict]) -> str:
-    """docs/ablations.md: how many rows came out how, then every table on every problem that has a sweep file."""
+    """docs/ablations.md: how many rows came out how, then every table on every problem that has a sweep file.
+
+    Args:
+        cards: those scored on the test split, and for sweeps that choose a setting those on the validation split.
+    """
     found, where, parts = _by_config(cards), kept_files(), []
     summary = ["| table | problem | printed rows | rows of ours |", "|---|---|---|---|"]
     for ablation in ABLATIONS:

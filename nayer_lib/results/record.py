@@ -96,6 +96,7 @@ class Run:
             "config": dataclasses.asdict(config),
             "config_sha256": config.hash,
             "test_split": {
+                "split": evaluate.split.name,
                 "images": len(evaluate.split.labels),
                 "sha256": files.tensors_hash({"images": evaluate.split.images, "labels": evaluate.split.labels}),
             },

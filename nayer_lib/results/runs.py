@@ -64,19 +64,25 @@ def local_cards() -> list[dict]:
     return [read_card(path) for path in sorted(files.runs_dir().glob("*/card.json"))]
 
 
-def resumable(config: Config) -> Path | None:
+def split_of(card: dict) -> str:
+    """The split that a run was scored on: "test", or "validation" where settings were chosen."""
+    return card.get("test_split", {}).get("split", "test")
+
+
+def resumable(config: Config, split: str = "test") -> Path | None:
     """The folder of the newest run of this config on this machine that stopped and can go on; None if there is none."""
-    stopped = [
-        path.parent
-        for path in sorted(files.runs_dir().glob("*/card.json"))
-        if (path.parent / STATE).is_file() and card_config(read_card(path)) == config
-    ]
+    stopped = []
+    for path in sorted(files.runs_dir().glob("*/card.json")):
+        card = read_card(path)
+        if (path.parent / STATE).is_file() and card_config(card) == config and split_of(card) == split:
+            stopped.append(path.parent)
     return stopped[-1] if stopped else None
 
 
-def kept_cards() -> list[dict]:
-    """The cards in data/runs, oldest first: one a file, and those of kept sweeps, one a line."""
-    cards = {card["id"]: card for _, card in _kept()}  # two sweeps may share a run
+def kept_cards(split: str = "test") -> list[dict]:
+    """The cards in data/runs that were scored on a split, oldest first: one a file, and those of kept sweeps, one a
+    line."""
+    cards = {card["id"]: card for _, card in _kept() if split_of(card) == split}  # two sweeps may share a run
     return [card for _, card in sorted(cards.items())]
 
 

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..methods import METHODS
 from . import paper
 from .figures import learning_curve, new_figure
-from .runs import card_config
+from .runs import card_config, split_of
 
 if TYPE_CHECKING:
     import pandas
@@ -47,6 +47,11 @@ class Cell:
     def protocol(self) -> tuple[str, ...]:
         """What two cells must share before their difference can be put down to their configs."""
         return _protocol(self.cards[0])
+
+    @property
+    def split(self) -> str:
+        """The split that it was scored on."""
+        return split_of(self.cards[0])
 
     @property
     def mean(self) -> float:
@@ -118,8 +123,8 @@ SMALL = 1.0  # points: accuracies that differ by less are taken for equal
 NEAR = 5.0  # points: as far apart as other groups' runs of public code are from the printed numbers
 
 OURS = (
-    "ours: last epoch | gap | verdict | teacher | best (chosen on the test set) | n | time a run: synthesis + student | "
-    "device |"
+    "ours: last epoch | gap | verdict | teacher | best (chosen on the test set) | n | "
+    "time a run: synthesis + student | device |"
 )
 OURS_LINE = "--:|--:|---|--:|--:|--:|--:|---|"
 
@@ -136,8 +141,8 @@ def ours(cell: Cell | None, printed: float | None) -> str:
     if sure and sure[0] > 0:
         gap += ", better"
     return (
-        f"{accuracy(cell)} | {gap} | {reached(cell, printed)} | {cell.teacher:.1f} | {statistics.mean(cell.best):.1f} | "
-        f"{len(cell.last)} | {clocks(cell)} | {cell.device} |"
+        f"{accuracy(cell)} | {gap} | {reached(cell, printed)} | {cell.teacher:.1f} | "
+        f"{statistics.mean(cell.best):.1f} | {len(cell.last)} | {clocks(cell)} | {cell.device} |"
     )
 
 

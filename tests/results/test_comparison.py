@@ -142,7 +142,10 @@ def test_a_run_on_another_budget_than_its_own_answers_no_row_of_the_paper(run):
 
 def test_our_speed_up_needs_both_methods_on_both_data_sets_and_one_device(run):
     presets = ("cifar10-wrn40_2-wrn16_2", "cifar100-wrn40_2-wrn16_2")
-    slow = [run(preset, hours=hours, method="deepinv", protocol="published") for preset, hours in zip(presets, (6.0, 8.0), strict=True)]
+    slow = [
+        run(preset, hours=hours, method="deepinv", protocol="published")
+        for preset, hours in zip(presets, (6.0, 8.0), strict=True)
+    ]
     fast = [run(preset, hours=2.0, epochs=100) for preset in presets]
 
     def line(cards):

@@ -139,7 +139,9 @@ def test_our_part_has_last_gap_teacher_best_seeds_clocks_and_device(card):
     seconds = {"synthesis": 30.2, "student": 11.0, "evaluation": 0.5, "total": 42.7}
     teacher = card["teacher"] | {"accuracy": 0.95}
     cell = cell_of(card, [0.93, 0.94], seconds=seconds, accuracy_best=0.945, device="a GPU", teacher=teacher)
-    assert ours(cell, 94.07) == "**93.5 ± 0.7** | -0.57 | n < 3: no verdict | 95.0 | 94.5 | 2 | 30 + 11 of 43 s | a GPU |"
+    assert (
+        ours(cell, 94.07) == "**93.5 ± 0.7** | -0.57 | n < 3: no verdict | 95.0 | 94.5 | 2 | 30 + 11 of 43 s | a GPU |"
+    )
     assert ours(cell, None) == "**93.5 ± 0.7** |  |  | 95.0 | 94.5 | 2 | 30 + 11 of 43 s | a GPU |"
     long = cell_of(card, [0.9], seconds={"synthesis": 3600, "student": 1800, "evaluation": 90, "total": 5490})
     assert "| 1.00 + 0.50 of 1.52 h |" in ours(long, None)
