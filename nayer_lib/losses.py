@@ -104,6 +104,11 @@ def attention_transfer(of_teacher: Iterable[Tensor], of_student: Iterable[Tensor
     return torch.stack([(attention(t) - attention(s)).square().mean() for t, s in pairs]).sum()
 
 
+def logit_distance(t: Tensor, s: Tensor) -> Tensor:
+    """The mean over images and classes of |t - s| (Fang et al. 2019): it keeps its gradient where both are sure."""
+    return (t - s).abs().mean()
+
+
 def distillation(t: Tensor, s: Tensor, temperature: float) -> Tensor:
     """L_S of Eq. 6: the mean KL at temperature T, times T^2 so that its gradient keeps its size."""
     return kl_per_image(t, s, temperature).mean() * temperature**2

@@ -26,6 +26,7 @@ from nayer_lib.losses import (
     information_entropy,
     jensen_shannon,
     kl_per_image,
+    logit_distance,
     total_variation,
 )
 
@@ -291,6 +292,16 @@ def test_t_squared_keeps_the_size_of_the_gradient():
     hot, hotter = (gradients(distillation(t, s, temperature), s)[0] for temperature in (1e3, 1e4))
     torch.testing.assert_close(hot, hotter, rtol=1e-2, atol=1e-4)
     assert hot.norm() > 0.05
+
+
+# --- the distance of the logits
+
+
+def test_the_distance_of_logits_by_hand_and_its_gradient_where_a_kl_has_none():
+    t, s = torch.tensor([[100.0, 0.0], [0.0, 50.0]]), torch.tensor([[90.0, 0.0], [4.0, 50.0]], requires_grad=True)
+    assert logit_distance(t, s) == (10 + 0 + 4 + 0) / 4
+    assert gradients(logit_distance(t, s), s)[0].tolist() == [[-0.25, 0], [0.25, 0]]
+    assert gradients(kl_per_image(t, s).mean(), s)[0].abs().max() < 1e-12  # both are sure of the same
 
 
 # --- InfoNCE

@@ -118,6 +118,15 @@ class DFQChoiConfig(LiveConfig):
     alpha_ie: float = 20.0
 
 
+@dataclass(frozen=True)
+class DFADConfig(LiveConfig):
+    """DFAD (Fang et al. 2019), its numbers for CIFAR-10."""
+
+    noise_dim: int = 256  # of z
+    alpha_adv: float = 1.0
+    student_weight_decay: float = 5e-4
+
+
 CONFIGS: dict[str, type[Config]] = {
     "nayer": Config,
     "fm": FMConfig,
@@ -126,6 +135,7 @@ CONFIGS: dict[str, type[Config]] = {
     "dafl": DAFLConfig,
     "zskt": ZSKTConfig,
     "dfq_choi": DFQChoiConfig,
+    "dfad": DFADConfig,
 }
 
 # For CIFAR-10 (Section 4 of each paper, or the code behind the printed numbers).
@@ -143,6 +153,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     | {"epochs": 200, "warmup_epochs": 0, "student_steps": 5, "student_batch": 256},
     "dfq_choi": {"repeats": 40, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 256}
     | {"epochs": 200, "warmup_epochs": 0, "student_steps": 10, "student_batch": 256},
+    "dfad": {"repeats": 50, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 256}
+    | {"epochs": 500, "warmup_epochs": 0, "student_steps": 5, "student_batch": 256},
 }
 
 

@@ -3,6 +3,7 @@
 from .cmi import CMI
 from .dafl import DAFL
 from .deepinv import DeepInversion
+from .dfad import DFAD
 from .dfq_choi import DFQChoi
 from .fm import FM
 from .nayer import Nayer
@@ -16,4 +17,5 @@ METHODS = {
     "cmi": CMI,
     "fm": FM,
     "dafl": DAFL,
+    "dfad": DFAD,
 }

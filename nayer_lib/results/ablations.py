@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from .. import files
 from ..config import DIVERGENCES, Config
 from ..errors import UserError, unknown
+from ..methods import METHODS
+from ..methods.rounds import Inversion
 from ..sweep import Sweep, read_sweep
 from . import paper
 from .comparison import mark
@@ -102,7 +104,7 @@ class Ablation:
     Attributes:
         stem: of its sweep files.
         table: its number in the paper; None if it is ours.
-        name: the name of a printed row.
+        name: the name of a printed row; None for one that has no arm here.
         against: the name of the row with which one of a name is compared; its own for a reference.
         columns: what it tells beside the accuracy, heading -> text of a line.
     """
@@ -112,7 +114,7 @@ class Ablation:
     note: str
     against: Callable[[str], str]
     table: int | None = None
-    name: Callable[[object], str] | None = None
+    name: Callable[[object], str | None] | None = None
     columns: dict[str, Callable[[Line], str]] = field(default_factory=dict)
 
     def sweeps(self) -> dict[str, Sweep]:
@@ -123,7 +125,8 @@ class Ablation:
     def rows(self, dataset: str) -> dict[str, object]:
         """The printed rows that stand beside a data set, by name."""
         rows = paper.rows(self.table) if self.table else []
-        return {self.name(row): row for row in rows if getattr(row, "dataset", None) in (None, PROBLEMS[dataset])}
+        named = {self.name(row): row for row in rows if getattr(row, "dataset", None) in (None, PROBLEMS[dataset])}
+        return {name: row for name, row in named.items() if name}
 
     def lines(self, dataset: str, sweep: Sweep, found: dict[Config, list[Cell]]) -> list[Line]:
         """Every printed row, then our own arms: a line for each protocol in which it ran, or one without a cell.
@@ -272,6 +275,28 @@ def _memory(cell: Cell) -> str:
     return f"all {made}" if size is None else f"{size} ({size / made:.1%})"
 
 
+def _images_made(cell: Cell) -> str:
+    """Images that the student could learn from: those that were kept, or those made afresh for each of its steps."""
+    config = cell.config
+    if issubclass(METHODS[config.method], Inversion):
+        return f"{config.total_rounds * config.generator_batch} kept"
+    steps = config.repeats * config.distillation_epochs * config.student_steps
+    return f"{steps * config.student_batch} fresh"
+
+
+def _system_name(row) -> str | None:
+    """A system's row of Table 1 in the column of the sweeps' pair; the reference rows have no arm."""
+    if (row.teacher, row.student) != ("wrn40_2", "wrn16_2") or row.epochs not in (300, None):
+        return None
+    return None if row.method in ("Teacher", "Student") else row.method
+
+
+def _at_the_middle_rate(name: str) -> str:
+    """The arm of the same method at the rate that all arms of that kind have tried in the middle."""
+    method, _, _ = name.partition(",")
+    return f"{method}, {0.1 if method == 'DeepInv' else 0.004:g}"
+
+
 def _memory_name(row) -> str:
     size = f"{row.memory // 1000}k" if row.memory else "Full"
     return row.method if row.method == "SOTA" else f"{row.method}, {size}"
@@ -376,6 +401,39 @@ Ours: the score is a judge's on 1,000 images, from 1 to K; the diversity as unde
 Ours: each row of [divergences.md](divergences.md) alone, as the paper has it and the released code does not, and all of
 them at once ("paper"). D4 and D6 change how much is spent.""",
         lambda name: "released",
+    ),
+    Ablation(
+        "methods",
+        "All systems of Table 1 on one budget",
+        """\
+The paper: Table 1, wrn40_2 → wrn16_2, each system on its own schedule and code (m1 to m5 are in that table). Ours: one
+loop, one teacher, one generator, one evaluation, and NAYER's budget for everyone: as many student steps and student
+images, as many images through the teacher in synthesis. Loss weights are each method's own; the generator's rate is the
+best of three on the validation split (next table). MAD's weights are guesses: it has no public code. DAFL and DFAD are
+not in the paper. The rows on each method's own schedule, as far as they were run, stand in [tables.md](tables.md).""",
+        lambda name: "NAYER",
+        table=1,
+        name=_system_name,
+        columns={
+            "ours: images": _ours(_images_made),
+            "generator's rate": _ours(lambda cell: f"{cell.config.generator_lr:g}"),
+        },
+    ),
+    Ablation(
+        "rates",
+        "The generator's learning rate, method by method",
+        """\
+Ours: how the rates of the table above were chosen, on the validation split, which no other number of the kit is scored
+on. One seed an arm: enough to choose by, not to compare by. DeepInv's rate is that of its pixels.""",
+        _at_the_middle_rate,
+    ),
+    Ablation(
+        "rates3",
+        "The generator's learning rate, for each family of Table 3",
+        """\
+Ours, on the validation split: a random input, a constant one, their sum and a redrawn layer, each at three rates. Table
+3 is run at 0.004, the released code's.""",
+        _at_the_middle_rate,
     ),
 )
 

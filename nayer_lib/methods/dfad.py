@@ -1,0 +1,39 @@
+"""DFAD (Fang et al. 2019, "Data-Free Adversarial Distillation", arXiv:1912.11006).
+
+    L_G = -|t - s|      over G
+    L_S =  |t - s|      over S,  |t - s| the mean absolute difference of the logits
+
+The student moves first: five steps on fresh images, then one of the generator. The mean difference of logits does not
+vanish where both networks are sure, as a KL does; that is the paper's point.
+
+The authors' code has, as here, a z of 256 numbers and Adam at 1e-3 for G; its G ends in a BatchNorm, and its option to
+divide both rates by ten every 100 epochs is a cosine for the student here. Not in Table 1: PREKD, MBDFKD and KAKR take
+its L_S, ZAQ both losses.
+"""
+
+from torch import Tensor
+
+from .. import losses
+from .base import Batch
+from .rounds import Live, Seen
+
+
+class DFAD(Live):
+    """A generator that looks for images on which the logits of student and teacher lie apart."""
+
+    name = "DFAD"
+    citation = "Fang et al. 2019"
+    terms = {"L_OH": "alpha_cls", "L_1": "alpha_adv"}
+    student_first = True
+
+    def values(self, seen: Seen) -> list[Tensor]:
+        """L_OH, which has no weight and is only looked at, and -|t - s|."""
+        return [losses.classification(seen.t, seen.labels), self.adversarial_term(seen)]
+
+    def adversarial_term(self, seen: Seen) -> Tensor:
+        """-|t - s| in place of -L_KL; 0 while nobody plays against the student."""
+        return seen.t.new_zeros(()) if seen.s is None else -losses.logit_distance(seen.t, seen.s)
+
+    def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """|t - s|."""
+        return losses.logit_distance(teacher_logits, student_logits)

@@ -1,0 +1,53 @@
+"""docs/adding_a_method.md, followed: its blocks are what stands in the kit, and its commands are commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nayer_lib.config import CONFIGS, PUBLISHED
+from nayer_lib.methods import METHODS
+from nayer_lib.sweep import read_sweep
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
+# Each block of code with the file named last before it.
+BLOCKS = [
+    (re.findall(r"`((?:nayer_lib|tests)/[\w/]+\.py)`", TEXT[: block.start()])[-1], block[1])
+    for block in re.finditer(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
+]
+
+
+@pytest.mark.parametrize(("path", "code"), BLOCKS, ids=[path for path, _ in BLOCKS])
+def test_a_block_stands_in_the_file_that_it_names(path, code):
+    assert code in (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_the_methods_own_file_is_shown_whole():
+    shown = dict(BLOCKS)["nayer_lib/methods/dfad.py"]
+    assert shown == (ROOT / "nayer_lib/methods/dfad.py").read_text(encoding="utf-8")
+
+
+def test_the_blocks_are_all_that_a_method_needs():
+    """No other line of the library names it."""
+    lines = {line.strip() for _, code in BLOCKS for line in code.splitlines()}
+    imports = {"from .dfad import DFAD"}
+    for path in (ROOT / "nayer_lib").rglob("*.py"):
+        named = {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if re.search("dfad", line, re.I)}
+        assert named <= lines | imports, path
+    assert METHODS["dfad"].__name__ == "DFAD" and {"dfad"} <= CONFIGS.keys() & PUBLISHED.keys()
+
+
+def test_its_sweeps_have_the_methods_arms():
+    files = re.findall(r"data/sweeps/\w+\.json", TEXT)
+    assert len(files) == 2
+    for file in files:
+        arms = read_sweep(ROOT / file).arms.values()
+        assert "dfad" in {config.method for configs in arms for config in configs}
+
+
+def test_its_tests_are_there():
+    [line] = re.findall(r"^\.venv/bin/pytest (.*)$", TEXT, re.M)
+    for word in shlex.split(line):
+        assert not word.endswith(".py") or (ROOT / word).is_file()
