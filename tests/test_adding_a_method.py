@@ -34,7 +34,9 @@ def test_the_blocks_are_all_that_a_method_needs():
     lines = {line.strip() for _, code in BLOCKS for line in code.splitlines()}
     imports = {"from .dfad import DFAD"}
     for path in (ROOT / "nayer_lib").rglob("*.py"):
-        named = {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if re.search("dfad", line, re.I)}
+        named = {
+            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if re.search("dfad", line, re.I)
+        }
         assert named <= lines | imports, path
     assert METHODS["dfad"].__name__ == "DFAD" and {"dfad"} <= CONFIGS.keys() & PUBLISHED.keys()
 

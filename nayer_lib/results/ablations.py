@@ -137,8 +137,8 @@ class Ablation:
         rows, lines = self.rows(dataset), []
         for name in [*rows, *(arm for arm in sweep.arms if arm not in rows)]:
             against = self.against(name)
-            compared = name != against and name in rows and against in rows
-            printed = rows[name].accuracy - rows[against].accuracy if compared else None
+            numbers = [getattr(rows.get(row), "accuracy", None) for row in (name, against)]
+            printed = None if name == against or None in numbers else numbers[0] - numbers[1]
             for cell in _cells_of(sweep, name, found) or [None]:
                 references = _cells_of(sweep, against, found) if cell and name != against else []
                 pairs = [_differences(cell, other) for other in references if other.protocol == cell.protocol]
@@ -406,11 +406,11 @@ them at once ("paper"). D4 and D6 change how much is spent.""",
         "methods",
         "All systems of Table 1 on one budget",
         """\
-The paper: Table 1, wrn40_2 → wrn16_2, each system on its own schedule and code (m1 to m5 are in that table). Ours: one
-loop, one teacher, one generator, one evaluation, and NAYER's budget for everyone: as many student steps and student
-images, as many images through the teacher in synthesis. Loss weights are each method's own; the generator's rate is the
-best of three on the validation split (next table). MAD's weights are guesses: it has no public code. DAFL and DFAD are
-not in the paper. The rows on each method's own schedule, as far as they were run, stand in [tables.md](tables.md).""",
+The paper: Table 1, wrn40_2 → wrn16_2, each system on its own schedule and code. Ours: one loop, one teacher, one
+generator, one evaluation, and NAYER's budget for everyone: as many student steps and student images, as many images
+through the teacher in synthesis. Loss weights are each method's own; the generator's rate is the best of three on the
+validation split (next table). MAD's weights are guesses: it has no public code. DAFL and DFAD are not in the paper's
+table. Rows on each method's own schedule, as far as they were run, stand in [tables.md](tables.md).""",
         lambda name: "NAYER",
         table=1,
         name=_system_name,

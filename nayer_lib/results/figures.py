@@ -229,6 +229,49 @@ def accuracy_against_hours(
     return ax
 
 
+def accuracy_against_seconds(ax: "Axes", points: dict[str, tuple[float, float, float]]) -> "Axes":
+    """Accuracy in percent against the seconds of a run, a named point each.
+
+    Args:
+        points: name -> (seconds, mean accuracy, standard deviation).
+    """
+    for (name, (seconds, accuracy, spread)), marker in zip(points.items(), "os^DvP*X" * len(points), strict=False):
+        ax.errorbar(seconds, accuracy, spread, fmt=marker, capsize=3, markersize=6)
+        ax.annotate(name, (seconds, accuracy), xytext=(6, 3), textcoords="offset points", size=8)
+    ax.set(xlabel="seconds of a run", ylabel="accuracy, last epoch (%)")
+    ax.margins(x=0.15)
+    return ax
+
+
+def family_tree(
+    ax: "Axes", born: dict[str, int], parents: dict[str, Sequence[str]], families: dict[str, str]
+) -> "Axes":
+    """Methods by year, a line from each to those that took something from it; a band of rows a family.
+
+    Args:
+        born: name -> year.
+        parents: name -> names, of those that have any.
+        families: name -> family, a row each in this order; those of one family stand together.
+    """
+    row = {name: place for place, name in enumerate(families)}
+    for name, others in parents.items():
+        for other in others:
+            ends = {"xy": (born[name], row[name]), "xytext": (born[other], row[other])}
+            ax.annotate("", **ends, arrowprops={"arrowstyle": "->", "color": "grey", "shrinkA": 22, "shrinkB": 22})
+    for name in families:
+        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "black"}
+        ax.text(born[name], row[name], name, ha="center", va="center", size=8, bbox=box)
+    first, last = min(born.values()), max(born.values())
+    for band, family in enumerate(dict.fromkeys(families.values())):
+        inside = [row[name] for name in families if families[name] == family]
+        ax.axhspan(min(inside) - 0.5, max(inside) + 0.5, color="grey", alpha=0.06 if band % 2 else 0.14)
+        ax.text(first - 1.75, sum(inside) / len(inside), family, va="center", size=8)
+    ax.set(xlim=(first - 1.8, last + 0.5), ylim=(len(families) - 0.5, -0.5), yticks=[])
+    ax.set_xticks(range(first, last + 1))
+    ax.grid(False)
+    return ax
+
+
 def heat_map(ax: "Axes", matrix: Tensor, names: Sequence[str], low: float, high: float) -> "Axes":
     """A (K, K) matrix of similarities with its numbers, like rows side by side (average linkage)."""
     import seaborn

@@ -11,11 +11,13 @@ from nayer_lib.results.figures import (
     CROSS_ENTROPY,
     accuracy_against,
     accuracy_against_hours,
+    accuracy_against_seconds,
     by_step,
     captioned,
     ce_per_step,
     disagreements,
     effects,
+    family_tree,
     heat_map,
     histograms,
     image_grid,
@@ -53,6 +55,13 @@ def draw(ax):
     FigureCanvasAgg(ax.figure).draw()
 
 
+# Three methods: years, who took from whom, families.
+FAMILY = (
+    {"DAFL": 2019, "DeepInv": 2020, "CMI": 2021},
+    {"CMI": ["DeepInv"]},
+    {"DeepInv": "pixels", "CMI": "pixels", "DAFL": "plays on"},
+)
+
 CALLS = {
     "image_grid": lambda ax: image_grid(ax, torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 0, 1]), NAMES),
     "learning_curve": lambda ax: learning_curve(ax, [1, 2], [50.0, 90.0], 99.0, 10.0),
@@ -63,6 +72,8 @@ CALLS = {
     ),
     "captioned": lambda ax: captioned(ax, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), ["zero", "one"], columns=1),
     "accuracy_against_hours": lambda ax: accuracy_against_hours(ax, {"FM": [(2.0, 91.0)]}, {}),
+    "accuracy_against_seconds": lambda ax: accuracy_against_seconds(ax, {"FM": (30.0, 97.0, 0.5)}),
+    "family_tree": lambda ax: family_tree(ax, *FAMILY),
     "per_class": lambda ax: per_class(ax, NAMES, torch.tensor([1.0, 0.9]), torch.tensor([0.95, 0.6])),
     "heat_map": lambda ax: heat_map(ax, torch.eye(3), ("a", "b", "c"), 0, 1),
     "ranking": lambda ax: ranking(ax, NAMES, torch.tensor([0.2, 0.1])),
@@ -285,3 +296,18 @@ def test_accuracy_against_a_setting_has_a_tick_at_every_size(ax):
     accuracy_against(ax, "g", curves)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["2", "5", "30"] and ax.get_xscale() == "log"
     assert len(ax.containers) == 2 and len({c.lines[0].get_marker() for c in ax.containers}) == 2
+
+
+def test_every_point_has_its_name_beside_it(ax):
+    accuracy_against_seconds(ax, {"FM": (30.0, 97.0, 0.5), "ZSKT": (20.0, 92.0, float("nan"))})
+    assert {word.get_text(): word.xy for word in ax.texts} == {"FM": (30.0, 97.0), "ZSKT": (20.0, 92.0)}
+    assert len({c.lines[0].get_marker() for c in ax.containers}) == 2
+
+
+def test_a_family_tree_has_a_row_a_method_a_band_a_family_and_a_line_a_debt(ax):
+    family_tree(ax, *FAMILY)
+    placed = {word.get_text(): word.get_position() for word in ax.texts if word.get_text()}
+    assert [placed[name] for name in ("DeepInv", "CMI", "DAFL")] == [(2020, 0), (2021, 1), (2019, 2)]
+    assert {"pixels", "plays on"} <= set(placed) and len(ax.patches) == 2
+    [line] = [word for word in ax.texts if not word.get_text()]
+    assert line.xy == (2021, 1) and line.get_position() == (2020, 0)
