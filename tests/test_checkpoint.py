@@ -141,7 +141,7 @@ def test_the_memory_file_holds_every_image_once_and_only_grows(tmp_path):
 def test_the_state_is_small_and_holds_nothing_that_could_run(tmp_path):
     interrupted_after(tmp_path / "run", 3)
     saved = torch.load(tmp_path / "run" / STATE, weights_only=True)
-    assert saved["version"] == VERSION and "images" not in saved["method"]["memory"]
+    assert saved["version"] == VERSION and "rows" not in saved["method"]["memory"]
 
 
 def test_images_of_a_save_that_was_cut_off_are_dropped(tmp_path, whole):
@@ -222,7 +222,7 @@ def test_another_version_is_refused(tmp_path):
     interrupted_after(tmp_path / "run", 3)
     path = tmp_path / "run" / STATE
     torch.save(torch.load(path, weights_only=True) | {"version": 99}, path)
-    with pytest.raises(UserError, match=r"another version of the kit \(99, not 1\)"):
+    with pytest.raises(UserError, match=rf"another version of the kit \(99, not {VERSION}\)"):
         started(tmp_path / "run", resume=True)
 
 

@@ -82,7 +82,7 @@ def test_what_was_drawn_or_saved_is_a_copy():
     memory = filled([3])
     images, _ = memory.draw(3, seeded())
     state = memory.state_dict()
-    for tensor in (images, state["images"]):
+    for tensor in (images, *state["rows"]):
         tensor.fill_(77)
     assert contents(memory) == expected_contents([3])
 
@@ -111,7 +111,7 @@ def test_the_ring_never_takes_more_room_than_its_capacity():
     memory = Memory((1, 1, 1), "cpu", capacity=10)
     for round in range(12):
         memory.add(*numbered(3 * round, 3), round)
-        assert len(memory._images) <= 10 and len(memory) == min(3 * round + 3, 10)
+        assert len(memory._rows[0]) <= 10 and len(memory) == min(3 * round + 3, 10)
 
 
 def test_growing_copies_each_image_a_few_times_at_most():
@@ -119,7 +119,7 @@ def test_growing_copies_each_image_a_few_times_at_most():
     memory, blocks = Memory((1, 1, 1), "cpu"), set()
     for round in range(200):
         memory.add(*numbered(0, 2), round)
-        blocks.add(len(memory._images))
+        blocks.add(len(memory._rows[0]))
     assert len(memory) == 400 and len(blocks) <= 9 and max(blocks) < 800
 
 
@@ -191,7 +191,7 @@ def test_a_resumed_memory_goes_on_as_if_it_had_never_stopped(counts, capacity, n
         each.now += [each.draw(n, its_rng)[1].tolist() for _ in range(3)]
     assert memory.now == resumed.now
     assert contents(memory) == contents(resumed) == expected_contents([*counts, 4], capacity)
-    assert len(state["images"]) == min(sum(counts), capacity or math.inf)  # what was saved is a copy
+    assert len(state["rows"][0]) == min(sum(counts), capacity or math.inf)  # what was saved is a copy
 
 
 # --- the bank of features

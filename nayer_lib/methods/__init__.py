@@ -5,7 +5,9 @@ from .dafl import DAFL
 from .deepinv import DeepInversion
 from .dfq_choi import DFQChoi
 from .fm import FM
+from .mad import MAD
 from .nayer import Nayer
+from .spaceship import SpaceshipNet
 from .zskt import ZSKT
 
 METHODS = {
@@ -15,5 +17,7 @@ METHODS = {
     "dfq_choi": DFQChoi,
     "cmi": CMI,
     "fm": FM,
+    "mad": MAD,
+    "spaceship": SpaceshipNet,
     "dafl": DAFL,
 }
