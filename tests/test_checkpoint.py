@@ -82,6 +82,18 @@ def test_so_does_one_with_a_bounded_memory(memory_size, tmp_path):
     assert left(tmp_path / "run") == left(tmp_path / "whole")
 
 
+def test_so_does_one_whose_memory_holds_no_images(tmp_path):
+    """SpaceshipNet's rows are three tensors of 16-bit floats; the ring wraps."""
+    options = {"method": "spaceship", "memory_size": 50}
+    list(started(tmp_path / "whole", **options))
+    interrupted_after(tmp_path / "run", 2, **options)
+    row = 2 * (8 * 2 * 2 + 8 * 4 * 4 + 4 * 8 * 8) + 4 + 4
+    assert (tmp_path / "run" / IMAGES).stat().st_size % row == 0
+    list(started(tmp_path / "run", resume=True, max_minutes=0.0, **options))
+    list(started(tmp_path / "run", resume=True, **options))
+    assert left(tmp_path / "run") == left(tmp_path / "whole")
+
+
 def test_what_was_not_saved_is_run_again(tmp_path, whole):
     """A state after epoch 1, then two epochs that are lost with the process."""
     run = started(tmp_path / "run")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nayer_lib.errors import UserError
-from nayer_lib.memory import FeatureBank, Memory
+from nayer_lib.memory import FeatureBank, Memory, Pool
 
 few = settings(max_examples=40, deadline=None)
 sizes = st.lists(st.integers(0, 7), max_size=8)
@@ -192,6 +192,66 @@ def test_a_resumed_memory_goes_on_as_if_it_had_never_stopped(counts, capacity, n
     assert memory.now == resumed.now
     assert contents(memory) == contents(resumed) == expected_contents([*counts, 4], capacity)
     assert len(state["rows"][0]) == min(sum(counts), capacity or math.inf)  # what was saved is a copy
+
+
+# --- rows of several tensors
+
+
+KINDS = [((2, 1, 1), torch.float16), ((3,), torch.float32)]
+
+
+def pool_of(counts, capacity=None):
+    """A pool after additions of these sizes; every number of a row, and its label, is the row's."""
+    pool, start = Pool(KINDS, "cpu", capacity), 0
+    for round, count in enumerate(counts):
+        numbers = torch.arange(start, start + count)
+        rows = [numbers.float().view(-1, *[1] * len(shape)).expand(-1, *shape) for shape, _ in KINDS]
+        pool.add(rows, numbers, round)
+        start += count
+    return pool
+
+
+@given(sizes, st.one_of(st.none(), st.integers(1, 10)))
+@few
+def test_the_tensors_of_a_row_stay_together_in_their_own_kinds(counts, capacity):
+    pool = pool_of(counts, capacity)
+    expected = [number for number, _, _ in expected_contents(counts, capacity)]
+    assert [(tuple(column.shape[1:]), column.dtype) for column in pool.rows] == KINDS
+    for column in pool.rows:
+        assert (
+            column.flatten(1).tolist() == [[n] * column[0].numel() for n in expected] if expected else not len(column)
+        )
+    assert pool.labels.tolist() == expected
+
+
+@given(sizes.filter(any), st.integers(1, 10), st.integers(1, 20), st.integers(0, 1))
+@few
+def test_a_draw_gives_the_tensor_that_is_asked_for_with_its_labels(counts, capacity, n, column):
+    drawn, labels = pool_of(counts, capacity).draw(n, seeded(), column)
+    shape, dtype = KINDS[column]
+    assert drawn.shape == (n, *shape) and drawn.dtype == dtype
+    assert (drawn.flatten(1) == labels.unsqueeze(1)).all()
+
+
+@given(sizes, st.one_of(st.none(), st.integers(1, 10)))
+@few
+def test_a_resumed_pool_goes_on_in_the_same_rows(counts, capacity):
+    pool, resumed = pool_of(counts, capacity), Pool(KINDS, "cpu", capacity)
+    resumed.load_state_dict(pool.state_dict())
+    for each in (pool, resumed):
+        each.add([torch.ones(2, *shape) for shape, _ in KINDS], torch.tensor([1, 1]), 9)
+    assert all(map(torch.equal, pool.rows, resumed.rows)) and torch.equal(pool.rounds, resumed.rounds)
+
+
+def test_a_row_takes_its_tensors_its_label_and_its_round():
+    assert Pool(KINDS, "cpu").row_bytes == 2 * 2 + 3 * 4 + 16
+    assert Memory((3, 32, 32), "cpu").row_bytes == 3 * 32 * 32 + 16
+
+
+def test_a_pool_keeps_no_gradient():
+    pool = Pool(KINDS, "cpu")
+    pool.add([torch.ones(2, *shape, requires_grad=True) for shape, _ in KINDS], torch.tensor([0, 1]), 0)
+    assert not any(column.requires_grad for column in pool.rows)
 
 
 # --- the bank of features

@@ -65,13 +65,21 @@ class Classifier(nn.Module):
         return [module for name, module in self.net.named_children() if name.startswith(("block", "layer"))]
 
     def pooled(self) -> nn.Module:
-        """The module whose output, after a ReLU, is averaged over space into the head's input: its last feature map.
-
-        In the networks of this kit it is the last one before the head.
-        """
+        """The module that gives the last feature map before its ReLU: the last one before pooling and head."""
         return [module for module in self.net.children() if not isinstance(module, nn.Linear | nn.AdaptiveAvgPool2d)][
             -1
         ]
+
+    @torch.no_grad()
+    def ends_in_pooling(self, image_shape: tuple[int, int, int]) -> bool:
+        """Whether the head reads the mean over places of what `pooled` gives, after a ReLU; (C, H, W) to try it on."""
+        training, device = self.training, next(self.parameters()).device
+        images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
+        with tapped([self.eval().pooled()]) as maps:
+            features = self(images, return_features=True)[1]
+        self.train(training)
+        mean = maps[0].relu().flatten(2).mean(2)
+        return mean.shape == features.shape and torch.allclose(mean, features, rtol=1e-3, atol=1e-5)
 
     def freeze(self) -> "Classifier":
         """Eval mode and no gradients to its weights: a teacher. Gradients still flow through it to the images."""

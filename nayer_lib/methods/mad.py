@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import losses
 from ..errors import UserError
 from .base import Batch
-from .rounds import Live, Seen
+from .rounds import Live
 
 
 class MAD(Live):
@@ -34,27 +34,17 @@ class MAD(Live):
         slow: G~, in eval mode.
 
     Raises:
-        UserError: `ema` not in [0, 1); a batch that has no two halves.
+        UserError: `ema` not in [0, 1).
     """
 
     name = "MAD"
     citation = "Do et al. 2022"
-    terms = {"L_OH": "alpha_cls", "L_IE": "alpha_ie", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
         if config.ema >= 1:
             raise UserError(f"ema must lie in [0, 1), not {config.ema!r}: with 1 the slow generator never moves.")
         self.slow = copy.deepcopy(self.generator).eval().requires_grad_(False)
-
-    def values(self, seen: Seen) -> list[Tensor]:
-        """The four terms of L_G, the adversarial one with its minus."""
-        return [
-            losses.classification(seen.t, seen.labels),
-            losses.information_entropy(seen.t),
-            self.batch_norm_term(seen),
-            self.adversarial_term(seen),
-        ]
 
     @torch.no_grad()
     def after_update(self) -> None:

@@ -317,7 +317,8 @@ class Inversion(Rounds):
 
 
 class Live(Rounds):
-    """One generator and one optimiser for the whole run: z -> images, fresh ones in every step.
+    """One generator and one optimiser for the whole run: z -> images, fresh ones in every step. Its terms are those of
+    DFQ, where a method has no others.
 
     Its layout is that of the other methods here, images in [0, 1], so that the comparison is of losses and schedules;
     the authors of most of these methods end theirs in a BatchNorm without squashing.
@@ -326,6 +327,7 @@ class Live(Rounds):
         holds_z: a round's steps, and the student steps after it, all look at the same z.
     """
 
+    terms = {"L_OH": "alpha_cls", "L_IE": "alpha_ie", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
     holds_z: ClassVar[bool] = False
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
@@ -344,6 +346,15 @@ class Live(Rounds):
         for _ in self.steps(epoch, lambda: self.z(batch), [self.generator_optimizer]):
             pass
         return self.report(epoch, config.generator_steps * config.generator_batch, start)
+
+    def values(self, seen: Seen) -> list[Tensor]:
+        """The four terms, the adversarial one with its minus."""
+        return [
+            losses.classification(seen.t, seen.labels),
+            losses.information_entropy(seen.t),
+            self.batch_norm_term(seen),
+            self.adversarial_term(seen),
+        ]
 
     def z(self, n: int) -> Tensor:
         """(n, r) what enters the generator next."""

@@ -80,10 +80,9 @@ class SpaceshipNet(Inversion):
             lambda: nn.Sequential(LearnedNoise(r, config.generator_batch, self.block[1]), self.network(r))
         )
         self.generator[0].requires_grad_(False)
-        first, *convolutions = (
-            i for i, layer in enumerate(self.generator[1].layers) if isinstance(layer, nn.BatchNorm2d | nn.Conv2d)
-        )
-        self.layers = [first, *(i for i in convolutions if isinstance(self.generator[1].layers[i], nn.Conv2d))][:3]
+        kinds = [type(layer) for layer in self.generator[1].layers]
+        convolutions = [i for i, kind in enumerate(kinds) if issubclass(kind, nn.Conv2d)]
+        self.layers = [kinds.index(nn.BatchNorm2d), *convolutions[:2]]
         shapes = [(width, size // 4, size // 4), (width, size // 2, size // 2), (width // 2, size, size)]
         self.memory = Pool([(shape, torch.float16) for shape in shapes], self.device, self.memory.capacity)
         self._maps: dict[int, Tensor] = {}
@@ -162,10 +161,21 @@ class SpaceshipNet(Inversion):
         return [*stages, network.pooled()] if self.config.alpha_cam else stages
 
     def _check_maps(self) -> None:
-        if not (self.config.alpha_cam or self.config.alpha_gradcam):
-            return
-        way_out = "take two networks of one family, or set alpha_gradcam=0, and alpha_cam=0 if the last maps differ"
-        check_paired(self.teacher, self.student, self.facts.image_shape, self._watched, self.name, way_out)
+        """Raise a `UserError` for networks that the two terms cannot be computed for, or not differentiated."""
+        config, shape = self.config, self.facts.image_shape
+        if config.alpha_cam or config.alpha_gradcam:
+            way_out = "take two networks of one family, or set alpha_gradcam=0, and alpha_cam=0 if the last maps differ"
+            check_paired(self.teacher, self.student, shape, self._watched, self.name, way_out)
+        if config.alpha_cam and not all(network.ends_in_pooling(shape) for network in (self.teacher, self.student)):
+            raise UserError(
+                "class activation maps need networks that end in a ReLU, the mean over places and one linear layer: "
+                "set alpha_cam=0."
+            )
+        if config.alpha_gradcam and any(isinstance(module, nn.SyncBatchNorm) for module in self.student.modules()):
+            raise UserError(
+                "Grad-CAM takes second derivatives, which BatchNorm over several GPUs does not have: run on one GPU, "
+                "or set alpha_gradcam=0."
+            )
 
     def examples(self) -> Examples:
         """The images that G makes now of the memory, without an exchange."""
