@@ -52,13 +52,12 @@ class Budget:
 
 def budget(method: Method) -> Budget:
     """The arithmetic for a method that was built for its config, e.g. a row of Table 8."""
-    config, facts = method.config, method.facts
+    config = method.config
     parameters = {name: sum(p.numel() for p in getattr(method, name).parameters()) for name in COPIES}
     made = config.total_rounds * config.generator_batch
     images = 0 if isinstance(method, Live) else min(made, config.memory_size or made)
-    image = facts.channels * facts.size**2 + 2 * torch.long.itemsize  # with its label and its round
     held = {name: FLOAT * COPIES[name] * count for name, count in parameters.items()}
-    return Budget(parameters, images, held | {"memory": images * image})
+    return Budget(parameters, images, held | {"memory": images * method.memory.row_bytes})
 
 
 def rehearse(

@@ -1,12 +1,13 @@
 """Exact resume: what a run needs to go on as if it had never stopped.
 
 Two files beside the run card. `state.pt` is small, is replaced as a whole, and holds nothing but tensors and plain
-values (it is read with weights_only). `memory.bin` holds every image of the memory M once and only grows: saving writes
+values (it is read with weights_only). `memory.bin` holds every row of the memory M once and only grows: saving writes
 what was made since the last time, not all that was ever made. Images are appended before the state that counts them is
 put in place, so whatever a kill leaves behind is the old state or the new one.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from .errors import UserError
 from .files import load_torch, save_torch
 from .methods.base import Method
 
-VERSION = 1
+VERSION = 2
 STATE, IMAGES = "state.pt", "memory.bin"
 AGAIN = "run without resume to start again, in another folder"
 
@@ -41,12 +42,12 @@ class Checkpoint:
         """
         state = method.state_dict()
         memory = state["memory"]
-        rows = {name: memory.pop(name) for name in ("images", "labels", "rounds")}
-        fresh = min(memory["added"] - self._added, len(rows["images"]))
-        first = len(rows["images"]) - fresh
-        record = np.empty(fresh, _record(rows["images"].shape[1:]))
-        for name in rows:
-            record[name] = rows[name][first:].cpu().numpy()
+        columns = [*memory.pop("rows"), memory.pop("labels"), memory.pop("rounds")]
+        fresh = min(memory["added"] - self._added, len(columns[-1]))
+        first = len(columns[-1]) - fresh
+        record = np.empty(fresh, _record(columns[:-2]))
+        for name, column in zip(record.dtype.names, columns, strict=True):
+            record[name] = column[first:].cpu().numpy()
         try:
             with open(self.images, "r+b" if self._rows else "wb") as file:
                 file.truncate(self._rows * record.itemsize)  # what an interrupted save left
@@ -69,8 +70,7 @@ class Checkpoint:
         Raises:
             UserError: a memory file without its images.
         """
-        state, shape = saved["method"], method.memory.images.shape[1:]
-        kind = _record(shape)
+        state, kind = saved["method"], _record(method.memory.rows)
         held = min(saved["rows"], state["memory"]["capacity"] or saved["rows"])
         try:
             with open(self.images, "rb") as file:
@@ -80,10 +80,8 @@ class Checkpoint:
             raise UserError(f"cannot read {self.images}: {error.strerror}; {AGAIN}.") from error
         if len(record) < held:
             raise UserError(f"{self.images} is cut short, {len(record)} images of {held}; {AGAIN}.")
-        for name in kind.names:
-            state["memory"][name] = torch.from_numpy(record[name].copy())
-        for name in ("labels", "rounds"):
-            state["memory"][name] = state["memory"][name].long()
+        *rows, labels, rounds = (torch.from_numpy(record[name].copy()) for name in kind.names)
+        state["memory"] |= {"rows": rows, "labels": labels.long(), "rounds": rounds.long()}
         method.load_state_dict(state)
         self._rows, self._added = saved["rows"], state["memory"]["added"]
 
@@ -114,6 +112,7 @@ class Checkpoint:
         self.images.unlink(missing_ok=True)
 
 
-def _record(shape: tuple[int, ...]) -> np.dtype:
-    """One image in the file: its pixels, its pseudo-label, the round that made it."""
-    return np.dtype([("images", "u1", tuple(shape)), ("labels", "<i4"), ("rounds", "<i4")])
+def _record(rows: Sequence[torch.Tensor]) -> np.dtype:
+    """One row in the file: its tensors (an image's pixels), its pseudo-label, the round that made it."""
+    tensors = [(f"row{i}", column[:0].cpu().numpy().dtype, tuple(column.shape[1:])) for i, column in enumerate(rows)]
+    return np.dtype([*tensors, ("label", "<i4"), ("round", "<i4")])

@@ -43,6 +43,11 @@ class DataSet:
     flip: bool
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.size, self.size
+
+    @property
     def factors(self) -> Tensor | None:
         """(K, F) what each class is made of: ink and digit, superclass and class; None where it has no such parts."""
         if self.name == "color_digits":

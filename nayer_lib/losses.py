@@ -104,6 +104,30 @@ def attention_transfer(of_teacher: Iterable[Tensor], of_student: Iterable[Tensor
     return torch.stack([(attention(t) - attention(s)).square().mean() for t, s in pairs]).sum()
 
 
+def class_activation(maps: Tensor, weight: Tensor) -> Tensor:
+    """Class activation maps (B, K, H, W): the head's weights (K, d) at each place of the last feature map (B, d, H, W).
+
+    Their mean over places is the logits without the bias (Zhou et al. 2016).
+    """
+    return torch.einsum("bdhw,kd->bkhw", maps, weight)
+
+
+def grad_cams(logits: Tensor, maps: list[Tensor], classes: Tensor, create_graph: bool = False) -> list[Tensor]:
+    """Grad-CAM of each feature map (B, C, H, W), (B, H, W), without its ReLU (Selvaraju et al. 2017):
+
+        sum over channels c of w_c A_c,   w_c = mean over places of d logit / d A_c
+
+    Args:
+        logits: (B, K), computed from the maps.
+        classes: (B,) whose logits.
+        create_graph: let gradients flow through w too, not through A alone.
+    """
+    chosen = logits.gather(1, classes.unsqueeze(1)).sum()
+    gradients = torch.autograd.grad(chosen, maps, create_graph=create_graph)
+    weights = [gradient.float().mean((2, 3), keepdim=True) for gradient in gradients]
+    return [(weight * each.float()).sum(1) for weight, each in zip(weights, maps, strict=True)]
+
+
 def logit_distance(t: Tensor, s: Tensor) -> Tensor:
     """The mean over images and classes of |t - s| (Fang et al. 2019): it keeps its gradient where both are sure."""
     return (t - s).abs().mean()

@@ -1,7 +1,10 @@
 """The memory M (Algorithm 1, lines 11 and 13): every image made so far, on the device, one byte a pixel.
 
-Beside it a bank of features of such images, for CMI.
+Beside it the same for what is not images (SpaceshipNet's activations), and a bank of features of images, for CMI.
 """
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,26 +12,31 @@ from torch import Tensor
 from .errors import UserError
 
 
-class Memory:
-    """Images as uint8 with their label and the round that made them; a ring if `capacity` bounds it (Table 10).
+class Pool:
+    """What was made so far with its label and the round that made it; a ring if `capacity` bounds it (Table 10).
 
-    Drawing walks through a shuffled order, so every image is seen once before any is seen twice; new images are in
-    the order as soon as they are added.
+    A row is one tensor or several. Drawing walks through a shuffled order, so every row is seen once before any is seen
+    twice; new rows are in the order as soon as they are added.
 
     Args:
-        image_shape: (C, H, W).
-        capacity: images to keep, the oldest leaving first; None keeps all of them.
+        kinds: shape and dtype of each tensor of a row.
+        capacity: rows to keep, the oldest leaving first; None keeps all of them.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], device: torch.device | str, capacity: int | None = None):
+    def __init__(
+        self,
+        kinds: Sequence[tuple[tuple[int, ...], torch.dtype]],
+        device: torch.device | str,
+        capacity: int | None = None,
+    ):
         if capacity is not None and capacity < 1:
             raise UserError(f"the memory must hold at least one image, not {capacity}.")
         self.capacity = capacity
-        self._images = torch.empty(0, *image_shape, dtype=torch.uint8, device=device)
+        self._rows = [torch.empty(0, *shape, dtype=dtype, device=device) for shape, dtype in kinds]
         self._labels = torch.empty(0, dtype=torch.long, device=device)
         self._rounds = torch.empty(0, dtype=torch.long, device=device)
-        self._count = 0  # images held
-        self.added = 0  # images ever added, those that have left among them
+        self._count = 0  # rows held
+        self.added = 0  # rows ever added, those that have left among them
         self._next = 0  # where the next one goes
         self._order = torch.empty(0, dtype=torch.long, device=device)  # what is left to draw of the present shuffle
 
@@ -36,9 +44,15 @@ class Memory:
         return self._count
 
     @property
-    def images(self) -> Tensor:
-        """(N, C, H, W) uint8, the oldest first."""
-        return self._by_age(self._images)
+    def row_bytes(self) -> int:
+        """What one row takes, with its label and its round."""
+        columns = [*self._rows, self._labels, self._rounds]
+        return sum(math.prod(column.shape[1:]) * column.itemsize for column in columns)
+
+    @property
+    def rows(self) -> list[Tensor]:
+        """Each tensor of the rows, (N, ...), the oldest first."""
+        return [self._by_age(column) for column in self._rows]
 
     @property
     def labels(self) -> Tensor:
@@ -47,38 +61,33 @@ class Memory:
 
     @property
     def rounds(self) -> Tensor:
-        """(N,) the synthesis round that made each image, from 0."""
+        """(N,) the synthesis round that made each row, from 0."""
         return self._by_age(self._rounds)
 
-    def _by_age(self, rows: Tensor) -> Tensor:
+    def _by_age(self, column: Tensor) -> Tensor:
         """A ring that has wrapped starts in the middle of its rows."""
         start = self._next if self._count == self.capacity else 0
-        return rows[: self._count].roll(-start, 0) if start else rows[: self._count]
+        return column[: self._count].roll(-start, 0) if start else column[: self._count]
 
-    def add(self, images: Tensor, labels: Tensor, round: int) -> None:
-        """M <- M + images: (B, C, H, W), kept as bytes; labels (B,)."""
-        batch = self.as_bytes(images)
+    def add(self, rows: Sequence[Tensor], labels: Tensor, round: int) -> None:
+        """M <- M + rows: each tensor (B, ...), cast to its kind; labels (B,)."""
         if self.capacity is not None:
-            batch, labels = batch[-self.capacity :], labels[-self.capacity :]
+            rows, labels = [column[-self.capacity :] for column in rows], labels[-self.capacity :]
         if self.capacity is None or self._count < self.capacity:
-            self._grow(self._next + len(batch))
-        room = len(self._images) if self.capacity is None else self.capacity
-        places = (self._next + torch.arange(len(batch), device=batch.device)) % room
-        self._images[places] = batch
+            self._grow(self._next + len(labels))
+        room = len(self._labels) if self.capacity is None else self.capacity
+        places = (self._next + torch.arange(len(labels), device=labels.device)) % room
+        for mine, column in zip(self._rows, rows, strict=True):
+            mine[places] = column.detach().to(mine.dtype)
         self._labels[places] = labels
         self._rounds[places] = round
-        self._next = (self._next + len(batch)) % room if self.capacity is not None else self._next + len(batch)
-        self._count = min(self._count + len(batch), room)
-        self.added += len(batch)
+        self._next = (self._next + len(labels)) % room if self.capacity is not None else self._next + len(labels)
+        self._count = min(self._count + len(labels), room)
+        self.added += len(labels)
         self._order = self._order[:0]
 
-    @staticmethod
-    def as_bytes(images: Tensor) -> Tensor:
-        """Floored to uint8 as an image file would be; what lies outside [0, 1], where pixels are free to, is cut."""
-        return (images.detach().clamp(0, 1) * 255).to(torch.uint8)
-
-    def draw(self, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n images, (n, C, H, W) uint8, and their labels: Algorithm 1, line 13.
+    def draw(self, n: int, rng: torch.Generator, column: int = 0) -> tuple[Tensor, Tensor]:
+        """One tensor of n rows, (n, ...), and their labels: Algorithm 1, line 13.
 
         Raises:
             UserError: the memory is empty.
@@ -89,25 +98,29 @@ class Memory:
             shuffle = torch.randperm(self._count, generator=rng, device=self._order.device)
             self._order = torch.cat([self._order, shuffle])
         chosen, self._order = self._order[:n], self._order[n:]
-        return self._images.index_select(0, chosen), self._labels.index_select(0, chosen)
+        return self._rows[column].index_select(0, chosen), self._labels.index_select(0, chosen)
 
     def _grow(self, needed: int) -> None:
-        """Make room for `needed` images by doubling: adding costs the same on average however many there are."""
-        if needed <= len(self._images):
+        """Make room for `needed` rows by doubling: adding costs the same on average however many there are."""
+        if needed <= len(self._labels):
             return
-        rows = max(needed, 2 * len(self._images))
+        count = max(needed, 2 * len(self._labels))
         if self.capacity is not None:
-            rows = min(rows, self.capacity)
-        for name in ("_images", "_labels", "_rounds"):
-            old = getattr(self, name)
-            new = old.new_empty(rows, *old.shape[1:])
+            count = min(count, self.capacity)
+
+        def grown(old: Tensor) -> Tensor:
+            new = old.new_empty(count, *old.shape[1:])
             new[: len(old)] = old
-            setattr(self, name, new)
+            return new
+
+        for place, column in enumerate(self._rows):  # one after the other: at most one stands there twice
+            self._rows[place] = grown(column)
+        self._labels, self._rounds = grown(self._labels), grown(self._rounds)
 
     def state_dict(self) -> dict:
-        """All of it, for an exact resume; the rows of images, labels and rounds stand by age."""
+        """All of it, for an exact resume; rows, labels and rounds stand by age."""
         return {
-            "images": self.images.clone(),
+            "rows": [column.clone() for column in self.rows],
             "labels": self.labels.clone(),
             "rounds": self.rounds.clone(),
             "next": self._next,
@@ -124,12 +137,42 @@ class Memory:
         """
         if state["capacity"] != self.capacity:
             raise UserError(f"this state holds a memory of {state['capacity']} images, not of {self.capacity}.")
-        self._count, self._next, self.added = len(state["images"]), state["next"], state["added"]
+        self._count, self._next, self.added = len(state["labels"]), state["next"], state["added"]
         start = self._next if self._count == self.capacity else 0  # a ring that has wrapped starts in the middle
-        for name in ("images", "labels", "rounds"):
-            rows = state[name].to(self._images.device, copy=True)
-            setattr(self, f"_{name}", rows.roll(start, 0) if start else rows)
-        self._order = state["order"].to(self._images.device, copy=True)
+
+        def placed(column: Tensor) -> Tensor:
+            column = column.to(self._order.device, copy=True)
+            return column.roll(start, 0) if start else column
+
+        self._rows = [placed(column) for column in state["rows"]]
+        self._labels, self._rounds = placed(state["labels"]), placed(state["rounds"])
+        self._order = state["order"].to(self._order.device, copy=True)
+
+
+class Memory(Pool):
+    """M: a row is an image as uint8.
+
+    Args:
+        image_shape: (C, H, W).
+        capacity: images to keep, the oldest leaving first; None keeps all of them.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], device: torch.device | str, capacity: int | None = None):
+        super().__init__([(image_shape, torch.uint8)], device, capacity)
+
+    @property
+    def images(self) -> Tensor:
+        """(N, C, H, W) uint8, the oldest first."""
+        return self.rows[0]
+
+    def add(self, images: Tensor, labels: Tensor, round: int) -> None:
+        """M <- M + images: (B, C, H, W), kept as bytes; labels (B,)."""
+        super().add([self.as_bytes(images)], labels, round)
+
+    @staticmethod
+    def as_bytes(images: Tensor) -> Tensor:
+        """Floored to uint8 as an image file would be; what lies outside [0, 1], where pixels are free to, is cut."""
+        return (images.detach().clamp(0, 1) * 255).to(torch.uint8)
 
 
 class FeatureBank:

@@ -58,6 +58,9 @@ def test_the_arithmetic_by_hand():
     assert rehearse(tiny_config(memory_size=30)).images == 30
     live = rehearse(tiny_config(method="zskt"))
     assert live.images == live.bytes["memory"] == 0  # it keeps none
+    features = rehearse(tiny_config(method="spaceship"))  # three activations an image, two bytes a number
+    assert features.images == 100
+    assert features.bytes["memory"] == 100 * (2 * (8 * 2 * 2 + 8 * 4 * 4 + 4 * 8 * 8) + 8 + 8)
     teacher, student = (sum(p.numel() for p in build(name).parameters()) for name in ("wrn10_1", "wrn10_half"))
     assert (counted.parameters["teacher"], counted.parameters["student"]) == (teacher, student)
     assert (counted.bytes["teacher"], counted.bytes["student"]) == (8 * teacher, 12 * student)

@@ -82,6 +82,18 @@ def test_so_does_one_with_a_bounded_memory(memory_size, tmp_path):
     assert left(tmp_path / "run") == left(tmp_path / "whole")
 
 
+def test_so_does_one_whose_memory_holds_no_images(tmp_path):
+    """SpaceshipNet's rows are three tensors of 16-bit floats; the ring wraps."""
+    options = {"method": "spaceship", "memory_size": 50}
+    list(started(tmp_path / "whole", **options))
+    interrupted_after(tmp_path / "run", 2, **options)
+    row = 2 * (8 * 2 * 2 + 8 * 4 * 4 + 4 * 8 * 8) + 4 + 4
+    assert (tmp_path / "run" / IMAGES).stat().st_size % row == 0
+    list(started(tmp_path / "run", resume=True, max_minutes=0.0, **options))
+    list(started(tmp_path / "run", resume=True, **options))
+    assert left(tmp_path / "run") == left(tmp_path / "whole")
+
+
 def test_what_was_not_saved_is_run_again(tmp_path, whole):
     """A state after epoch 1, then two epochs that are lost with the process."""
     run = started(tmp_path / "run")
@@ -141,7 +153,7 @@ def test_the_memory_file_holds_every_image_once_and_only_grows(tmp_path):
 def test_the_state_is_small_and_holds_nothing_that_could_run(tmp_path):
     interrupted_after(tmp_path / "run", 3)
     saved = torch.load(tmp_path / "run" / STATE, weights_only=True)
-    assert saved["version"] == VERSION and "images" not in saved["method"]["memory"]
+    assert saved["version"] == VERSION and "rows" not in saved["method"]["memory"]
 
 
 def test_images_of_a_save_that_was_cut_off_are_dropped(tmp_path, whole):
@@ -222,7 +234,7 @@ def test_another_version_is_refused(tmp_path):
     interrupted_after(tmp_path / "run", 3)
     path = tmp_path / "run" / STATE
     torch.save(torch.load(path, weights_only=True) | {"version": 99}, path)
-    with pytest.raises(UserError, match=r"another version of the kit \(99, not 1\)"):
+    with pytest.raises(UserError, match=rf"another version of the kit \(99, not {VERSION}\)"):
         started(tmp_path / "run", resume=True)
 
 

@@ -19,7 +19,7 @@ classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifie
 compute ranks classifiers.training
 image_files datasets augment losses memory evaluate geometry metrics config.fields config.methods config
 methods.base methods.rounds methods.nayer methods.fm methods.deepinv methods.cmi
-methods.dafl methods.zskt methods.dfq_choi methods.dfad
+methods.dafl methods.zskt methods.dfq_choi methods.mad methods.spaceship methods.dfad
 methods.with_data methods
 checkpoint distill budget
 results.paper results.embeddings results.figures results.runs results.record results.tables results.comparison

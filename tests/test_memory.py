@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nayer_lib.errors import UserError
-from nayer_lib.memory import FeatureBank, Memory
+from nayer_lib.memory import FeatureBank, Memory, Pool
 
 few = settings(max_examples=40, deadline=None)
 sizes = st.lists(st.integers(0, 7), max_size=8)
@@ -82,7 +82,7 @@ def test_what_was_drawn_or_saved_is_a_copy():
     memory = filled([3])
     images, _ = memory.draw(3, seeded())
     state = memory.state_dict()
-    for tensor in (images, state["images"]):
+    for tensor in (images, *state["rows"]):
         tensor.fill_(77)
     assert contents(memory) == expected_contents([3])
 
@@ -111,7 +111,7 @@ def test_the_ring_never_takes_more_room_than_its_capacity():
     memory = Memory((1, 1, 1), "cpu", capacity=10)
     for round in range(12):
         memory.add(*numbered(3 * round, 3), round)
-        assert len(memory._images) <= 10 and len(memory) == min(3 * round + 3, 10)
+        assert len(memory._rows[0]) <= 10 and len(memory) == min(3 * round + 3, 10)
 
 
 def test_growing_copies_each_image_a_few_times_at_most():
@@ -119,7 +119,7 @@ def test_growing_copies_each_image_a_few_times_at_most():
     memory, blocks = Memory((1, 1, 1), "cpu"), set()
     for round in range(200):
         memory.add(*numbered(0, 2), round)
-        blocks.add(len(memory._images))
+        blocks.add(len(memory._rows[0]))
     assert len(memory) == 400 and len(blocks) <= 9 and max(blocks) < 800
 
 
@@ -191,7 +191,67 @@ def test_a_resumed_memory_goes_on_as_if_it_had_never_stopped(counts, capacity, n
         each.now += [each.draw(n, its_rng)[1].tolist() for _ in range(3)]
     assert memory.now == resumed.now
     assert contents(memory) == contents(resumed) == expected_contents([*counts, 4], capacity)
-    assert len(state["images"]) == min(sum(counts), capacity or math.inf)  # what was saved is a copy
+    assert len(state["rows"][0]) == min(sum(counts), capacity or math.inf)  # what was saved is a copy
+
+
+# --- rows of several tensors
+
+
+KINDS = [((2, 1, 1), torch.float16), ((3,), torch.float32)]
+
+
+def pool_of(counts, capacity=None):
+    """A pool after additions of these sizes; every number of a row, and its label, is the row's."""
+    pool, start = Pool(KINDS, "cpu", capacity), 0
+    for round, count in enumerate(counts):
+        numbers = torch.arange(start, start + count)
+        rows = [numbers.float().view(-1, *[1] * len(shape)).expand(-1, *shape) for shape, _ in KINDS]
+        pool.add(rows, numbers, round)
+        start += count
+    return pool
+
+
+@given(sizes, st.one_of(st.none(), st.integers(1, 10)))
+@few
+def test_the_tensors_of_a_row_stay_together_in_their_own_kinds(counts, capacity):
+    pool = pool_of(counts, capacity)
+    expected = [number for number, _, _ in expected_contents(counts, capacity)]
+    assert [(tuple(column.shape[1:]), column.dtype) for column in pool.rows] == KINDS
+    for column in pool.rows:
+        assert (
+            column.flatten(1).tolist() == [[n] * column[0].numel() for n in expected] if expected else not len(column)
+        )
+    assert pool.labels.tolist() == expected
+
+
+@given(sizes.filter(any), st.integers(1, 10), st.integers(1, 20), st.integers(0, 1))
+@few
+def test_a_draw_gives_the_tensor_that_is_asked_for_with_its_labels(counts, capacity, n, column):
+    drawn, labels = pool_of(counts, capacity).draw(n, seeded(), column)
+    shape, dtype = KINDS[column]
+    assert drawn.shape == (n, *shape) and drawn.dtype == dtype
+    assert (drawn.flatten(1) == labels.unsqueeze(1)).all()
+
+
+@given(sizes, st.one_of(st.none(), st.integers(1, 10)))
+@few
+def test_a_resumed_pool_goes_on_in_the_same_rows(counts, capacity):
+    pool, resumed = pool_of(counts, capacity), Pool(KINDS, "cpu", capacity)
+    resumed.load_state_dict(pool.state_dict())
+    for each in (pool, resumed):
+        each.add([torch.ones(2, *shape) for shape, _ in KINDS], torch.tensor([1, 1]), 9)
+    assert all(map(torch.equal, pool.rows, resumed.rows)) and torch.equal(pool.rounds, resumed.rounds)
+
+
+def test_a_row_takes_its_tensors_its_label_and_its_round():
+    assert Pool(KINDS, "cpu").row_bytes == 2 * 2 + 3 * 4 + 16
+    assert Memory((3, 32, 32), "cpu").row_bytes == 3 * 32 * 32 + 16
+
+
+def test_a_pool_keeps_no_gradient():
+    pool = Pool(KINDS, "cpu")
+    pool.add([torch.ones(2, *shape, requires_grad=True) for shape, _ in KINDS], torch.tensor([0, 1]), 0)
+    assert not any(column.requires_grad for column in pool.rows)
 
 
 # --- the bank of features

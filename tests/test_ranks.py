@@ -72,7 +72,7 @@ def whole_run(**options) -> dict:
         "student": method.student.state_dict(),
         "generator": method.generator.state_dict(),
         "bn_memory": method.bn_loss.memory if method.bn_loss else [],
-        "images": method.memory.images,
+        "images": method.memory.rows[0],
         "labels": method.memory.labels,
         "rounds": method.memory.rounds,
         "rng": method.rng.get_state(),

@@ -4,7 +4,7 @@ An image is float NCHW in [0, 1] everywhere in this kit; a `Classifier` carries 
 layer, so nobody else ever normalises.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,13 +45,16 @@ class Classifier(nn.Module):
         normalised = (images - self._mean) / self._std
         if not return_features:
             return self.net(normalised)
-        head = [module for module in self.net.modules() if isinstance(module, nn.Linear)][-1]
         seen = []
-        handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        handle = self.head().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
             return self.net(normalised), seen[0]
         finally:
             handle.remove()
+
+    def head(self) -> nn.Linear:
+        """Its last linear layer: features (B, d) -> logits (B, K)."""
+        return [module for module in self.net.modules() if isinstance(module, nn.Linear)][-1]
 
     def batch_norms(self) -> list[nn.BatchNorm2d]:
         """Its BatchNorm2d layers, in the order of definition: where L_BN looks."""
@@ -60,6 +63,23 @@ class Classifier(nn.Module):
     def stages(self) -> list[nn.Module]:
         """The modules whose outputs are its feature maps, one for each group of blocks, from large maps to small."""
         return [module for name, module in self.net.named_children() if name.startswith(("block", "layer"))]
+
+    def pooled(self) -> nn.Module:
+        """The module that gives the last feature map before its ReLU: the last one before pooling and head."""
+        return [module for module in self.net.children() if not isinstance(module, nn.Linear | nn.AdaptiveAvgPool2d)][
+            -1
+        ]
+
+    @torch.no_grad()
+    def ends_in_pooling(self, image_shape: tuple[int, int, int]) -> bool:
+        """Whether the head reads the mean over places of what `pooled` gives, after a ReLU; (C, H, W) to try it on."""
+        training, device = self.training, next(self.parameters()).device
+        images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
+        with tapped([self.eval().pooled()]) as maps:
+            features = self(images, return_features=True)[1]
+        self.train(training)
+        mean = maps[0].relu().flatten(2).mean(2)
+        return mean.shape == features.shape and torch.allclose(mean, features, rtol=1e-3, atol=1e-5)
 
     def freeze(self) -> "Classifier":
         """Eval mode and no gradients to its weights: a teacher. Gradients still flow through it to the images."""
@@ -89,6 +109,38 @@ def tapped(modules: Sequence[nn.Module], inputs: bool = False) -> Iterator[dict[
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def check_paired(
+    teacher: Classifier,
+    student: Classifier,
+    image_shape: tuple[int, int, int],
+    of: Callable[[Classifier], Sequence[nn.Module]],
+    who: str,
+    way_out: str,
+) -> None:
+    """Pass one image (C, H, W) through both: as many feature maps, and each as large in both.
+
+    Args:
+        of: a classifier's modules that give the maps, e.g. `Classifier.stages`.
+        who, way_out: what pairs the maps, and what else to do, for the sentence.
+
+    Raises:
+        UserError: they do not pair up, or there are none.
+    """
+    sizes = []
+    for network in (teacher, student):
+        training = network.training
+        with tapped(of(network.eval())) as maps:
+            network(torch.zeros(1, *image_shape, device=next(network.parameters()).device))
+        network.train(training)
+        sizes.append([tuple(maps[i].shape[2:]) for i in range(len(maps))])
+    if sizes[0] != sizes[1] or not sizes[0]:
+        raise UserError(
+            f"{who} pairs the feature maps of teacher and student, and theirs are of {sizes[0]} and {sizes[1]}: "
+            f"{way_out}."
+        )
 
 
 def make_classifier(

@@ -87,7 +87,11 @@ class Generator(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """(B, r) -> (B, channels, size, size), each value in [0, 1]."""
-        before = self.layers[:-1](latent)
+        return self.decode(latent, 0)
+
+    def decode(self, maps: Tensor, layer: int) -> Tensor:
+        """The images (B, channels, size, size) from what enters one of `layers`."""
+        before = self.layers[layer:-1](maps)
         return self.layers[-1](before.float())  # the Sigmoid: bfloat16 has 256 values in [0.5, 1], as a byte has in all
 
 

@@ -6,7 +6,9 @@ from .deepinv import DeepInversion
 from .dfad import DFAD
 from .dfq_choi import DFQChoi
 from .fm import FM
+from .mad import MAD
 from .nayer import Nayer
+from .spaceship import SpaceshipNet
 from .zskt import ZSKT
 
 METHODS = {
@@ -16,6 +18,8 @@ METHODS = {
     "dfq_choi": DFQChoi,
     "cmi": CMI,
     "fm": FM,
+    "mad": MAD,
+    "spaceship": SpaceshipNet,
     "dafl": DAFL,
     "dfad": DFAD,
 }

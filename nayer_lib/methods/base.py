@@ -16,7 +16,7 @@ from ..compute import Compute, Step, folded
 from ..config import Config
 from ..datasets import DataSet, dataset
 from ..errors import UserError
-from ..memory import Memory
+from ..memory import Memory, Pool
 from ..ranks import Ranks
 
 
@@ -131,14 +131,14 @@ class Method:
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.own_rng = self.ranks.own(self.rng)
         capacity = config.memory_size and self.ranks.share(config.memory_size, "memory_size")
-        self.memory = Memory((self.facts.channels, self.facts.size, self.facts.size), self.device, capacity)
+        self.memory: Pool = Memory(self.facts.image_shape, self.device, capacity)
         self.trace: list[tuple[Tensor, Tensor]] | None = None
         self.compute = compute or Compute()
         self.compute.lay_out(self.teacher)
         self.compute.lay_out(self.ranks.synchronised(self.student))
         self.scaler = self.compute.scaler(self.device)
         self.student_optimizer = self.make_student_optimizer()
-        self._answering = folded(self.teacher, self.memory.images.shape[1:])  # the teacher of the student phase
+        self._answering = folded(self.teacher, self.facts.image_shape)  # the teacher of the student phase
         self._learn = Step(self._student_loss, self.compute, self.device)
 
     # Phase 1.

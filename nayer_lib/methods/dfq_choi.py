@@ -12,8 +12,7 @@ when it makes images for the student. On several ranks L_IE and L_BN see each ra
 
 from torch import Tensor
 
-from .. import losses
-from .rounds import Live, Seen
+from .rounds import Live
 
 
 class DFQChoi(Live):
@@ -24,16 +23,6 @@ class DFQChoi(Live):
 
     name = "DFQ"
     citation = "Choi et al. 2020"
-    terms = {"L_OH": "alpha_cls", "L_IE": "alpha_ie", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
-
-    def values(self, seen: Seen) -> list[Tensor]:
-        """The four terms of L_G, the adversarial one with its minus."""
-        return [
-            losses.classification(seen.t, seen.labels),
-            losses.information_entropy(seen.t),
-            self.batch_norm_term(seen),
-            self.adversarial_term(seen),
-        ]
 
     def fresh(self, n: int) -> Tensor:
         """(n, C, H, W) images that the generator makes now, in eval mode, augmented."""

@@ -21,6 +21,7 @@ from .. import losses
 from ..augment import draw_pixels, take
 from ..compute import Step
 from ..generator.networks import Generator
+from ..memory import Memory
 from .base import Batch, Examples, Method, NonFiniteLoss, SynthesisReport
 
 
@@ -84,12 +85,15 @@ class Rounds(Method):
     def draw_view(self, batch: int) -> Tensor | tuple[Tensor, ...]:
         """The random part of how the teacher sees a batch: by default the data set's crop and flip."""
         facts = self.facts
-        shape = torch.Size((batch, facts.channels, facts.size, facts.size))
+        shape = torch.Size((batch, *facts.image_shape))
         return draw_pixels(shape, facts.crop_padding, facts.flip, self.own_rng, self.device)
 
     def view(self, images: Tensor, drawn: Tensor) -> Tensor:
         """The images as the teacher sees them."""
         return take(images, drawn, self.facts.crop_padding)
+
+    def after_update(self) -> None:
+        """Called after each of the generator's updates."""
 
     # The round.
 
@@ -123,6 +127,7 @@ class Rounds(Method):
                     self.before_update(optimizer)
                     self.scaler.step(optimizer)
                 self.scaler.update()
+                self.after_update()
             if self.bn_loss:
                 self.bn_loss.end_round()
                 self.ranks.average(x for pair in self.bn_loss.memory for x in pair)
@@ -251,8 +256,17 @@ class Inversion(Rounds):
     def after_backward(self) -> None:
         """Called in every step between its backward pass and its update."""
 
+    def worth_keeping(self, images: Tensor) -> list[Tensor]:
+        """What a round keeps of a step: its images. Each tensor (B, ...), one row an image."""
+        return [images]
+
     def end_round(self, kept: Tensor, labels: Tensor) -> None:
         """What a method does with a round's images beside keeping them."""
+
+    def remember(self, kept: list[Tensor], labels: Tensor) -> None:
+        """Put what the round kept into the memory."""
+        self.end_round(kept[0], labels)
+        self.memory.add(kept[0], labels, self.round - 1)
 
     def synthesize(self, epoch: int) -> SynthesisReport:
         """One round: Algorithm 1, lines 5-11."""
@@ -264,18 +278,18 @@ class Inversion(Rounds):
             # D11: chosen on the device, without waiting for the loss's value.
             better = loss < best
             best = torch.where(better, loss, best)
+            made = self.worth_keeping(images)
             if step == 0 or self.config.keep == "last":
-                kept = images.clone()
+                kept = [new.clone() for new in made]
             else:
-                kept = torch.where(better, images, kept)
+                kept = [torch.where(better, *pair) for pair in zip(made, kept, strict=True)]
             if self.trace is not None:
-                traced.append(self.memory.as_bytes(images))
+                traced.append(Memory.as_bytes(images))
             self.after_backward()
         if self.trace is not None:
             self.trace.append((torch.stack(traced), labels))
         report = self.report(epoch, self.config.generator_batch, start)
-        self.end_round(kept, labels)
-        self.memory.add(kept, labels, self.round - 1)  # line 11
+        self.remember(kept, labels)  # line 11
         return report
 
     def labels_of(self, entering: Tensor, t: Tensor) -> Tensor:
@@ -303,7 +317,8 @@ class Inversion(Rounds):
 
 
 class Live(Rounds):
-    """One generator and one optimiser for the whole run: z -> images, fresh ones in every step.
+    """One generator and one optimiser for the whole run: z -> images, fresh ones in every step. Its terms are those of
+    DFQ, where a method has no others.
 
     Its layout is that of the other methods here, images in [0, 1], so that the comparison is of losses and schedules;
     the authors of most of these methods end theirs in a BatchNorm without squashing.
@@ -312,6 +327,7 @@ class Live(Rounds):
         holds_z: a round's steps, and the student steps after it, all look at the same z.
     """
 
+    terms = {"L_OH": "alpha_cls", "L_IE": "alpha_ie", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
     holds_z: ClassVar[bool] = False
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
@@ -331,6 +347,15 @@ class Live(Rounds):
             pass
         return self.report(epoch, config.generator_steps * config.generator_batch, start)
 
+    def values(self, seen: Seen) -> list[Tensor]:
+        """The four terms, the adversarial one with its minus."""
+        return [
+            losses.classification(seen.t, seen.labels),
+            losses.information_entropy(seen.t),
+            self.batch_norm_term(seen),
+            self.adversarial_term(seen),
+        ]
+
     def z(self, n: int) -> Tensor:
         """(n, r) what enters the generator next."""
         return self._held_z[:n] if self.holds_z else self._draw(n)
@@ -343,10 +368,10 @@ class Live(Rounds):
         return t.argmax(1)
 
     @torch.no_grad()
-    def fresh(self, n: int) -> Tensor:
-        """(n, C, H, W) images that the generator makes now, augmented."""
+    def fresh(self, n: int, generator: nn.Module | None = None) -> Tensor:
+        """(n, C, H, W) images that the generator, or another one, makes now, augmented."""
         with self.compute.autocast(self.device):
-            images = self.generator(self.z(n))
+            images = (generator or self.generator)(self.z(n))
         return self.augment(images.float())
 
     def sample(self, n: int) -> Batch:
@@ -360,7 +385,7 @@ class Live(Rounds):
         rng = torch.Generator(self.device).manual_seed(self.round)
         z = torch.randn(500, self.config.noise_dim, generator=rng, device=self.device)
         images = copy.deepcopy(self.generator)(z).float()
-        return Examples(self.memory.as_bytes(images), self.teacher(images).argmax(1), None)
+        return Examples(Memory.as_bytes(images), self.teacher(images).argmax(1), None)
 
     def state_dict(self) -> dict:
         """The generator's optimiser and the z that is held on top of `Rounds.state_dict`."""

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import losses
-from ..classifiers.teacher import tapped
-from ..errors import UserError
+from ..classifiers.teacher import Classifier, check_paired, tapped
 from .base import Batch
 from .rounds import Live, Seen
 
@@ -41,7 +40,14 @@ class ZSKT(Live):
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
         if config.alpha_at:
-            self._check_stages()
+            check_paired(
+                self.teacher,
+                self.student,
+                self.facts.image_shape,
+                Classifier.stages,
+                "attention transfer",
+                "take two networks of one family, or set alpha_at=0",
+            )
             self._answering = self.teacher  # a folded one's stages cannot be tapped
 
     def values(self, seen: Seen) -> list[Tensor]:
@@ -68,19 +74,3 @@ class ZSKT(Live):
             return loss
         maps = self._of_teacher.values(), self._of_student.values()
         return loss + self.config.alpha_at * losses.attention_transfer(*maps)
-
-    @torch.no_grad()
-    def _check_stages(self) -> None:
-        """Pass one image through both: as many stages, with maps as large."""
-        image = torch.zeros(1, self.facts.channels, self.facts.size, self.facts.size, device=self.device)
-        sizes = []
-        for network in (self.teacher, self.student.eval()):
-            with tapped(network.stages()) as maps:
-                network(image)
-            sizes.append([tuple(m.shape[2:]) for m in maps.values()])
-        self.student.train()
-        if sizes[0] != sizes[1] or not sizes[0]:
-            raise UserError(
-                f"attention transfer pairs the feature maps of teacher and student, and theirs are of {sizes[0]} and "
-                f"{sizes[1]}: take two networks of one family, or set alpha_at=0."
-            )

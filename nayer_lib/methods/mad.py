@@ -1,0 +1,78 @@
+"""MAD (Do et al. 2022, "Momentum Adversarial Distillation: Handling Large Distribution Shifts in Data-Free Knowledge
+Distillation", NeurIPS).
+
+    L_G = alpha_cls L_OH + alpha_ie L_IE + alpha_bn L_BN - alpha_adv D(t, s)          over G
+    G~ <- a G~ + (1 - a) G   after each step of G, a = 0.95                           (`ema`; buffers too)
+    L_S = D(t, s | G) + lambda_0 D(t, s | G~)   on half a batch of each               over S   (`alpha_ema`)
+
+A student of a generator that plays on forgets what that no longer makes. A second one, its slow mean over time, still
+makes it.
+
+This is our re-implementation: there is no public code, and the coefficients are guesses. What is known is the two
+losses' form, a = 0.95 as the best of the authors' values, and that both generators are needed. Guesses: D, the KL at
+temperature 1; the weights of L_G, those of DFQ (Fang et al. 2022); lambda_0 = 1; half a batch of each; G~ in eval mode;
+one step of G to ten of the student in the published schedule, the rest of it DFQ's. Left out: the authors' bound on
+the losses and their regulariser of a norm, whose form we do not know; and the class-conditional generator, which they
+take for large data sets.
+"""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from .. import losses
+from ..errors import UserError
+from .base import Batch
+from .rounds import Live
+
+
+class MAD(Live):
+    """A generator that plays on against the student, and a slow copy of it that reminds the student.
+
+    Attributes:
+        slow: G~, in eval mode.
+
+    Raises:
+        UserError: `ema` not in [0, 1).
+    """
+
+    name = "MAD"
+    citation = "Do et al. 2022"
+
+    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
+        if config.ema >= 1:
+            raise UserError(f"ema must lie in [0, 1), not {config.ema!r}: with 1 the slow generator never moves.")
+        self.slow = copy.deepcopy(self.generator).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """G~ follows G, its BatchNorm statistics too; a count of batches is taken over."""
+        for old, new in zip(self.slow.state_dict().values(), self.generator.state_dict().values(), strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, 1 - self.config.ema)
+            else:
+                old.copy_(new)
+
+    def sample(self, n: int) -> Batch:
+        """This rank's share of n images, made now: by G, then, as `replayed`, by G~."""
+        n = self.ranks.share(n, "student_batch")
+        images = [self.fresh(n - n // 2), self.fresh(n // 2, self.slow)]
+        return Batch(torch.cat(images), None, "generator and its slow copy", replayed=n // 2)
+
+    def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """D on the images of G, and on those of G~ by `alpha_ema`."""
+        halves = [len(batch.images) - batch.replayed, batch.replayed]
+        pairs = zip(teacher_logits.split(halves), student_logits.split(halves), strict=True)
+        new, old = (losses.distillation(t, s, self.config.temperature) for t, s in pairs)
+        return new + self.config.alpha_ema * old
+
+    def state_dict(self) -> dict:
+        """G~ on top of `Live.state_dict`."""
+        return super().state_dict() | {"slow": self.slow.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self.slow.load_state_dict(state["slow"])

@@ -1,0 +1,183 @@
+"""SpaceshipNet (Yu, Chen, Han, Jiang 2023, "Data-Free Knowledge Distillation via Feature Exchange and Activation Region
+Constraint", CVPR).
+
+A round draws z, and optimises the generator that all rounds share for balanced labels y, without the student:
+
+    L_G = alpha_cls L_CE(y) + alpha_bn L_BN                                          over G
+
+The memory keeps no images but what three layers of G gave in the best step: the BatchNorm after its Linear, and its
+first two convolutions. For each student batch one of the three is drawn, and with probability 0.7 row i and row
+B - 1 - i swap a random half of their channels (`exchange`). G as it is now, in eval mode, makes images of that.
+
+    L_S = T^2 KL_T(t || s) / K + alpha_cam MSE(CAM_t, CAM_s) + alpha_gradcam sum over stages of MSE(GC_t, GC_s)
+
+CAM has a map for each class, the head's weights on the last feature map; GC is the Grad-CAM of the class that the
+teacher sees, without its ReLU. The teacher's are constants. The student's Grad-CAM is differentiated as a whole, the
+weights w in it too, which takes second derivatives of the student: its step is not compiled. A map is a mean over
+places, so that it, and its error, grow as maps shrink: the two terms weigh more on the 8 px digits than on 32 px.
+
+The authors' code fills the last incomplete set of labels in order (here: at random). Guesses: one random half of the
+channels for a whole batch; a fresh Adam in each round; the convolutions' outputs before their BatchNorm; which maps
+stand for a stage. Activations are 16-bit floats here: 213 KB an image of 32 px, so the memory is bounded by the
+published run's 51,200 images (10.9 GB) also where more are made; a saved state holds as much. Their best of six seeds
+is the printed 77.41 on CIFAR-100 (ResNet-34 to 18), by their README, whose mean is 77.15. For a pair whose maps do not
+fit each other, such as VGG-11 and ResNet-18, we do not know what they compare.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import losses
+from ..classifiers.teacher import Classifier, check_paired, tapped
+from ..compute import Step
+from ..errors import UserError
+from ..evaluate import in_batches
+from ..generator.latents import LearnedNoise
+from ..memory import Memory, Pool
+from .base import Batch, Examples
+from .rounds import Inversion
+
+
+def exchange(maps: Tensor, rate: float, rng: torch.Generator) -> Tensor:
+    """With probability `rate` rows i and B - 1 - i of (B, C, H, W) swap a random half of the channels, all pairs the
+    same."""
+    drawn = torch.rand(1 + maps.shape[1], generator=rng, device=maps.device)
+    half = drawn[1:].argsort() < maps.shape[1] // 2
+    return torch.where((half & (drawn[0] < rate)).view(-1, 1, 1), maps.flip(0), maps)
+
+
+class SpaceshipNet(Inversion):
+    """Images from exchanged features, and a student that looks where the teacher does.
+
+    Attributes:
+        generator: z, one vector an image, then G: labels (B,) -> images (B, C, H, W) in [0, 1]. Only G is optimised.
+        memory: of G's activations at three depths, float16.
+        layers: the three layers of G, by their place.
+
+    Raises:
+        UserError: another generator than that of the released layout up to 64 px; networks whose maps do not pair up.
+    """
+
+    name = "SpaceshipNet"
+    citation = "Yu et al. 2023"
+
+    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
+        size, width, r = self.facts.size, config.generator_width, config.noise_dim
+        if config.generator_layout != "released" or size > 64:
+            raise UserError(
+                "SpaceshipNet exchanges what three layers of the generator for up to 64 px give: take "
+                "generator_layout=released and images of at most 64 px."
+            )
+        if config.exchange_rate > 1:
+            raise UserError(f"exchange_rate must lie in [0, 1], not {config.exchange_rate!r}.")
+        self._check_maps()
+        self.generator = self.build(
+            lambda: nn.Sequential(LearnedNoise(r, config.generator_batch, self.block[1]), self.network(r))
+        )
+        self.generator[0].requires_grad_(False)
+        kinds = [type(layer) for layer in self.generator[1].layers]
+        convolutions = [i for i, kind in enumerate(kinds) if issubclass(kind, nn.Conv2d)]
+        self.layers = [kinds.index(nn.BatchNorm2d), *convolutions[:2]]
+        shapes = [(width, size // 4, size // 4), (width, size // 2, size // 2), (width // 2, size, size)]
+        self.memory = Pool([(shape, torch.float16) for shape in shapes], self.device, self.memory.capacity)
+        self._maps: dict[int, Tensor] = {}
+        plain = dataclasses.replace(self.compute, compiled=False)  # torch.compile has no second derivatives
+        self._learn = Step(self._student_loss, plain, self.device)
+
+    # Phase 1.
+
+    def begin_round(self) -> list[torch.optim.Optimizer]:
+        """A new z, and a fresh Adam for G as it is."""
+        self.generator[0].redraw(self.rng)
+        return [self.adam(self.generator[1].parameters(), self.config.generator_lr)]
+
+    def steps(
+        self, epoch: int, entering: Callable[[], Tensor], optimizers: Sequence[torch.optim.Optimizer]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The round's steps, with an eye on the three layers."""
+        with tapped([self.generator[1].layers[i] for i in self.layers]) as self._maps:
+            yield from super().steps(epoch, entering, optimizers)
+
+    def worth_keeping(self, images: Tensor) -> list[Tensor]:
+        """The activations in place of the images; a step that always starts with nothing seen is compiled once."""
+        return [self._maps.pop(depth).detach() for depth in range(len(self.layers))]
+
+    def remember(self, kept: list[Tensor], labels: Tensor) -> None:
+        """Put the activations into the memory."""
+        self.memory.add(kept, labels, self.round - 1)
+
+    # Phase 2.
+
+    def sample(self, n: int) -> Batch:
+        """This rank's share of n images, of exchanged activations; an image's label is that of the row whose place it
+        has."""
+        depth = int(torch.randint(len(self.layers), (), generator=self.own_rng, device=self.device))
+        maps, labels = self.memory.draw(self.ranks.share(n, "student_batch"), self.own_rng, depth)
+        maps = exchange(maps, self.config.exchange_rate, self.own_rng)
+        return Batch(self.augment(self.decode(maps, depth)), labels, "memory")
+
+    @torch.no_grad()
+    def decode(self, maps: Tensor, depth: int) -> Tensor:
+        """The images (B, C, H, W) that G makes now, in eval mode, of activations at one of the three depths."""
+        network = self.generator[1].eval()
+        with self.compute.autocast(self.device):
+            images = network.decode(maps.float(), self.layers[depth] + 1)
+        network.train()
+        return images
+
+    def _student_loss(self, batch: Batch) -> Tensor:
+        config = self.config
+        t, of_teacher = self._look(self.teacher, batch.images.detach().requires_grad_())  # for gradients of its maps
+        s, of_student = self._look(self.student, batch.images)
+        loss = losses.distillation(t.detach(), s, config.temperature) / t.shape[1]
+        if config.alpha_cam:
+            cams = [
+                losses.class_activation(F.relu(maps.pop().float()), network.head().weight)
+                for network, maps in ((self.teacher, of_teacher), (self.student, of_student))
+            ]
+            loss = loss + config.alpha_cam * F.mse_loss(cams[1], cams[0].detach())
+        if config.alpha_gradcam:
+            classes = t.argmax(1)
+            wanted = losses.grad_cams(t, of_teacher, classes)
+            found = losses.grad_cams(s, of_student, classes, create_graph=True)
+            errors = [F.mse_loss(f, w.detach()) for f, w in zip(found, wanted, strict=True)]
+            loss = loss + config.alpha_gradcam * torch.stack(errors).sum()
+        return loss
+
+    def _look(self, network: Classifier, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B, K), and the maps that `_watched` asks for."""
+        with tapped(self._watched(network)) as maps, self.compute.autocast(self.device):
+            logits = network(images).float()
+        return logits, [maps[i] for i in range(len(maps))]
+
+    def _watched(self, network: Classifier) -> list[nn.Module]:
+        """The stages for Grad-CAM, then the last feature map for CAM."""
+        stages = network.stages() if self.config.alpha_gradcam else []
+        return [*stages, network.pooled()] if self.config.alpha_cam else stages
+
+    def _check_maps(self) -> None:
+        """Raise a `UserError` for networks that the two terms cannot be computed for, or not differentiated."""
+        config, shape = self.config, self.facts.image_shape
+        if config.alpha_cam or config.alpha_gradcam:
+            way_out = "take two networks of one family, or set alpha_gradcam=0, and alpha_cam=0 if the last maps differ"
+            check_paired(self.teacher, self.student, shape, self._watched, self.name, way_out)
+        if config.alpha_cam and not all(network.ends_in_pooling(shape) for network in (self.teacher, self.student)):
+            raise UserError(
+                "class activation maps need networks that end in a ReLU, the mean over places and one linear layer: "
+                "set alpha_cam=0."
+            )
+        if config.alpha_gradcam and any(isinstance(module, nn.SyncBatchNorm) for module in self.student.modules()):
+            raise UserError(
+                "Grad-CAM takes second derivatives, which BatchNorm over several GPUs does not have: run on one GPU, "
+                "or set alpha_gradcam=0."
+            )
+
+    def examples(self) -> Examples:
+        """The images that G makes now of the memory, without an exchange."""
+        images = in_batches(lambda maps: self.decode(maps, 0), self.memory.rows[0], 500)
+        return Examples(Memory.as_bytes(images), self.memory.labels, self.memory.rounds)
