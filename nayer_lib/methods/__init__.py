@@ -5,7 +5,11 @@ from .dafl import DAFL
 from .deepinv import DeepInversion
 from .dfq_choi import DFQChoi
 from .fm import FM
+from .kakr_gr import KAKRGR
+from .kakr_mb import KAKRMB
+from .mbdfkd import MBDFKD
 from .nayer import Nayer
+from .prekd import PREKD
 from .zskt import ZSKT
 
 METHODS = {
@@ -14,6 +18,10 @@ METHODS = {
     "zskt": ZSKT,
     "dfq_choi": DFQChoi,
     "cmi": CMI,
+    "prekd": PREKD,
+    "mbdfkd": MBDFKD,
     "fm": FM,
+    "kakr_mb": KAKRMB,
+    "kakr_gr": KAKRGR,
     "dafl": DAFL,
 }

@@ -343,11 +343,14 @@ class Live(Rounds):
         return t.argmax(1)
 
     @torch.no_grad()
-    def fresh(self, n: int) -> Tensor:
-        """(n, C, H, W) images that the generator makes now, augmented."""
+    def made(self, n: int) -> Tensor:
+        """(n, C, H, W) images that the generator makes now."""
         with self.compute.autocast(self.device):
-            images = self.generator(self.z(n))
-        return self.augment(images.float())
+            return self.generator(self.z(n)).float()
+
+    def fresh(self, n: int) -> Tensor:
+        """The same, augmented."""
+        return self.augment(self.made(n))
 
     def sample(self, n: int) -> Batch:
         """This rank's share of n images, made now."""
