@@ -22,10 +22,13 @@ from nayer_lib.losses import (
     attention_transfer,
     classification,
     distillation,
+    from_standard_normal,
     info_nce,
     information_entropy,
     jensen_shannon,
     kl_per_image,
+    logit_distance,
+    posterior_divergence,
     total_variation,
 )
 
@@ -291,6 +294,31 @@ def test_t_squared_keeps_the_size_of_the_gradient():
     hot, hotter = (gradients(distillation(t, s, temperature), s)[0] for temperature in (1e3, 1e4))
     torch.testing.assert_close(hot, hotter, rtol=1e-2, atol=1e-4)
     assert hot.norm() > 0.05
+
+
+# --- L_S on logits, and the terms of a VAE and of what is replayed
+
+
+def test_logit_distance_by_hand():
+    """Over two images of two classes: (1 + 2 + 0 + 5) / 4."""
+    t, s = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[0.0, 4.0], [3.0, 5.0]], requires_grad=True)
+    assert logit_distance(t, s) == logit_distance(s, t) == 2
+    assert gradients(logit_distance(t, s), s)[0].tolist() == [[-0.25, 0.25], [0, 0.25]]
+
+
+def test_from_standard_normal_by_hand():
+    """Columns of mean 2 and variance 2, and of mean 0 and variance 8: (1 + 4 + 49 + 0) / 2."""
+    assert from_standard_normal(torch.tensor([[1.0, -2.0], [3.0, 2.0]])).item() == pytest.approx(27)
+    z = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0))
+    assert from_standard_normal(z) < 1e-3 < from_standard_normal(z + 0.1)
+
+
+def test_posterior_divergence_is_kl_to_the_standard_normal():
+    mean, log_var = torch.randn(2, 5, 4, dtype=torch.float64)
+    ours = torch.distributions.Normal(mean, (log_var / 2).exp())
+    plain = torch.distributions.kl_divergence(ours, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
+    torch.testing.assert_close(posterior_divergence(mean, log_var), plain)
+    assert posterior_divergence(torch.zeros(3, 2), torch.zeros(3, 2)) == 0
 
 
 # --- InfoNCE
