@@ -138,6 +138,20 @@ def distillation(t: Tensor, s: Tensor, temperature: float) -> Tensor:
     return kl_per_image(t, s, temperature).mean() * temperature**2
 
 
+def from_standard_normal(z: Tensor) -> Tensor:
+    """How far a batch of z (B, r) is from N(0, 1): the mean over its r numbers of (var - 1)^2 + mean^2.
+
+    var and mean are those of a number over the batch; var divides by B - 1, which the source leaves open (a guess).
+    """
+    var, mean = torch.var_mean(z, 0)
+    return ((var - 1).square() + mean.square()).mean()
+
+
+def posterior_divergence(mean: Tensor, log_var: Tensor) -> Tensor:
+    """KL(N(mean, e^log_var) || N(0, 1)) of a VAE's posterior, (B, r) each: the sum over r, the mean over images."""
+    return (mean.square() + log_var.exp() - 1 - log_var).sum(1).mean() / 2
+
+
 def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """How well each query finds its own key among all, (N,), in nats (CMI, after van den Oord et al. 2018).
 

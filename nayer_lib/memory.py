@@ -1,9 +1,11 @@
 """The memory M (Algorithm 1, lines 11 and 13): every image made so far, on the device, one byte a pixel.
 
-Beside it the same for what is not images (SpaceshipNet's activations), and a bank of features of images, for CMI.
+Beside it the same for what is not images (SpaceshipNet's activations), a bank of features of images, for CMI, and a
+ring of mini-batches, for methods that replay.
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -215,3 +217,43 @@ class FeatureBank:
         """The inverse of `state_dict`, in place of whatever this bank held."""
         self._count, self._next = len(state["rows"]), state["next"]
         self._rows[: self._count] = state["rows"]
+
+
+class BatchRing:
+    """The newest mini-batches of images, whole ones, as bytes like the memory M's: a float would take four times as
+    much room, and what is cut off is less than a step of an image file.
+
+    Args:
+        capacity: mini-batches to keep, the oldest leaving first.
+        device: where they are kept.
+    """
+
+    def __init__(self, capacity: int, device: torch.device | str):
+        self._batches: deque[Tensor] = deque(maxlen=capacity)
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def push(self, images: Tensor) -> None:
+        """(n, C, H, W) in [0, 1], kept as one mini-batch."""
+        self._batches.append(Memory.as_bytes(images).to(self._device))
+
+    def draw(self, rng: torch.Generator) -> Tensor:
+        """One of the mini-batches, each as likely, (n, C, H, W) uint8.
+
+        Raises:
+            UserError: there is none yet.
+        """
+        if not self._batches:
+            raise UserError("the ring is empty: push a mini-batch before drawing one.")
+        return self._batches[int(torch.randint(len(self), (), generator=rng, device=self._device))].clone()
+
+    def state_dict(self) -> dict:
+        """What it holds, the oldest first, for an exact resume."""
+        return {"batches": [batch.clone() for batch in self._batches]}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`, in place of whatever this ring held."""
+        self._batches.clear()
+        self._batches.extend(batch.to(self._device, copy=True) for batch in state["batches"])

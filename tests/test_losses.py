@@ -22,11 +22,13 @@ from nayer_lib.losses import (
     attention_transfer,
     classification,
     distillation,
+    from_standard_normal,
     info_nce,
     information_entropy,
     jensen_shannon,
     kl_per_image,
     logit_distance,
+    posterior_divergence,
     total_variation,
 )
 
@@ -302,6 +304,24 @@ def test_the_distance_of_logits_by_hand_and_its_gradient_where_a_kl_has_none():
     assert logit_distance(t, s) == (10 + 0 + 4 + 0) / 4
     assert gradients(logit_distance(t, s), s)[0].tolist() == [[-0.25, 0], [0.25, 0]]
     assert gradients(kl_per_image(t, s).mean(), s)[0].abs().max() < 1e-12  # both are sure of the same
+
+
+# --- the terms of a VAE and of what is replayed
+
+
+def test_from_standard_normal_by_hand():
+    """Columns of mean 2 and variance 2, and of mean 0 and variance 8: (1 + 4 + 49 + 0) / 2."""
+    assert from_standard_normal(torch.tensor([[1.0, -2.0], [3.0, 2.0]])).item() == pytest.approx(27)
+    z = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0))
+    assert from_standard_normal(z) < 1e-3 < from_standard_normal(z + 0.1)
+
+
+def test_posterior_divergence_is_kl_to_the_standard_normal():
+    mean, log_var = torch.randn(2, 5, 4, dtype=torch.float64)
+    ours = torch.distributions.Normal(mean, (log_var / 2).exp())
+    plain = torch.distributions.kl_divergence(ours, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
+    torch.testing.assert_close(posterior_divergence(mean, log_var), plain)
+    assert posterior_divergence(torch.zeros(3, 2), torch.zeros(3, 2)) == 0
 
 
 # --- InfoNCE

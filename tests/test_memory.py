@@ -1,5 +1,5 @@
-"""The memory M: bytes as an image file would hold them, a ring where it is bounded, and fair draws. The bank beside it:
-a ring of features."""
+"""The memory M: bytes as an image file would hold them, a ring where it is bounded, and fair draws. Beside it the
+bank, a ring of features, and the ring of mini-batches."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nayer_lib.errors import UserError
-from nayer_lib.memory import FeatureBank, Memory, Pool
+from nayer_lib.memory import BatchRing, FeatureBank, Memory, Pool
 
 few = settings(max_examples=40, deadline=None)
 sizes = st.lists(st.integers(0, 7), max_size=8)
@@ -311,3 +311,63 @@ def test_a_resumed_bank_goes_on_as_if_it_had_never_stopped(counts, others, capac
         each.add(torch.full((3, 2), -1.0))
         each.now += [each.draw(min(n, capacity), seeded(seed))]
     assert all(map(torch.equal, bank.now, resumed.now)) and len(bank) == len(resumed)
+
+
+# --- the ring of mini-batches
+
+
+def ring_of(count, capacity):
+    """A ring after as many mini-batches of three images of one pixel, which say the mini-batch's number."""
+    ring = BatchRing(capacity, "cpu")
+    for number in range(count):
+        ring.push(torch.full((3, 1, 1, 1), (number + 0.5) / 255))
+    return ring
+
+
+def drawn_from(ring, times, seed=0):
+    """The numbers of the mini-batches that come; each comes whole."""
+    rng = seeded(seed)
+    batches = [ring.draw(rng) for _ in range(times)]
+    assert all(batch.shape == (3, 1, 1, 1) and len(batch.unique()) == 1 for batch in batches)
+    return [batch.unique().item() for batch in batches]
+
+
+@given(st.integers(1, 20), st.integers(1, 6))
+@few
+def test_a_ring_holds_the_newest_mini_batches_and_never_more_than_it_may(count, capacity):
+    ring = ring_of(count, capacity)
+    assert len(ring) == len(ring.state_dict()["batches"]) == min(count, capacity)
+    held = [batch.unique().item() for batch in ring.state_dict()["batches"]]
+    assert held == list(range(count - len(ring), count))
+    assert set(drawn_from(ring, 100)) == set(held)
+
+
+def test_a_ring_keeps_copies_in_bytes_without_gradient():
+    images = torch.full((3, 1, 1, 1), 0.5, requires_grad=True)
+    ring = BatchRing(2, "cpu")
+    ring.push(images)
+    drawn, state = ring.draw(seeded()), ring.state_dict()["batches"]
+    assert drawn.dtype == torch.uint8 and not drawn.requires_grad
+    for tensor in (images.data, drawn, state[0]):
+        tensor.fill_(7)
+    assert (ring.draw(seeded()) == 127).all()
+
+
+def test_every_mini_batch_of_a_ring_is_drawn_as_often():
+    times = torch.tensor(drawn_from(ring_of(5, 5), 1000)).bincount()
+    assert times.sub(200).abs().max() < 65  # a standard deviation is 12.6
+
+
+def test_an_empty_ring_has_nothing_to_draw():
+    with pytest.raises(UserError, match="ring is empty: push a mini-batch"):
+        BatchRing(2, "cpu").draw(seeded())
+
+
+@given(st.integers(1, 9), st.integers(0, 9), st.integers(1, 5), st.integers(0, 99))
+@few
+def test_a_resumed_ring_goes_on_as_if_it_had_never_stopped(count, other, capacity, seed):
+    ring, resumed = ring_of(count, capacity), ring_of(other, capacity)  # what it held before is gone
+    resumed.load_state_dict(ring.state_dict())
+    for each in (ring, resumed):
+        each.push(torch.ones(3, 1, 1, 1))
+    assert len(ring) == len(resumed) and drawn_from(ring, 9, seed) == drawn_from(resumed, 9, seed)

@@ -84,8 +84,9 @@ PROFILES: dict[str, dict[str, Any]] = {
         "repeats": 8,
         "bank_size": 4_096,
         "bank_draw": 256,
+        "push_every": 1,
     },
-    "lab": {"warmup_epochs": 6, "epochs": 25},
+    "lab": {"warmup_epochs": 6, "epochs": 25, "push_every": 1},
     "full": {},
 }
 

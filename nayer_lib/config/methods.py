@@ -134,6 +134,45 @@ class DFQChoiConfig(LiveConfig):
 
 
 @dataclass(frozen=True)
+class ReplayConfig(DAFLConfig):
+    """DAFL's numbers and a student that is played against; of each nine of the student's images one is replayed."""
+
+    alpha_adv: float = 1.0  # of the Jensen-Shannon term
+
+
+@dataclass(frozen=True)
+class MBDFKDConfig(ReplayConfig):
+    """MBDFKD (Binici et al. 2022a), its numbers as the code of KAKR has them."""
+
+    push_every: int = 5  # epochs between two mini-batches that enter the ring
+    ring_batches: int = 10  # mini-batches kept, where memory_size does not say how many images
+
+
+@dataclass(frozen=True)
+class PREKDConfig(ReplayConfig):
+    """PREKD (Binici et al. 2022b), its numbers for CIFAR."""
+
+    vae_lr: float = 0.02 / 40  # Adam
+    vae_share: float = 0.4  # of the student steps of a turn, its first: after those the VAE learns too
+    alpha_kld: float = 1e-5  # of the VAE's posterior
+    latent_lr: float = 0.02  # of the one Adam step that readies a z for replay
+
+
+@dataclass(frozen=True)
+class KAKRMBConfig(MBDFKDConfig):
+    """KAKR over MBDFKD's ring (Patel et al. 2023)."""
+
+    inner_lr: float = 0.9  # of the step towards the new images, through which the replayed ones are judged
+
+
+@dataclass(frozen=True)
+class KAKRGRConfig(PREKDConfig):
+    """KAKR over PREKD's VAE (Patel et al. 2023)."""
+
+    inner_lr: float = 0.9  # as KAKR_MB's
+
+
+@dataclass(frozen=True)
 class MADConfig(LiveConfig):
     """MAD (Do et al. 2022). All weights are guesses, but for `ema`."""
 
@@ -163,10 +202,23 @@ CONFIGS: dict[str, type[Config]] = {
     "dafl": DAFLConfig,
     "zskt": ZSKTConfig,
     "dfq_choi": DFQChoiConfig,
+    "prekd": PREKDConfig,
+    "mbdfkd": MBDFKDConfig,
+    "kakr_mb": KAKRMBConfig,
+    "kakr_gr": KAKRGRConfig,
     "mad": MADConfig,
     "spaceship": SpaceshipConfig,
     "dfad": DFADConfig,
 }
+
+# PREKD and MBDFKD: 1,024 new images and 128 replayed ones a student step. KAKR: twice the turns of half as many.
+_REPLAY = {"repeats": 36, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 1024} | {
+    "epochs": 400,
+    "warmup_epochs": 0,
+    "student_steps": 10,
+    "student_batch": 1152,
+}
+_KAKR = _REPLAY | {"repeats": 72, "generator_batch": 512, "student_batch": 576}
 
 # For CIFAR-10 (Section 4 of each paper, or the code behind the printed numbers).
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -183,6 +235,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     | {"epochs": 200, "warmup_epochs": 0, "student_steps": 5, "student_batch": 256},
     "dfq_choi": {"repeats": 40, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 256}
     | {"epochs": 200, "warmup_epochs": 0, "student_steps": 10, "student_batch": 256},
+    "prekd": _REPLAY,
+    "mbdfkd": _REPLAY,
+    "kakr_mb": _KAKR,
+    "kakr_gr": _KAKR,
     # A guess but for one step to ten: DFQ's.
     "mad": {"repeats": 40, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 256}
     | {"epochs": 200, "warmup_epochs": 0, "student_steps": 10, "student_batch": 256},

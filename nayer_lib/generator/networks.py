@@ -59,7 +59,7 @@ class Generator(nn.Module):
             return nn.utils.parametrizations.spectral_norm(module) if spectral_norm else module
 
         half = width // 2
-        start = size // shrink
+        self.start = start = size // shrink  # side of the first feature map
         widths = {
             ("released", False): [width, width, half],
             ("released", True): [width, width, width, half, half, half],

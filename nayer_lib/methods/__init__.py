@@ -6,8 +6,12 @@ from .deepinv import DeepInversion
 from .dfad import DFAD
 from .dfq_choi import DFQChoi
 from .fm import FM
+from .kakr_gr import KAKRGR
+from .kakr_mb import KAKRMB
 from .mad import MAD
+from .mbdfkd import MBDFKD
 from .nayer import Nayer
+from .prekd import PREKD
 from .spaceship import SpaceshipNet
 from .zskt import ZSKT
 
@@ -17,7 +21,11 @@ METHODS = {
     "zskt": ZSKT,
     "dfq_choi": DFQChoi,
     "cmi": CMI,
+    "prekd": PREKD,
+    "mbdfkd": MBDFKD,
     "fm": FM,
+    "kakr_mb": KAKRMB,
+    "kakr_gr": KAKRGR,
     "mad": MAD,
     "spaceship": SpaceshipNet,
     "dafl": DAFL,

@@ -368,11 +368,14 @@ class Live(Rounds):
         return t.argmax(1)
 
     @torch.no_grad()
-    def fresh(self, n: int, generator: nn.Module | None = None) -> Tensor:
-        """(n, C, H, W) images that the generator, or another one, makes now, augmented."""
+    def made(self, n: int, generator: nn.Module | None = None) -> Tensor:
+        """(n, C, H, W) images that the generator, or another one, makes now."""
         with self.compute.autocast(self.device):
-            images = (generator or self.generator)(self.z(n))
-        return self.augment(images.float())
+            return (generator or self.generator)(self.z(n)).float()
+
+    def fresh(self, n: int, generator: nn.Module | None = None) -> Tensor:
+        """The same, augmented."""
+        return self.augment(self.made(n, generator))
 
     def sample(self, n: int) -> Batch:
         """This rank's share of n images, made now."""

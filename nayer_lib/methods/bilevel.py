@@ -1,0 +1,68 @@
+"""The student step of KAKR (Patel et al. 2023, "Learning to Retain while Acquiring", CVPR), for any memory.
+
+    theta' = theta - inner_lr * grad of L(theta, x_new)                            acquire
+    L_S    = L(theta', x_mem) + L(theta, x_new and x_mem)                          retain, over theta
+
+with L = mean |t - s| on logits. The first term judges a step towards the new images by what it does to the remembered
+ones; its gradient goes through that step, a gradient of a gradient, and so pulls the two gradients into one direction.
+With nothing to replay the step is the plain one.
+
+The authors' code takes the inner step with weight decay and with momentum, of which one step alone has none. A guess:
+the inner rate stays as it is while the outer one falls. BatchNorm normalises each pass by its own images, and its
+running statistics move once a step, by the joint batch. On several ranks each takes the inner step with its own images.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .. import losses
+from ..compute import Step
+from ..errors import UserError
+from .base import Batch
+from .replay import Replay
+
+
+def retention(student: nn.Module, new: Tensor, t_new: Tensor, old: Tensor, t_old: Tensor, rate: float) -> Tensor:
+    """L(theta', x_mem), a scalar whose gradient goes through theta'; the student's buffers are left alone.
+
+    Args:
+        new, old: images (B, C, H, W) to acquire and to retain; t_new, t_old: the teacher's logits (B, K) on them.
+        rate: of the inner step.
+    """
+    theta = dict(student.named_parameters())
+
+    def answer(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
+        return functional_call(student, parameters | buffers, (images,))
+
+    acquisition = losses.logit_distance(t_new, answer(theta, new))
+    gradients = torch.autograd.grad(acquisition, list(theta.values()), create_graph=True)
+    moved = {name: p - rate * g for (name, p), g in zip(theta.items(), gradients, strict=True)}
+    return losses.logit_distance(t_old, answer(moved, old))
+
+
+class Bilevel(Replay):
+    """A student that steps towards new images only as it does not forget the replayed ones.
+
+    Raises:
+        UserError: BatchNorm that several GPUs share, which has no gradient of a gradient.
+    """
+
+    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
+        if any(isinstance(module, nn.SyncBatchNorm) for module in self.student.modules()):
+            raise UserError(f"{self.name} cannot share BatchNorm between GPUs: run it as one process.")
+        # torch.compile has no gradient of a gradient.
+        self._learn = Step(self._student_loss, dataclasses.replace(self.compute, compiled=False), self.device)
+
+    def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """L_S, in 32 bits but for the joint pass: the inner gradient is not scaled."""
+        joint = super().student_loss(batch, teacher_logits, student_logits)
+        if not batch.replayed:
+            return joint
+        parts = [len(batch.images) - batch.replayed, batch.replayed]
+        (new, old), (t_new, t_old) = batch.images.split(parts), teacher_logits.split(parts)
+        return joint + retention(self.student, new, t_new, old, t_old, self.config.inner_lr)

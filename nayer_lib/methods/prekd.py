@@ -1,0 +1,105 @@
+"""PREKD (Binici et al. 2022, "Robust and Resource-Efficient Data-Free Knowledge Distillation by Generative Pseudo
+Replay", AAAI): a memory that keeps no image.
+
+L_G, L_S and the batch are those of `replay.py`. A VAE learns to make what G has made, E the encoder, D the decoder:
+
+    L_V = mean |x - x'| + mean |T(x) - T(x')| + alpha_kld KL(E(x) || N(0, I)),     x' = D(z), z ~ E(x)
+
+x are new images, half as many as a student batch has, and D's own, as many as a student step replays, so that it
+forgets less. It learns beside the first 40 % of a turn's student steps: 4 of the authors' 10. What is replayed is D(z)
+after one Adam step of z ~ N(0, I), at latent_lr, on
+
+    alpha_ie L_IE + alpha_cls L_OH + mean (var(z) - 1)^2 + mean mean(z)^2
+
+from the first student step on, when D has yet to learn.
+
+The authors' new images for the VAE are those of the student's batch; here they are others, uncropped, so that replay
+does not crop twice. Guesses: the KL is summed over z and a mean over images; D normalises by the batch, in replay too;
+the VAE's Adam has G's betas, the one of z torch's own. On several ranks z's step sees each rank's own images.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import losses
+from ..compute import Step
+from ..generator.vae import VAE
+from .base import Batch
+from .replay import Replay, replayed_of
+
+
+class PREKD(Replay):
+    """Replay from a VAE that learns along.
+
+    Attributes:
+        vae: its decoder is what is replayed from.
+    """
+
+    name = "PREKD"
+    citation = "Binici et al. 2022"
+
+    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
+        r, facts = config.noise_dim, self.facts
+        self.vae = self.build(lambda: VAE(self.network(r), r, facts.size, facts.channels, config.generator_width))
+        self.vae_optimizer = self.adam(self.vae.parameters(), config.vae_lr)
+        self._remember = Step(self._vae_loss, self.compute, self.device)
+        self._step_of_turn = 0  # at an epoch's end 0 again
+
+    def student_step(self, batch: Batch) -> Tensor:
+        """One update of the student, and of the VAE beside the first ones of a turn."""
+        loss = super().student_step(batch)
+        steps = self.config.student_steps
+        if self._step_of_turn < max(1, round(self.config.vae_share * steps)):
+            self.vae_step(len(batch.images))
+        self._step_of_turn = (self._step_of_turn + 1) % steps
+        return loss
+
+    def vae_step(self, n: int) -> Tensor:
+        """One update of the VAE beside a student batch of n images. Returns L_V, a scalar still on the device."""
+        replayed = replayed_of(n)
+        with torch.no_grad(), self.compute.autocast(self.device):
+            own = self.vae.decoder(self._draw(replayed)).float() if replayed else self.memory.images[:0].float()
+        images = torch.cat([self.made(max(2, (n - replayed) // 2)), own])
+        self.vae_optimizer.zero_grad(set_to_none=True)
+        loss = self._remember.backward(images, self._draw(len(images)), scaler=self.scaler)
+        self.ranks.average_gradients(self.vae)
+        self.before_update(self.vae_optimizer)
+        self.scaler.step(self.vae_optimizer)
+        self.scaler.update()
+        return loss.detach().clone()
+
+    def _vae_loss(self, images: Tensor, noise: Tensor) -> Tensor:
+        with self.compute.autocast(self.device):
+            again, mean, log_var = self.vae(images, noise)
+            with torch.no_grad():
+                wanted = self._answering(images)
+            found = self._answering(again)
+        unlike = (images - again.float()).abs().mean() + losses.logit_distance(wanted.float(), found.float())
+        return unlike + self.config.alpha_kld * losses.posterior_divergence(mean, log_var)
+
+    def replay(self, n: int) -> Tensor:
+        """n images that the decoder makes of z that the teacher is sure of, of all classes."""
+        if not n:
+            return self.memory.images[:0].float()
+        z = self._draw(n).requires_grad_()
+        t = self._answering(self.vae.decoder(z))  # in 32 bits: this loss is not scaled
+        loss = self.config.alpha_ie * losses.information_entropy(t)
+        loss = loss + self.config.alpha_cls * losses.classification(t, t.argmax(1)) + losses.from_standard_normal(z)
+        (z.grad,) = torch.autograd.grad(loss, z)
+        torch.optim.Adam([z], self.config.latent_lr).step()
+        with torch.no_grad():
+            return self.vae.decoder(z)
+
+    def state_dict(self) -> dict:
+        """The VAE and its optimiser on top of `Live.state_dict`."""
+        return super().state_dict() | {
+            "vae": self.vae.state_dict(),
+            "vae_optimizer": self.vae_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self.vae.load_state_dict(state["vae"])
+        self.vae_optimizer.load_state_dict(state["vae_optimizer"])

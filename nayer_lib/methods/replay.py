@@ -1,0 +1,63 @@
+"""Replay: what PREKD, MBDFKD and both KAKR share. The generator moves on, so the student is shown older images too.
+
+    L_G = L_OH + alpha_ie L_IE + alpha_act L_act + alpha_adv (1 - JS(t, s))     over G
+    L_S = mean |t - s|                                                          over S, on logits
+
+L_G is DAFL's with the Jensen-Shannon term of Yin et al. 2020, so that G looks for images on which the student does not
+yet answer as the teacher does, and z is new in every step. JS is that of `losses.jensen_shannon`, which is not quite
+what the authors' code computes. Their L_IE is in base 10 (5 is 5 / ln 10 here).
+
+Their student step has 1,024 new images and 128 of the memory; here a batch of n images holds n / 9 that are replayed,
+at its end, and new ones else, so that under "equal" these methods see no more images than the others. Before there is
+anything to replay all of them are new. Both parts are cropped (the authors crop neither). What a memory costs beside
+that, PREKD's VAE above all, is not in the budget of "equal".
+
+Their G ends in Tanh and BatchNorm, has spectral norm and starts from U(-0.08, 0.08); here it is this kit's (`Live`).
+"""
+
+import torch
+from torch import Tensor
+
+from .. import losses
+from .base import Batch
+from .dafl import DAFL
+from .rounds import Seen
+
+NINTH = 9  # of a batch's images that many over one replayed: 1,024 + 128
+
+
+def replayed_of(n: int) -> int:
+    """How many of a batch of n images are replayed: a ninth. At least two, for BatchNorm; none of less than four."""
+    return max(2, n // NINTH) if n >= 4 else 0
+
+
+class Replay(DAFL):
+    """A generator that plays against the student, and a memory that reminds the student. A subclass has the memory."""
+
+    terms = DAFL.terms | {"L_JS": "alpha_adv"}
+    holds_z = False
+
+    def values(self, seen: Seen) -> list[Tensor]:
+        """The four terms of L_G."""
+        return [*super().values(seen), self.adversarial_term(seen)]
+
+    def adversarial_term(self, seen: Seen) -> Tensor:
+        """1 - JS in place of -L_KL; 0 while nobody plays against the student."""
+        return seen.t.new_zeros(()) if seen.s is None else losses.adversarial_js(seen.t, seen.s)
+
+    def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+        """The mean distance of logits."""
+        return losses.logit_distance(teacher_logits, student_logits)
+
+    def replay(self, n: int) -> Tensor:
+        """Up to n images (n, C, H, W) in [0, 1] from the memory, as they were made; none before it has any."""
+        raise NotImplementedError
+
+    def sample(self, n: int) -> Batch:
+        """This rank's share of n images: those made now, then those replayed."""
+        share = self.ranks.share(n, "student_batch")
+        replayed = self.replay(replayed_of(share))
+        fresh = self.fresh(share - len(replayed))
+        if not len(replayed):
+            return Batch(fresh, None, "generator")
+        return Batch(torch.cat([fresh, self.augment(replayed)]), None, "generator, memory", len(replayed))

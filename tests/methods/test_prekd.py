@@ -1,0 +1,112 @@
+"""PREKD: what its VAE learns from and when, its loss, and the one step that readies z for replay."""
+
+import pytest
+import torch
+from tiny import run_all, tiny_setup
+
+from nayer_lib.config import make_config
+from nayer_lib.methods.prekd import PREKD
+
+
+def tiny_prekd(**overrides) -> PREKD:
+    return tiny_setup(method="prekd", **overrides).method
+
+
+def test_its_numbers():
+    config = make_config("cifar10-wrn40_2-wrn16_2", method="prekd", protocol="published", profile="full")
+    assert config.vae_lr == config.generator_lr / 40 == 5e-4
+    assert (config.vae_share, config.alpha_kld, config.latent_lr) == (0.4, 1e-5, 0.02)
+    rates = {group["lr"] for group in tiny_prekd().vae_optimizer.param_groups}
+    assert rates == {5e-4}
+
+
+# --- when the VAE learns
+
+
+@pytest.mark.parametrize(("steps", "learning"), [(10, 4), (5, 2), (2, 1), (1, 1)])
+def test_the_vae_learns_beside_the_first_of_a_turns_steps(steps, learning):
+    counts = {"repeats": 2, "student_steps": steps, "generator_steps": 1, "generator_batch": 4, "epochs": 2}
+    setup, told = tiny_setup(method="prekd", **counts), []
+    student_step, vae_step = setup.method.student_step, setup.method.vae_step
+    setup.method.student_step = lambda batch: (told.append("S"), student_step(batch))[1]
+    setup.method.vae_step = lambda n: (told.append("V"), vae_step(n))[1]
+    run_all(setup)
+    assert "".join(told) == 4 * (learning * "SV" + (steps - learning) * "S")
+
+
+def test_it_learns_from_half_a_batch_of_new_images_and_as_many_own_as_are_replayed():
+    method = tiny_prekd()
+    of_generator, of_decoder, learned = [], [], []
+    method.generator.register_forward_hook(lambda _module, _inputs, images: of_generator.append(images.detach()))
+    method.vae.decoder.register_forward_hook(lambda _module, _inputs, images: of_decoder.append(images.detach()))
+    method.vae.register_forward_pre_hook(lambda _module, inputs: learned.append(inputs[0]))
+    method.vae_step(27)
+    assert len(of_generator[0]) == 12 and len(of_decoder[0]) == 3
+    assert torch.equal(learned[0], torch.cat([of_generator[0], of_decoder[0]]))
+
+
+# --- its loss
+
+
+def test_its_loss_is_in_images_logits_and_the_posterior():
+    method = tiny_prekd(alpha_kld=0.3)
+    images, noise = torch.rand(12, 1, 8, 8), torch.randn(12, 16)
+    again, mean, log_var = method.vae(images, noise)
+    with torch.no_grad():
+        wanted, found = method.teacher(images), method.teacher(again)
+    kld = (-0.5 * (1 + log_var - mean**2 - log_var.exp())).sum() / 12
+    expected = (images - again).abs().mean() + (wanted - found).abs().mean() + 0.3 * kld
+    assert method._vae_loss(images, noise).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_its_loss_falls():
+    method = tiny_prekd(vae_lr=5e-3)
+    told = torch.stack([method.vae_step(64) for _ in range(60)])
+    assert told[-10:].mean() < 0.75 * told[:5].mean()
+
+
+def test_the_vae_learns_alone():
+    method = tiny_prekd()
+    others = [p for net in (method.generator, method.student) for p in net.parameters()]
+    before = [p.clone() for p in others]
+    encoder, decoder = (next(net.parameters()).clone() for net in (method.vae.encoder, method.vae.decoder))
+    method.vae_step(27)
+    assert all(map(torch.equal, before, others)) and all(p.grad is None for p in others)
+    assert not torch.equal(encoder, next(method.vae.encoder.parameters()))
+    assert not torch.equal(decoder, next(method.vae.decoder.parameters()))
+
+
+# --- replay
+
+
+def test_a_batch_ends_in_what_the_decoder_makes():
+    method, made = tiny_prekd(), []
+    method.augment = lambda images: images
+    method.vae.decoder.register_forward_hook(lambda _module, _inputs, images: made.append(images.detach()))
+    batch = method.sample(27)
+    assert batch.replayed == 3 and torch.equal(batch.images[24:], made[-1]) and len(made) == 2
+
+
+def test_z_takes_one_adam_step_on_confidence_balance_and_spread():
+    """Adam's first step is the rate times the gradient's sign."""
+    method, entered = tiny_prekd(latent_lr=0.1), []
+    method.vae.decoder.register_forward_pre_hook(lambda _module, inputs: entered.append(inputs[0].detach().clone()))
+    method.replay(6)
+    start, end = entered
+    z = start.clone().requires_grad_()
+    t = method.teacher(method.vae.decoder(z))
+    p, c = t.softmax(1), method.config
+    mean = p.mean(0)
+    loss = c.alpha_ie * (mean * mean.log()).sum() - c.alpha_cls * p.max(1).values.log().mean()
+    loss = loss + (z.var(0) - 1).pow(2).mean() + z.mean(0).pow(2).mean()
+    (gradient,) = torch.autograd.grad(loss, z)
+    clear = gradient.abs() > 1e-5
+    assert clear.float().mean() > 0.9
+    torch.testing.assert_close((end - start)[clear], -0.1 * gradient.sign()[clear], rtol=0.01, atol=1e-4)
+
+
+def test_replaying_leaves_the_vae_without_a_gradient():
+    method = tiny_prekd()
+    method.replay(6)
+    assert all(p.grad is None for p in method.vae.parameters()) and not method.replay(6).requires_grad
+    assert method.replay(0).shape == (0, 1, 8, 8)
