@@ -1,6 +1,7 @@
 """Synthesis in rounds of g steps: what all methods share that make their images by lowering a sum of loss terms.
 
-* `Inversion` optimises one batch of images a round and keeps it in the memory (NAYER, FM, CMI, DeepInversion).
+* `Inversion` optimises one batch of images a round and keeps it in the memory (NAYER, FM, CMI, DeepInversion,
+  SpaceshipNet).
 * `Live` lets one generator play on through the whole run; the student sees its fresh images, and none is kept
   (DAFL, ZSKT, DFQ and their descendants).
 """

@@ -13,8 +13,10 @@ B - 1 - i swap a random half of their channels (`exchange`). G as it is now, in 
 
 CAM has a map for each class, the head's weights on the last feature map; GC is the Grad-CAM of the class that the
 teacher sees, without its ReLU. The teacher's are constants. The student's Grad-CAM is differentiated as a whole, the
-weights w in it too, which takes second derivatives of the student: its step is not compiled. A map is a mean over
-places, so that it, and its error, grow as maps shrink: the two terms weigh more on the 8 px digits than on 32 px.
+weights w in it too, which takes second derivatives of the student: its step is not compiled. CAM's term is
+by far the strongest: at T = 30 the first is 1 / (2 K^2) of the sum of squared errors of an image's logits, CAM's at
+least 1 / K of it. A Grad-CAM of a map with H W places is of size 1 / (H W), its error of that squared: on the 8 px
+digits it counts about 256 times as much as on 32 px.
 
 The authors' code fills the last incomplete set of labels in order (here: at random). Guesses: one random half of the
 channels for a whole batch; a fresh Adam in each round; the convolutions' outputs before their BatchNorm; which maps

@@ -15,6 +15,7 @@ from nayer_lib.classifiers.teacher import (
     JUDGES,
     Classifier,
     check_judge,
+    check_paired,
     load_classifier,
     load_judge,
     load_teacher,
@@ -117,6 +118,19 @@ def test_a_later_pass_replaces_an_earlier_ones_and_what_comes_after_the_block_do
         second = made(x[:1])
     made(x)
     assert seen[0] is second
+
+
+def test_maps_that_pair_up_are_told_by_their_sizes():
+    wide, narrow, other = (make_classifier(name, NAMES, MEAN, STD, 0) for name in ("wrn10_1", "wrn10_half", "resnet18"))
+    other.train()
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    check_paired(wide, narrow, (3, 32, 32), Classifier.stages, "it", "go away")  # channels may differ
+    with pytest.raises(UserError, match=r"it pairs .* of \[\(32, 32\), .*, \(4, 4\)\]: go away\.$"):
+        check_paired(wide, other, (3, 32, 32), Classifier.stages, "it", "go away")
+    with pytest.raises(UserError, match=r"of \[\] and \[\]"):
+        check_paired(wide, narrow, (3, 32, 32), lambda _: [], "it", "go away")
+    assert other.training and all(torch.equal(before[key], value) for key, value in other.state_dict().items())
+    assert not any(module._forward_hooks for module in other.modules())
 
 
 def test_gradients_flow_through_what_was_tapped():

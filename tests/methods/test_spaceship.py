@@ -15,7 +15,7 @@ from nayer_lib.budget import budget
 from nayer_lib.classifiers.teacher import Classifier, make_classifier, tapped
 from nayer_lib.compute import Compute
 from nayer_lib.config import make_config
-from nayer_lib.datasets import dataset
+from nayer_lib.datasets import dataset, load_split
 from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods.base import Batch
@@ -270,23 +270,35 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn():
     assert method._student_loss(Batch(noise(16), None, "test")).item() == pytest.approx(0, abs=1e-6)
 
 
-def apart(method: SpaceshipNet) -> float:
-    """The student's Grad-CAMs from the teacher's, on images that it did not see."""
-    images, seen = torch.rand(64, 1, 8, 8, generator=seeded(1), requires_grad=True), []
-    for net in (method.teacher, method.student):
-        with tapped(net.stages()) as maps:
-            seen.append((net(images), maps))
+@pytest.fixture(scope="module")
+def digits() -> torch.Tensor:
+    """Real ones: on noise there is little to look at."""
+    return load_split("digits", "test").images.float() / 255
+
+
+def apart(method: SpaceshipNet, images: torch.Tensor) -> tuple[float, float]:
+    """The student's maps from the teacher's: class activation, Grad-CAM."""
+    images, cams, seen = images.clone().requires_grad_(), [], []
+    for net in (method.teacher, method.student.eval()):
+        with tapped([*net.stages(), net.pooled()]) as maps:
+            seen.append((net(images), [maps[i] for i in range(3)]))
+        cams.append(losses.class_activation(maps[3].relu(), net.head().weight))
+    method.student.train()
     classes = seen[0][0].argmax(1)
-    cams = [losses.grad_cams(logits, [maps[i] for i in range(3)], classes) for logits, maps in seen]
-    return sum((t - s).square().mean().item() for t, s in zip(*cams, strict=True))
+    pairs = zip(*(losses.grad_cams(*each, classes) for each in seen), strict=True)
+    return (cams[0] - cams[1]).square().mean().item(), sum((t - s).square().mean().item() for t, s in pairs)
 
 
-def test_the_terms_teach_where_to_look():
-    near, far = (tiny_spaceship(alpha_cam=0.0, alpha_gradcam=weight) for weight in (1.0, 0.0))
-    for method in (near, far):
-        for _ in range(20):
-            method.student_step(Batch(noise(64), None, "test"))
-    assert apart(near) < apart(far) / 2
+@pytest.mark.parametrize(("weights", "which"), [((1.0, 0.0), 0), ((0.0, 1.0), 1)])
+def test_each_term_teaches_where_to_look(weights, which, digits):
+    """On images that the student did not see."""
+    asked, plain = (
+        tiny_spaceship(alpha_cam=cam, alpha_gradcam=gradcam, student_lr=0.02) for cam, gradcam in (weights, (0.0, 0.0))
+    )
+    for method in (asked, plain):
+        for step in range(30):
+            method.student_step(Batch(digits[64 * (step % 6) :][:64], None, "test"))
+    assert apart(asked, digits[384:])[which] < 0.8 * apart(plain, digits[384:])[which]
 
 
 def test_it_leaves_no_hook_and_no_gradient_on_the_teacher():
