@@ -25,6 +25,7 @@ FLOAT = 4  # bytes
 # Numbers kept a parameter: two copies, one folded; with a gradient and SGD's momentum; with one and Adam's two moments.
 COPIES = {"teacher": 2, "student": 3, "generator": 4}
 TOY = {
+    "repeats": 1,
     "generator_batch": 2,  # BatchNorm needs two
     "generator_steps": 1,
     "rounds": 1,
