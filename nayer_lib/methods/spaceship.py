@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import losses
 from ..classifiers.teacher import Classifier, check_paired, tapped
@@ -82,9 +83,11 @@ class SpaceshipNet(Inversion):
             lambda: nn.Sequential(LearnedNoise(r, config.generator_batch, self.block[1]), self.network(r))
         )
         self.generator[0].requires_grad_(False)
-        kinds = [type(layer) for layer in self.generator[1].layers]
-        convolutions = [i for i, kind in enumerate(kinds) if issubclass(kind, nn.Conv2d)]
-        self.layers = [kinds.index(nn.BatchNorm2d), *convolutions[:2]]
+        norms, convolutions = (
+            [i for i, layer in enumerate(self.generator[1].layers) if isinstance(layer, kind)]
+            for kind in (_BatchNorm, nn.Conv2d)  # on several GPUs the first is no BatchNorm2d
+        )
+        self.layers = [norms[0], *convolutions[:2]]
         shapes = [(width, size // 4, size // 4), (width, size // 2, size // 2), (width // 2, size, size)]
         self.memory = Pool([(shape, torch.float16) for shape in shapes], self.device, self.memory.capacity)
         self._maps: dict[int, Tensor] = {}
