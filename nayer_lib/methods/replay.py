@@ -8,7 +8,7 @@ yet answer as the teacher does, and z is new in every step. JS is that of `losse
 what the authors' code computes. Their L_IE is in base 10 (5 is 5 / ln 10 here).
 
 Their student step has 1,024 new images and 128 of the memory; here a batch of n images holds n / 9 that are replayed,
-at its end, and new ones else, so that under "equal" these methods see no more images than the others. Before there is
+at its end, the others new, so that under "equal" these methods see no more images than the others. Before there is
 anything to replay all of them are new. Both parts are cropped (the authors crop neither). What a memory costs beside
 that, PREKD's VAE above all, is not in the budget of "equal".
 
@@ -23,12 +23,12 @@ from .base import Batch
 from .dafl import DAFL
 from .rounds import Seen
 
-NINTH = 9  # of a batch's images that many over one replayed: 1,024 + 128
+ONE_IN = 9  # images of a batch is replayed: 128 beside 1,024
 
 
 def replayed_of(n: int) -> int:
     """How many of a batch of n images are replayed: a ninth. At least two, for BatchNorm; none of less than four."""
-    return max(2, n // NINTH) if n >= 4 else 0
+    return max(2, n // ONE_IN) if n >= 4 else 0
 
 
 class Replay(DAFL):

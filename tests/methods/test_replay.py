@@ -8,7 +8,6 @@ from tiny import run_all, tiny_config, tiny_setup
 
 from nayer_lib.compute import Compute
 from nayer_lib.config import make_config
-from nayer_lib.config.methods import PUBLISHED
 from nayer_lib.distill import prepare
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.base import Batch
@@ -141,7 +140,3 @@ def test_ranks_agree_on_generator_and_student(name, tmp_path):
     for part in ("student", "generator", "rng"):
         assert same(one[part], other[part]), part
     assert one["told"] == other["told"] and not torch.equal(one["own_rng"], other["own_rng"])
-
-
-def test_published_schedules_have_no_warm_up():
-    assert all(PUBLISHED[name]["warmup_epochs"] == 0 for name in REPLAYING)
