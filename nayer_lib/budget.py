@@ -43,7 +43,7 @@ class Budget:
     Attributes:
         parameters: of "teacher", "student" and "generator".
         images: in the memory M; none where a live generator makes fresh ones.
-        bytes: of the three with their gradients and optimisers, and of "memory".
+        bytes: of the three with their gradients and optimisers, of "memory", and of what a method holds "beside" them.
     """
 
     parameters: dict[str, int]
@@ -58,7 +58,8 @@ def budget(method: Method) -> Budget:
     made = config.total_rounds * config.generator_batch
     images = 0 if isinstance(method, Live) else min(made, config.memory_size or made)
     held = {name: FLOAT * COPIES[name] * count for name, count in parameters.items()}
-    return Budget(parameters, images, held | {"memory": images * method.memory.row_bytes})
+    held |= {"memory": images * method.memory.row_bytes, "beside": method.beside}
+    return Budget(parameters, images, held)
 
 
 def rehearse(
@@ -139,6 +140,8 @@ def in_words(config: Config, counted: Budget) -> str:
     for name, count in counted.parameters.items():
         lines.append(f"{name:12}{count:14,}{_mb(counted.bytes[name]):>20}")
     lines.append(f"{'memory':12}{f'{counted.images:,} images':>14}{_mb(counted.bytes['memory']):>20}")
+    if counted.bytes["beside"]:
+        lines.append(f"{'beside them':26}{_mb(counted.bytes['beside']):>20}")
     lines.append(f"{'together':26}{_mb(sum(counted.bytes.values())):>20}  and activations on top")
     lines.append("One round, one student step and one evaluation ran on random images: no data or weights were needed.")
     return "\n".join(lines)

@@ -193,6 +193,11 @@ class FeatureBank:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def bytes(self) -> int:
+        """What it takes, full or not."""
+        return self._rows.nbytes
+
     def add(self, features: Tensor) -> None:
         """(n, width), detached."""
         room = len(self._rows)
@@ -229,6 +234,7 @@ class BatchRing:
     """
 
     def __init__(self, capacity: int, device: torch.device | str):
+        self.capacity = capacity
         self._batches: deque[Tensor] = deque(maxlen=capacity)
         self._device = device
 

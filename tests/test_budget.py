@@ -20,6 +20,9 @@ PUBLISHED = {
 }
 
 
+TWO = Split(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.arange(2))  # images
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_read(monkeypatch):
     def read(*words):
@@ -61,10 +64,34 @@ def test_the_arithmetic_by_hand():
     features = rehearse(tiny_config(method="spaceship"))  # three activations an image, two bytes a number
     assert features.images == 100
     assert features.bytes["memory"] == 100 * (2 * (8 * 2 * 2 + 8 * 4 * 4 + 4 * 8 * 8) + 8 + 8)
+    assert counted.bytes["beside"] == live.bytes["beside"] == features.bytes["beside"] == 0
     teacher, student = (sum(p.numel() for p in build(name).parameters()) for name in ("wrn10_1", "wrn10_half"))
     assert (counted.parameters["teacher"], counted.parameters["student"]) == (teacher, student)
     assert (counted.bytes["teacher"], counted.bytes["student"]) == (8 * teacher, 12 * student)
     assert COPIES == {"teacher": 2, "student": 3, "generator": 4}
+
+
+@pytest.mark.parametrize(
+    ("method", "beside"),
+    [
+        ("fm", lambda of: 16 * numbers(of.meta)),
+        ("mad", lambda of: 4 * numbers(of.slow)),
+        ("prekd", lambda of: 16 * numbers(of.vae)),
+        ("kakr_gr", lambda of: 16 * numbers(of.vae)),
+        ("cmi", lambda of: 16 * numbers(of.head) + 4 * 50 * 2 * of.head[0].in_features),
+        ("mbdfkd", lambda of: 10 * 2 * 64),  # ten mini-batches of two images of 64 bytes
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the teacher scores")  # on two images
+def test_what_a_method_holds_beside_networks_and_memory_is_counted(method, beside):
+    config = tiny_config(method=method, **({"bank_size": 50, "bank_draw": 30} if method == "cmi" else {}))
+    counted = rehearse(config)
+    assert counted.bytes["beside"] == beside(distill.prepare(config, test=TWO, device="cpu").method) > 0
+    assert "beside them" in in_words(config, counted)
+
+
+def numbers(network) -> int:
+    return sum(p.numel() for p in network.parameters())
 
 
 def build(name):

@@ -199,6 +199,12 @@ class Method:
         return Examples(self.memory.images, self.memory.labels, self.memory.rounds)
 
     @property
+    def beside(self) -> int:
+        """Bytes of what it holds, at the fullest, beside generator, student, teacher and memory: a second generator, a
+        bank, a ring, with their optimisers."""
+        return 0
+
+    @property
     def held(self) -> int:
         """Images in the memory, its shards on all ranks together: they are equally large."""
         return self.ranks.size * len(self.memory)

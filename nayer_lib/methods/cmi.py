@@ -41,7 +41,7 @@ from ..generator.latents import LearnedNoise
 from ..generator.networks import redraw_weights
 from ..memory import FeatureBank
 from ..ranks import Ranks
-from .rounds import Inversion, Seen
+from .rounds import Inversion, Seen, parameter_bytes
 
 
 class CMI(Inversion):
@@ -151,6 +151,11 @@ class CMI(Inversion):
     def _features(inputs: dict[int, Tensor]) -> Tensor:
         """(B, 2d): the global view's feature and the local one's."""
         return torch.cat([inputs[i].float().mean((2, 3)) for i in range(len(inputs))], 1)
+
+    @property
+    def beside(self) -> int:
+        """The bank, and the head under its Adam."""
+        return self.bank.bytes + parameter_bytes(self.head, copies=4)
 
     def state_dict(self) -> dict:
         """The head with its optimiser, and the bank, on top of `Rounds.state_dict`."""

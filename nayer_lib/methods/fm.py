@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..generator.latents import LearnedNoise
-from .rounds import Inversion
+from .rounds import Inversion, parameter_bytes
 
 
 class FM(Inversion):
@@ -93,6 +93,11 @@ class FM(Inversion):
             return nn.Sequential(noise, widened, self.network(config.nayer_noise_dim))
 
         return self.build(make)
+
+    @property
+    def beside(self) -> int:
+        """G under the meta step's Adam."""
+        return parameter_bytes(self.meta, copies=4)
 
     def state_dict(self) -> dict:
         """G and its optimiser on top of `Rounds.state_dict`."""

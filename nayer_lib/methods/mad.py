@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import losses
 from ..errors import UserError
 from .base import Batch
-from .rounds import Live
+from .rounds import Live, parameter_bytes
 
 
 class MAD(Live):
@@ -67,6 +67,11 @@ class MAD(Live):
         pairs = zip(teacher_logits.split(halves), student_logits.split(halves), strict=True)
         new, old = (losses.distillation(t, s, self.config.temperature) for t, s in pairs)
         return new + self.config.alpha_ema * old
+
+    @property
+    def beside(self) -> int:
+        """G~."""
+        return parameter_bytes(self.slow, copies=1)
 
     def state_dict(self) -> dict:
         """G~ on top of `Live.state_dict`."""

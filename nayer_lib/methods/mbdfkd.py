@@ -10,6 +10,8 @@ and lab) one is every epoch, else the ring would hardly fill. `memory_size` (Tab
 many mini-batches as make up that many images. On several ranks each has a ring for its share of a batch.
 """
 
+import math
+
 from torch import Tensor
 
 from ..errors import UserError
@@ -54,6 +56,11 @@ class MBDFKD(Replay):
         if not len(self.ring):
             return self.memory.images[:0].float()
         return self.ring.draw(self.own_rng)[:n].float() / 255
+
+    @property
+    def beside(self) -> int:
+        """The ring when it is full."""
+        return self.ring.capacity * self._pushed * math.prod(self.facts.image_shape)
 
     def state_dict(self) -> dict:
         """The ring on top of `Live.state_dict`."""

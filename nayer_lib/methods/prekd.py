@@ -26,6 +26,7 @@ from ..compute import Step
 from ..generator.vae import VAE
 from .base import Batch
 from .replay import Replay, replayed_of
+from .rounds import parameter_bytes
 
 
 class PREKD(Replay):
@@ -90,6 +91,11 @@ class PREKD(Replay):
         torch.optim.Adam([z], self.config.latent_lr).step()
         with torch.no_grad():
             return self.vae.decoder(z)
+
+    @property
+    def beside(self) -> int:
+        """The VAE under its Adam."""
+        return parameter_bytes(self.vae, copies=4)
 
     def state_dict(self) -> dict:
         """The VAE and its optimiser on top of `Live.state_dict`."""

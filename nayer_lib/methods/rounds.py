@@ -48,6 +48,11 @@ class Seen:
     view: Tensor | tuple[Tensor, ...] | None
 
 
+def parameter_bytes(network: nn.Module, copies: int) -> int:
+    """Bytes of a network's parameters, times the numbers kept for each: 4 under Adam, with gradient and moments."""
+    return copies * sum(p.nbytes for p in network.parameters())
+
+
 class Rounds(Method):
     """A round: g steps that lower sum(weight * term) over whatever makes the images.
 
