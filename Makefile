@@ -24,7 +24,8 @@ notebooks: $(STAMP)
 
 # The laptop sweeps, the most telling first: cut from the end. DRY=--dry-run only says how long they will take.
 ABLATIONS := table3_digits redraw_digits figure5_digits table11_digits divergences_digits table10_digits table4_digits \
-	table5_digits eq5_digits table4_color_digits table3_color_digits redraw_color_digits table5_color_digits
+	table5_digits eq5_digits methods_digits table4_color_digits table3_color_digits redraw_color_digits table5_color_digits \
+	rates_digits rates3_digits
 ablations: $(STAMP)
 	@for name in $(ABLATIONS); do \
 		echo "$$name"; $(BIN)/python -m nayer_lib sweep data/sweeps/$$name.json --jobs 2 --keep $(DRY) || exit 1; \
