@@ -30,7 +30,7 @@ class Epoch:
         rounds: the reports of its synthesis rounds.
         images: images in the memory at its end, on all ranks.
         student_loss: mean of Eq. 6 over its steps; None in warm-up.
-        scores: of the student on the test split; None in warm-up.
+        scores: of the student, on the split that `evaluate` has; None in warm-up.
         seconds: wall time of "synthesis", "student" and "evaluation".
     """
 

@@ -171,7 +171,7 @@ def run_sweep(
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
     runs = sweep.runs(share)
-    finished = finished_runs(sweep.split)
+    finished = finished_runs()
     done = {config for config, card in finished if split_of(card) == sweep.split}
     left = [(arm, config) for arm, config in runs if config not in done]
     where, gpus = _on_ray(jobs) if backend == "ray" else _here(jobs)
@@ -187,9 +187,10 @@ def run_sweep(
     return [sentence for sentence in results if sentence]
 
 
-def finished_runs(split: str = "test") -> list[tuple[Config, dict]]:
-    """(config, card) of the finished runs on this machine, and of those that are kept of a split, oldest first."""
-    return [(card_config(card), card) for card in kept_cards(split) + local_cards() if card["status"] == "finished"]
+def finished_runs() -> list[tuple[Config, dict]]:
+    """(config, card) of the finished runs that are kept or on this machine, on whichever split they were scored."""
+    cards = kept_cards() + kept_cards("validation") + local_cards()
+    return [(card_config(card), card) for card in cards if card["status"] == "finished"]
 
 
 def projected(config: Config, finished: list[tuple[Config, dict]]) -> tuple[float, str] | None:
@@ -289,7 +290,7 @@ def _run(arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None, spl
     return sentence if failed else None
 
 
-def _command(config: Config, folder: Path, split: str = "test") -> list[str]:
+def _command(config: Config, folder: Path, split: str) -> list[str]:
     """The `distill` command that runs a config in a folder; every field is given, so no preset matters."""
     fields = dataclasses.asdict(config)
     options = ("variant", "profile", "method", "protocol", "seed")

@@ -20,7 +20,7 @@ threads = len(os.listdir("/proc/self/task"))
 if os.fork():
     os.wait()
 else:
-    main(_command(tiny_config(), Path(sys.argv[1]))[3:])
+    main(_command(tiny_config(), Path(sys.argv[1]), "test")[3:])
     late = sorted(set(sys.modules) - start)
     found = {"threads": threads, "cuda": torch.cuda._is_in_bad_fork(), "start": len(start), "late": late}
     print(json.dumps(found))

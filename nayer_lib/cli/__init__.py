@@ -127,7 +127,7 @@ def distill(
         card = run.card
         print(
             f"teacher {100 * card['teacher']['accuracy']:.1f} %, student {100 * card['accuracy_last']:.1f} % (last "
-            f"epoch; best on test {100 * card['accuracy_best']:.1f} %), {card['images']} images, "
+            f"epoch; best on {split} {100 * card['accuracy_best']:.1f} %), {card['images']} images, "
             f"{card['seconds']['total']:.0f} s\n{run.folder}"
         )
     return run

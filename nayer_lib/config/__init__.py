@@ -11,6 +11,7 @@ variant, the profile, what the user overrides.
 """
 
 import dataclasses
+import re
 from typing import Any
 
 from ..errors import UserError, unknown
@@ -145,7 +146,10 @@ def make_config(
 
     overrides = {name: tuple(v) if isinstance(v, list) else v for name, v in overrides.items()}  # JSON has no tuples
     schedule = PUBLISHED[method] if protocol == "published" else {}
-    rows = {**PRESETS[preset], **VARIANTS[variant], **schedule}
+    row = PRESETS[preset]
+    if method != "nayer":  # of Table 8 another method has names and counts alone: its weights and rates are its own
+        row = {name: value for name, value in row.items() if not re.match(r"alpha_|.*_lr$", name)}
+    rows = {**row, **VARIANTS[variant], **schedule}
     config = kind(**{**rows, "method": method, "protocol": protocol, "variant": variant, "profile": profile})
     given = {name: getattr(config, name, None) for name in PROFILES[profile]}  # a method may lack one of them
     shrunk = {name: min(PROFILES[profile][name], value) for name, value in given.items() if value is not None}

@@ -86,7 +86,8 @@ class SpaceshipConfig(InversionConfig):
 
 @dataclass(frozen=True)
 class LiveConfig(Config):
-    """Methods whose generator plays on through the whole run: the student sees fresh images, and nothing is kept."""
+    """Methods whose generator plays on through the whole run: the student sees fresh images; none is kept but to be
+    replayed."""
 
     generator_lr: float = 1e-3
     alpha_cls: float = 0.0  # of L_OH: cross-entropy with the class that the teacher itself sees
@@ -142,7 +143,7 @@ class ReplayConfig(DAFLConfig):
 
 @dataclass(frozen=True)
 class MBDFKDConfig(ReplayConfig):
-    """MBDFKD (Binici et al. 2022a), its numbers as the code of KAKR has them."""
+    """MBDFKD (Binici et al. 2022, WACV), its numbers as the code of KAKR has them."""
 
     push_every: int = 5  # epochs between two mini-batches that enter the ring
     ring_batches: int = 10  # mini-batches kept, where memory_size does not say how many images
@@ -150,10 +151,10 @@ class MBDFKDConfig(ReplayConfig):
 
 @dataclass(frozen=True)
 class PREKDConfig(ReplayConfig):
-    """PREKD (Binici et al. 2022b), its numbers for CIFAR."""
+    """PREKD (Binici et al. 2022, AAAI), its numbers for CIFAR."""
 
     vae_lr: float = 0.02 / 40  # Adam
-    vae_share: float = 0.4  # of the student steps of a turn, its first: after those the VAE learns too
+    vae_share: float = 0.4  # of a turn's student steps, from the first on: the VAE learns beside these
     alpha_kld: float = 1e-5  # of the VAE's posterior
     latent_lr: float = 0.02  # of the one Adam step that readies a z for replay
 
@@ -174,7 +175,7 @@ class KAKRGRConfig(PREKDConfig):
 
 @dataclass(frozen=True)
 class MADConfig(LiveConfig):
-    """MAD (Do et al. 2022). All weights are guesses, but for `ema`."""
+    """MAD (Do et al. 2022). All weights are guesses; `ema` is from a summary of the paper."""
 
     noise_dim: int = 256  # of z
     alpha_cls: float = 1.0
@@ -239,7 +240,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "mbdfkd": _REPLAY,
     "kakr_mb": _KAKR,
     "kakr_gr": _KAKR,
-    # A guess but for one step to ten: DFQ's.
+    # A guess: DFQ's.
     "mad": {"repeats": 40, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 256}
     | {"epochs": 200, "warmup_epochs": 0, "student_steps": 10, "student_batch": 256},
     "spaceship": {"rounds": 1, "warmup_rounds": None, "generator_steps": 200, "generator_batch": 256, "epochs": 200}

@@ -3,6 +3,7 @@
 `distill()` runs every method the same way; a method overrides what makes it different. The defaults are NAYER-like.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -97,6 +98,7 @@ class Method:
         name, citation: the row's label, and the paper in author-year form.
         reads_text: whether it needs the pool P.
         student_first: whether the student's steps come before the synthesis rounds.
+        second_derivatives: whether the student's loss contains gradients.
         rng, own_rng: random numbers that are the same on all ranks, and those that differ; alone, one generator.
         trace: a list to which each round that keeps its images adds them at every step, (g, B, C, H, W) uint8, and its
             labels; None: nothing is traced.
@@ -109,6 +111,7 @@ class Method:
     citation: ClassVar[str]
     reads_text: ClassVar[bool] = False
     student_first: ClassVar[bool] = False
+    second_derivatives: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -139,7 +142,8 @@ class Method:
         self.scaler = self.compute.scaler(self.device)
         self.student_optimizer = self.make_student_optimizer()
         self._answering = folded(self.teacher, self.facts.image_shape)  # the teacher of the student phase
-        self._learn = Step(self._student_loss, self.compute, self.device)
+        plain = dataclasses.replace(self.compute, compiled=False)  # torch.compile has no second derivatives
+        self._learn = Step(self._student_loss, plain if self.second_derivatives else self.compute, self.device)
 
     # Phase 1.
 

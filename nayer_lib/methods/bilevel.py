@@ -7,19 +7,17 @@ with L = mean |t - s| on logits. The first term judges a step towards the new im
 ones; its gradient goes through that step, a gradient of a gradient, and so pulls the two gradients into one direction.
 With nothing to replay the step is the plain one.
 
-The authors' code takes the inner step with weight decay and with momentum, of which one step alone has none. A guess:
-the inner rate stays as it is while the outer one falls. BatchNorm normalises each pass by its own images, and its
-running statistics move once a step, by the joint batch. On several ranks each takes the inner step with its own images.
+The authors' inner step also has weight decay, left out here, and momentum, which does nothing in a single step. A
+guess: the inner rate stays as it is while the outer one falls. BatchNorm normalises each pass by its own images, and
+its running statistics move once a step, by the joint batch. On several ranks each takes the inner step with its own
+images.
 """
-
-import dataclasses
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import losses
-from ..compute import Step
 from ..errors import UserError
 from .base import Batch
 from .replay import Replay
@@ -51,12 +49,12 @@ class Bilevel(Replay):
         UserError: BatchNorm that several GPUs share, which has no gradient of a gradient.
     """
 
+    second_derivatives = True
+
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
         if any(isinstance(module, nn.SyncBatchNorm) for module in self.student.modules()):
             raise UserError(f"{self.name} cannot share BatchNorm between GPUs: run it as one process.")
-        # torch.compile has no gradient of a gradient.
-        self._learn = Step(self._student_loss, dataclasses.replace(self.compute, compiled=False), self.device)
 
     def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """L_S, in 32 bits but for the joint pass: the inner gradient is not scaled."""

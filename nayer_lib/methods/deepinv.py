@@ -94,9 +94,9 @@ class DeepInversion(Inversion):
         """The jittered images."""
         return take(images, drawn.expand(len(images), -1), padding=0)
 
-    def adversarial_term(self, seen: Seen) -> Tensor:
-        """1 - JS in place of -L_KL; 0 while nobody plays against the student."""
-        return seen.t.new_zeros(()) if seen.s is None else losses.adversarial_js(seen.t, seen.s)
+    def against_student(self, t: Tensor, s: Tensor) -> Tensor:
+        """1 - JS in place of -L_KL."""
+        return losses.adversarial_js(t, s)
 
     def values(self, seen: Seen) -> list[Tensor]:
         """The five terms."""

@@ -27,12 +27,12 @@ class DFAD(Live):
     student_first = True
 
     def values(self, seen: Seen) -> list[Tensor]:
-        """L_OH, which has no weight and is only looked at, and -|t - s|."""
+        """L_OH, which every method reports first and which has no weight here, and -|t - s|."""
         return [losses.classification(seen.t, seen.labels), self.adversarial_term(seen)]
 
-    def adversarial_term(self, seen: Seen) -> Tensor:
-        """-|t - s| in place of -L_KL; 0 while nobody plays against the student."""
-        return seen.t.new_zeros(()) if seen.s is None else -losses.logit_distance(seen.t, seen.s)
+    def against_student(self, t: Tensor, s: Tensor) -> Tensor:
+        """-|t - s| in place of -L_KL."""
+        return -losses.logit_distance(t, s)
 
     def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """|t - s|."""

@@ -10,7 +10,7 @@ G, several generators and students, and a quantised student. As in theirs, and n
 when it makes images for the student. On several ranks L_IE and L_BN see each rank's own images.
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .rounds import Live
 
@@ -24,9 +24,9 @@ class DFQChoi(Live):
     name = "DFQ"
     citation = "Choi et al. 2020"
 
-    def fresh(self, n: int) -> Tensor:
+    def fresh(self, n: int, generator: nn.Module | None = None) -> Tensor:
         """(n, C, H, W) images that the generator makes now, in eval mode, augmented."""
         self.generator.eval()
-        images = super().fresh(n)
+        images = super().fresh(n, generator)
         self.generator.train()
         return images

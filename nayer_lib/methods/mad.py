@@ -9,7 +9,7 @@ A student of a generator that plays on forgets what that no longer makes. A seco
 makes it.
 
 This is our re-implementation: there is no public code, and the coefficients are guesses. What is known is the two
-losses' form, a = 0.95 as the best of the authors' values, and that both generators are needed. Guesses: D, the KL at
+losses' form, and by a third party's summary a = 0.95 as the best of the authors' values. Guesses: D, the KL at
 temperature 1; the weights of L_G, those of DFQ (Fang et al. 2022); lambda_0 = 1; half a batch of each; G~ in eval mode;
 one step of G to ten of the student in the published schedule, the rest of it DFQ's. Left out: the authors' bound on
 the losses and their regulariser of a norm, whose form we do not know; and the class-conditional generator, which they
@@ -34,7 +34,7 @@ class MAD(Live):
         slow: G~, in eval mode.
 
     Raises:
-        UserError: `ema` not in [0, 1).
+        UserError: `ema` not in [0, 1), or a student batch that cannot be halved.
     """
 
     name = "MAD"
@@ -44,6 +44,8 @@ class MAD(Live):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
         if config.ema >= 1:
             raise UserError(f"ema must lie in [0, 1), not {config.ema!r}: with 1 the slow generator never moves.")
+        if self.ranks.share(config.student_batch, "student_batch") < 2:
+            raise UserError("MAD's student sees two halves of a batch: raise student_batch to 2 or more a process.")
         self.slow = copy.deepcopy(self.generator).eval().requires_grad_(False)
 
     @torch.no_grad()

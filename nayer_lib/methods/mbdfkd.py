@@ -7,7 +7,8 @@ images as a student step replays; each student step replays one of the ring's mi
 The authors' own code was not found: the numbers are those of KAKR's (Patel et al. 2023), which has this method beside
 its own. A guess: a push is at an epoch's start, from the generator of the epoch before. On few epochs (profiles quick
 and lab) one is every epoch, else the ring would hardly fill. `memory_size` (Table 10) replaces the ring's ten by as
-many mini-batches as make up that many images. On several ranks each has a ring for its share of a batch.
+many mini-batches as make up that many images; the published schedule pushes 10,112 in all, so Table 10's rows of 20k
+and more are out of its reach. On several ranks each has a ring for its share of a batch.
 """
 
 import math
@@ -54,7 +55,7 @@ class MBDFKD(Replay):
     def replay(self, n: int) -> Tensor:
         """The first n images of one of the ring's mini-batches."""
         if not len(self.ring):
-            return self.memory.images[:0].float()
+            return self.no_images
         return self.ring.draw(self.own_rng)[:n].float() / 255
 
     @property

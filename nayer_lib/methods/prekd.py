@@ -5,26 +5,29 @@ L_G, L_S and the batch are those of `replay.py`. A VAE learns to make what G has
 
     L_V = mean |x - x'| + mean |T(x) - T(x')| + alpha_kld KL(E(x) || N(0, I)),     x' = D(z), z ~ E(x)
 
-x are new images, half as many as a student batch has, and D's own, as many as a student step replays, so that it
-forgets less. It learns beside the first 40 % of a turn's student steps: 4 of the authors' 10. What is replayed is D(z)
-after one Adam step of z ~ N(0, I), at latent_lr, on
+x are new images, half as many as a student batch has new ones, and D's own, as many as a student step replays, so that
+it forgets less. It learns beside the first 40 % of a turn's student steps: 4 of the authors' 10. What is replayed is
+D(z) after one Adam step of z ~ N(0, I), at latent_lr, on
 
     alpha_ie L_IE + alpha_cls L_OH + mean (var(z) - 1)^2 + mean mean(z)^2
 
-from the first student step on, when D has yet to learn.
+from the first student step on, before D has learned anything.
 
 The authors' new images for the VAE are those of the student's batch; here they are others, uncropped, so that replay
 does not crop twice. Guesses: the KL is summed over z and a mean over images; D normalises by the batch, in replay too;
 the VAE's Adam has G's betas, the one of z torch's own. On several ranks z's step sees each rank's own images.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from .. import losses
 from ..compute import Step
+from ..errors import UserError
 from ..generator.vae import VAE
-from .base import Batch
+from .base import Batch, NonFiniteLoss, SynthesisReport
 from .replay import Replay, replayed_of
 from .rounds import parameter_bytes
 
@@ -46,13 +49,33 @@ class PREKD(Replay):
         self.vae_optimizer = self.adam(self.vae.parameters(), config.vae_lr)
         self._remember = Step(self._vae_loss, self.compute, self.device)
         self._step_of_turn = 0  # at an epoch's end 0 again
+        self._vae_losses: list[Tensor] = []  # L_V since the last round, on the device
+        if config.vae_share > 1:
+            raise UserError(f"vae_share must lie in [0, 1], not {config.vae_share!r}.")
+
+    def synthesize(self, epoch: int) -> SynthesisReport:
+        """One round of generator steps; L_V of the student steps since the last round is reported with it.
+
+        Raises:
+            NonFiniteLoss: L_V became NaN or infinite.
+        """
+        report = super().synthesize(epoch)
+        if self._vae_losses:
+            report.extra["L_V"] = torch.stack(self._vae_losses).mean().item()
+            self._vae_losses = []
+            if not math.isfinite(report.extra["L_V"]):
+                raise NonFiniteLoss(
+                    f"L_V became NaN or infinite before round {self.round} (epoch {epoch}): lower vae_lr. What was "
+                    "saved before is whole."
+                )
+        return report
 
     def student_step(self, batch: Batch) -> Tensor:
         """One update of the student, and of the VAE beside the first ones of a turn."""
         loss = super().student_step(batch)
         steps = self.config.student_steps
         if self._step_of_turn < max(1, round(self.config.vae_share * steps)):
-            self.vae_step(len(batch.images))
+            self._vae_losses.append(self.vae_step(len(batch.images)))
         self._step_of_turn = (self._step_of_turn + 1) % steps
         return loss
 
@@ -60,7 +83,7 @@ class PREKD(Replay):
         """One update of the VAE beside a student batch of n images. Returns L_V, a scalar still on the device."""
         replayed = replayed_of(n)
         with torch.no_grad(), self.compute.autocast(self.device):
-            own = self.vae.decoder(self._draw(replayed)).float() if replayed else self.memory.images[:0].float()
+            own = self.vae.decoder(self._draw(replayed)).float() if replayed else self.no_images
         images = torch.cat([self.made(max(2, (n - replayed) // 2)), own])
         self.vae_optimizer.zero_grad(set_to_none=True)
         loss = self._remember.backward(images, self._draw(len(images)), scaler=self.scaler)
@@ -82,7 +105,7 @@ class PREKD(Replay):
     def replay(self, n: int) -> Tensor:
         """n images that the decoder makes of z that the teacher is sure of, of all classes."""
         if not n:
-            return self.memory.images[:0].float()
+            return self.no_images
         z = self._draw(n).requires_grad_()
         t = self._answering(self.vae.decoder(z))  # in 32 bits: this loss is not scaled
         loss = self.config.alpha_ie * losses.information_entropy(t)
@@ -102,6 +125,7 @@ class PREKD(Replay):
         return super().state_dict() | {
             "vae": self.vae.state_dict(),
             "vae_optimizer": self.vae_optimizer.state_dict(),
+            "vae_losses": self._vae_losses,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -109,3 +133,4 @@ class PREKD(Replay):
         super().load_state_dict(state)
         self.vae.load_state_dict(state["vae"])
         self.vae_optimizer.load_state_dict(state["vae_optimizer"])
+        self._vae_losses = [loss.to(self.device) for loss in state["vae_losses"]]

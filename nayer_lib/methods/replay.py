@@ -41,17 +41,22 @@ class Replay(DAFL):
         """The four terms of L_G."""
         return [*super().values(seen), self.adversarial_term(seen)]
 
-    def adversarial_term(self, seen: Seen) -> Tensor:
-        """1 - JS in place of -L_KL; 0 while nobody plays against the student."""
-        return seen.t.new_zeros(()) if seen.s is None else losses.adversarial_js(seen.t, seen.s)
+    def against_student(self, t: Tensor, s: Tensor) -> Tensor:
+        """1 - JS in place of -L_KL."""
+        return losses.adversarial_js(t, s)
 
     def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """The mean distance of logits."""
         return losses.logit_distance(teacher_logits, student_logits)
 
     def replay(self, n: int) -> Tensor:
-        """Up to n images (n, C, H, W) in [0, 1] from the memory, as they were made; none before it has any."""
+        """Up to n images (n, C, H, W) in [0, 1] from the memory, as they were made; `no_images` before it has any."""
         raise NotImplementedError
+
+    @property
+    def no_images(self) -> Tensor:
+        """(0, C, H, W)."""
+        return torch.empty(0, *self.facts.image_shape, device=self.device)
 
     def sample(self, n: int) -> Batch:
         """This rank's share of n images: those made now, then those replayed."""

@@ -2,8 +2,8 @@
 
 * `Inversion` optimises one batch of images a round and keeps it in the memory (NAYER, FM, CMI, DeepInversion,
   SpaceshipNet).
-* `Live` lets one generator play on through the whole run; the student sees its fresh images, and none is kept
-  (DAFL, ZSKT, DFQ and their descendants).
+* `Live` lets one generator play on through the whole run; the student sees its fresh images, and none is kept but for
+  what a method replays (DAFL, ZSKT, DFQ and their descendants).
 """
 
 import copy
@@ -195,10 +195,12 @@ class Rounds(Method):
         return self.bn_loss() if self.bn_loss else seen.t.new_zeros(())
 
     def adversarial_term(self, seen: Seen) -> Tensor:
-        """-L_KL of Eq. 5, a scalar; 0 while nobody plays against the student."""
-        if seen.s is None:
-            return seen.t.new_zeros(())
-        return losses.adversarial(seen.t, seen.s, self.config.adversarial_mask)
+        """`against_student`; 0 while nobody plays against the student."""
+        return seen.t.new_zeros(()) if seen.s is None else self.against_student(seen.t, seen.s)
+
+    def against_student(self, t: Tensor, s: Tensor) -> Tensor:
+        """-L_KL of Eq. 5 from the logits (B, K), a scalar: low where the student is far from the teacher."""
+        return losses.adversarial(t, s, self.config.adversarial_mask)
 
     def build(self, make: Callable[[], nn.Module]) -> nn.Module:
         """What `make` makes, its weights drawn from this run's random numbers, on the device, in train mode."""

@@ -21,13 +21,14 @@ digits it counts about 256 times as much as on 32 px.
 The authors' code fills the last incomplete set of labels in order (here: at random). Guesses: one random half of the
 channels for a whole batch; a fresh Adam in each round; the convolutions' outputs before their BatchNorm; which maps
 stand for a stage. Activations are 16-bit floats here: 213 KB an image of 32 px, so the memory is bounded by the
-published run's 51,200 images (10.9 GB) also where more are made; a saved state holds as much. Their best of six seeds
-is the printed 77.41 on CIFAR-100 (ResNet-34 to 18), by their README, whose mean is 77.15. For a pair whose maps do not
-fit each other, such as VGG-11 and ResNet-18, we do not know what they compare.
+published run's 51,200 images (10.9 GB) also where more are made. Saving a state copies them on the device, and the file
+of a stopped run holds all that were made. Their best of six seeds is the printed 77.41 on CIFAR-100 (ResNet-34 to 18),
+by their README, whose mean is 77.15. For a pair whose maps do not fit each other, such as VGG-11 and ResNet-18, we do
+not know what they compare.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import losses
 from ..classifiers.teacher import Classifier, check_paired, tapped
-from ..compute import Step
 from ..errors import UserError
 from ..evaluate import in_batches
 from ..generator.latents import LearnedNoise
@@ -62,11 +62,13 @@ class SpaceshipNet(Inversion):
         layers: the three layers of G, by their place.
 
     Raises:
-        UserError: another generator than that of the released layout up to 64 px; networks whose maps do not pair up.
+        UserError: another generator than that of the released layout up to 64 px; networks whose maps do not pair up;
+            exchange_rate above 1; Grad-CAM with BatchNorm over several GPUs.
     """
 
     name = "SpaceshipNet"
     citation = "Yu et al. 2023"
+    second_derivatives = True
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
@@ -91,8 +93,6 @@ class SpaceshipNet(Inversion):
         shapes = [(width, size // 4, size // 4), (width, size // 2, size // 2), (width // 2, size, size)]
         self.memory = Pool([(shape, torch.float16) for shape in shapes], self.device, self.memory.capacity)
         self._maps: dict[int, Tensor] = {}
-        plain = dataclasses.replace(self.compute, compiled=False)  # torch.compile has no second derivatives
-        self._learn = Step(self._student_loss, plain, self.device)
 
     # Phase 1.
 
@@ -155,8 +155,12 @@ class SpaceshipNet(Inversion):
         return loss
 
     def _look(self, network: Classifier, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (B, K), and the maps that `_watched` asks for."""
-        with tapped(self._watched(network)) as maps, self.compute.autocast(self.device):
+        """Logits (B, K), and the maps that `_watched` asks for.
+
+        The gradients of Grad-CAM are not scaled, and too small for float16.
+        """
+        full = self.config.alpha_gradcam and self.compute.precision == "fp16"
+        with tapped(self._watched(network)) as maps, nullcontext() if full else self.compute.autocast(self.device):
             logits = network(images).float()
         return logits, [maps[i] for i in range(len(maps))]
 

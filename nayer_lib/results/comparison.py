@@ -21,8 +21,8 @@ which are those of the {paper.EDITION}, not of the CVPR version. Accuracies are 
   *partly* up to {NEAR:g} points (as far as other groups' runs of public code lie from it), else *not*.
 - **Time** is that of a whole run on the device named, with its two clocks: synthesis, and the student's steps. Times
   on different devices cannot be compared, nor can the paper's hours with those of its sources (misprint m10).
-- Only full runs of unchanged presets stand here, each method on its own published schedule. All methods on one budget
-  stand in [ablations.md](ablations.md#all-systems-of-table-1-on-one-budget).
+- Only full runs of unchanged presets stand here, each method on its own published schedule (that for CIFAR-10). All
+  methods on one budget stand in [ablations.md](ablations.md#all-systems-of-table-1-on-one-budget).
 - Runs of different protocols (config, teacher, test split, device, precision, compilation) are never averaged: each has
   its own line.
 - A dash is a cell that the paper leaves out. (m1) and the like are [misprints](../data/paper/misprints.csv)."""
