@@ -112,7 +112,8 @@ def test_report_renders_the_readme_and_the_documents_anew(clone, capsys):
     )
     assert "| one round, 100 images | 12.3 | 100.0 | **8.1** (8.0 – 8.2) |" in shown and "memory draw, 512" in shown
     assert (clone / "docs" / "tables.md").read_text(encoding="utf-8") == tables_page(kept_cards())
-    assert (clone / "docs" / "ablations.md").read_text(encoding="utf-8") == ablations_page(kept_cards())
+    cards = kept_cards() + kept_cards("validation")
+    assert (clone / "docs" / "ablations.md").read_text(encoding="utf-8") == ablations_page(cards)
     assert (clone / "docs" / "divergences.md").read_text(encoding="utf-8") == with_effects(
         f"before\n{old}\nafter\n", kept_cards()
     )

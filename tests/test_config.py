@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nayer_lib import files
 from nayer_lib.config import (
+    CONFIGS,
     DEFAULT_PRESETS,
     DIVERGENCES,
     PRESETS,
@@ -163,6 +164,16 @@ def test_a_profile_shrinks_a_methods_own_counts_too():
     small, large = (make_config("digits", profile=profile, method="cmi") for profile in ("quick", "full"))
     assert (small.bank_size, small.bank_draw) == (4_096, 256) and (large.bank_size, large.bank_draw) == (40_960, 4_096)
     assert make_config("digits", method="cmi", bank_draw=300).bank_draw == 300
+
+
+@pytest.mark.parametrize("method", [name for name in CONFIGS if name != "nayer"])
+def test_another_methods_weights_and_rates_are_its_own_on_every_data_set(method):
+    """ImageNet's row of Table 8 has other weights, Tiny-ImageNet's another rate: they are NAYER's."""
+    own = CONFIGS[method]()
+    for preset in PRESETS:
+        config = make_config(preset, profile="full", method=method)
+        for name in ("alpha_cls", "alpha_bn", "alpha_adv", "generator_lr", "student_lr", "student_lr_end"):
+            assert getattr(config, name) == getattr(own, name), (preset, name)
 
 
 def test_overrides_win_over_profile_variant_and_table_8():

@@ -1,14 +1,15 @@
 """What every method behind the seam promises. A new method is one line in METHODS; then all of this is asked of it."""
 
 import copy
-import io
 
 import pytest
 import torch
-from tiny import run_all, tiny_setup
+from test_ranks import connected, whole_run
+from tiny import run_all, same, through_a_file, tiny_config, tiny_setup
 
+from nayer_lib.compute import Compute
 from nayer_lib.config import CONFIGS, make_config
-from nayer_lib.distill import distill
+from nayer_lib.distill import distill, prepare
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.base import Batch, Method, SynthesisReport
 from nayer_lib.methods.rounds import Inversion
@@ -19,27 +20,6 @@ KEEPING = [name for name, method in METHODS.items() if issubclass(method, Invers
 @pytest.fixture(params=sorted(METHODS))
 def name(request):
     return request.param
-
-
-def tensors(state) -> list[torch.Tensor]:
-    """All tensors in a nested state, in a fixed order."""
-    if isinstance(state, torch.Tensor):
-        return [state]
-    if isinstance(state, dict):
-        state = [state[key] for key in sorted(state, key=str)]
-    return [tensor for part in state for tensor in tensors(part)] if isinstance(state, (list, tuple)) else []
-
-
-def same(one, other) -> bool:
-    return len(tensors(one)) == len(tensors(other)) and all(map(torch.equal, tensors(one), tensors(other)))
-
-
-def through_a_file(state: dict) -> dict:
-    """Saved and read as a stranger's file would be: nothing but tensors and plain values may come through."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def outcome(setup) -> tuple:
@@ -200,6 +180,28 @@ def test_a_state_says_the_same_after_loading(name):
     for n in (9, 200):  # and draws the same images next, also past the end of the present shuffle
         mine, other = setup.method.sample(n), fresh.method.sample(n)
         assert torch.equal(mine.images, other.images) and same([mine.labels], [other.labels])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_it_runs_in_16_bits(name, precision):
+    setup = prepare(tiny_config(method=name), device="cpu", compute=Compute(precision))
+    before = setup.method.student.net.fc.weight.clone()
+    run_all(setup)
+    assert all(value.isfinite().all() for value in setup.method.student.state_dict().values())
+    assert not torch.equal(before, setup.method.student.net.fc.weight)
+    assert setup.method.examples().images.float().std() > 1
+
+
+def test_ranks_agree_on_what_they_train_and_draw_for_themselves(name, tmp_path):
+    """Up to the running statistics of a generator that is never in eval mode: nothing reads them."""
+    one, other = connected(lambda: whole_run(method=name), tmp_path)
+    for end in (one, other):
+        end["generator"] = {key: value for key, value in end["generator"].items() if "running" not in key}
+    for part in ("student", "generator", "rng"):
+        assert same(one[part], other[part]), part
+    assert one["told"] == other["told"] and not torch.equal(one["own_rng"], other["own_rng"])
+    assert len(one["images"]) == len(other["images"])
+    assert name not in KEEPING or not torch.equal(one["images"], other["images"])
 
 
 def test_teacher_and_student_must_have_the_same_classes_in_the_same_order(name):

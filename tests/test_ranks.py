@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_methods import same
-from tiny import TINY, run_all, tiny_config
+from tiny import TINY, run_all, same, tiny_config
 from torch import distributed
 
 from nayer_lib import cli

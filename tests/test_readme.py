@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nayer_lib import cli
+from nayer_lib.methods import METHODS
 from nayer_lib.results.ablations import ablations_page, with_effects
 from nayer_lib.results.comparison import tables_page
 from nayer_lib.results.runs import kept_cards
@@ -91,6 +92,11 @@ def test_the_sweep_file_that_it_shows_is_one_and_its_job_array_has_as_many_tasks
     runs = read_sweep(tmp_path / "mine.json").runs()
     [tasks] = re.findall(r"--array=1-(\d+)", text)
     assert f"--only $SLURM_ARRAY_TASK_ID/{tasks}\n" in text and len(runs) == int(tasks)
+
+
+def test_every_method_is_named_in_the_readme():
+    [line] = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("*Another method.*")]
+    assert set(re.findall(r"`(?:--method )?(\w+)`", line)) == set(METHODS) - {"nayer"}
 
 
 def test_every_notebook_is_listed_in_the_readme():

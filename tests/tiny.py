@@ -1,8 +1,11 @@
 """The smallest run that still does everything: a second of CPU on the digits, with the kept teacher and pool."""
 
+import io
 import json
 import shutil
 from pathlib import Path
+
+import torch
 
 from nayer_lib import cli, files
 from nayer_lib.config import Config, make_config
@@ -64,3 +67,24 @@ def refused(arguments: list[str], sentence: str, capsys) -> None:
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("nayer_lib: ") and sentence in said.err
     assert said.err.count("\n") == 1
+
+
+def tensors(state) -> list[torch.Tensor]:
+    """All tensors in a nested state, in a fixed order."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if isinstance(state, dict):
+        state = [state[key] for key in sorted(state, key=str)]
+    return [tensor for part in state for tensor in tensors(part)] if isinstance(state, (list, tuple)) else []
+
+
+def same(one, other) -> bool:
+    return len(tensors(one)) == len(tensors(other)) and all(map(torch.equal, tensors(one), tensors(other)))
+
+
+def through_a_file(state: dict) -> dict:
+    """Saved and read as a stranger's file would be: nothing but tensors and plain values may come through."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)

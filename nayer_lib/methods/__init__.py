@@ -1,4 +1,4 @@
-"""Every method behind one seam (`base.Method`): a new paper is one file and one line here."""
+"""Every method behind one seam (`base.Method`): a new paper is one file and its name here."""
 
 from .cmi import CMI
 from .dafl import DAFL

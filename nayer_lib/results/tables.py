@@ -176,7 +176,7 @@ def clocks(cell: Cell) -> str:
 def results_table(cards: list[dict]) -> str:
     """The README's table, in Markdown: our cells of unchanged presets, then NAYER's of the paper that were not run."""
     lines = [
-        f"| data set | teacher → student | method, variant, profile | paper ({paper.EDITION}) | {OURS}",
+        f"| data set | teacher → student | method, variant or schedule, profile | paper ({paper.EDITION}) | {OURS}",
         f"|---|---|---|--:|{OURS_LINE}",
     ]
     measured = standard_cells(cards)

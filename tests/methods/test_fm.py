@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from test_methods import same
 from test_ranks import connected, whole_run
-from tiny import run_all, tiny_config, tiny_setup
+from tiny import run_all, same, tiny_config, tiny_setup
 from torch import Tensor, nn
 
 from nayer_lib.compute import Compute

@@ -2,13 +2,10 @@
 
 import pytest
 import torch
-from test_methods import same
-from test_ranks import connected, whole_run
-from tiny import tiny_setup
+from test_ranks import connected
+from tiny import same, tiny_setup
 
-from nayer_lib.compute import Compute
 from nayer_lib.config import make_config
-from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.mad import MAD
@@ -148,15 +145,9 @@ def test_a_slow_generator_that_never_moves_is_refused():
         tiny_mad(ema=1.0)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_it_runs_in_16_bits(precision):
-    method = prepare(tiny_mad().config, device="cpu", compute=Compute(precision)).method
-    before = method.student.net.fc.weight.clone()
-    for _ in range(2):
-        method.synthesize(0)
-        method.student_step(method.sample(16))
-    assert method.student.net.fc.weight.isfinite().all() and not torch.equal(before, method.student.net.fc.weight)
-    assert all(value.isfinite().all() for value in method.slow.state_dict().values())
+def test_a_batch_that_cannot_be_halved_is_refused():
+    with pytest.raises(UserError, match="two halves of a batch: raise student_batch to 2"):
+        tiny_mad(student_batch=1)
 
 
 def slow_run() -> dict:
@@ -167,9 +158,6 @@ def slow_run() -> dict:
     return {"slow": method.slow.state_dict(), "student": method.student.state_dict()}
 
 
-def test_ranks_agree_on_the_slow_generator_and_the_student(tmp_path):
-    (tmp_path / "run").mkdir()
-    one, other = connected(lambda: whole_run(method="mad"), tmp_path / "run")
-    assert same(one["student"], other["student"]) and one["told"] == other["told"]
+def test_ranks_agree_on_the_slow_generator(tmp_path):
     one, other = connected(slow_run, tmp_path)
     assert same(one["slow"], other["slow"])

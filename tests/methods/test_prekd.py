@@ -5,6 +5,8 @@ import torch
 from tiny import run_all, tiny_setup
 
 from nayer_lib.config import make_config
+from nayer_lib.errors import UserError
+from nayer_lib.methods.base import NonFiniteLoss
 from nayer_lib.methods.prekd import PREKD
 
 
@@ -63,6 +65,27 @@ def test_its_loss_falls():
     method = tiny_prekd(vae_lr=5e-3)
     told = torch.stack([method.vae_step(64) for _ in range(60)])
     assert told[-10:].mean() < 0.75 * told[:5].mean()
+
+
+def test_its_loss_is_told_with_the_next_round_and_a_nan_is_no_diverged_student():
+    method = tiny_prekd(repeats=2)
+    assert "L_V" not in method.synthesize(0).extra  # it has not learned yet
+    method.student_step(method.sample(16))
+    state = method.state_dict()
+    told = method.synthesize(0).extra["L_V"]
+    assert told > 0 and "L_V" not in method.synthesize(0).extra
+    again = tiny_prekd(repeats=2)
+    again.load_state_dict(state)
+    assert again.synthesize(0).extra["L_V"] == told
+    method.vae_step = lambda n: torch.tensor(float("nan"))
+    method.student_step(method.sample(16))
+    with pytest.raises(NonFiniteLoss, match="L_V became NaN or infinite before round .* lower vae_lr"):
+        method.synthesize(0)
+
+
+def test_more_than_all_steps_is_no_share():
+    with pytest.raises(UserError, match=r"vae_share must lie in \[0, 1\], not 3.0"):
+        tiny_prekd(vae_share=3.0)
 
 
 def test_the_vae_learns_alone():

@@ -2,13 +2,9 @@
 
 import pytest
 import torch
-from test_methods import same
-from test_ranks import connected, whole_run
-from tiny import run_all, tiny_config, tiny_setup
+from tiny import tiny_setup
 
-from nayer_lib.compute import Compute
 from nayer_lib.config import make_config
-from nayer_lib.distill import prepare
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.dafl import DAFL
@@ -118,25 +114,3 @@ def test_what_is_replayed_is_cropped_too(name, monkeypatch):
     monkeypatch.setattr(type(method), "replay", lambda _self, n: torch.ones(n, 1, 8, 8))
     replayed = method.sample(90).images[80:]
     assert set(replayed.unique().tolist()) == {0, 1} and len(replayed.unique(dim=0)) > 2
-
-
-# --- 16 bits and several processes
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_it_runs_in_16_bits(name, precision):
-    made = prepare(tiny_config(method=name), device="cpu", compute=Compute(precision))
-    before = made.method.student.net.fc.weight.clone()
-    run_all(made)
-    after = made.method.student.net.fc.weight
-    assert after.isfinite().all() and not torch.equal(before, after) and made.method.sample(16).replayed
-
-
-def test_ranks_agree_on_generator_and_student(name, tmp_path):
-    """Up to the running statistics of G, which is always in train mode: nothing reads them."""
-    one, other = connected(lambda: whole_run(method=name, generator_life=None), tmp_path)
-    for end in (one, other):
-        end["generator"] = {key: value for key, value in end["generator"].items() if "running" not in key}
-    for part in ("student", "generator", "rng"):
-        assert same(one[part], other[part]), part
-    assert one["told"] == other["told"] and not torch.equal(one["own_rng"], other["own_rng"])
