@@ -230,16 +230,16 @@ def accuracy_against_hours(
 
 
 def accuracy_against_seconds(ax: "Axes", points: dict[str, tuple[float, float, float]]) -> "Axes":
-    """Accuracy in percent against the seconds of a run, a named point each.
+    """Accuracy in percent against the seconds of a run, a point each; the legend has them in the order of accuracy.
 
     Args:
         points: name -> (seconds, mean accuracy, standard deviation).
     """
-    for (name, (seconds, accuracy, spread)), marker in zip(points.items(), "os^DvP*X" * len(points), strict=False):
-        ax.errorbar(seconds, accuracy, spread, fmt=marker, capsize=3, markersize=6)
-        ax.annotate(name, (seconds, accuracy), xytext=(6, 3), textcoords="offset points", size=8)
+    best_first = sorted(points.items(), key=lambda point: -point[1][1])
+    for (name, (seconds, accuracy, spread)), marker in zip(best_first, "os^DvP*X" * len(points), strict=False):
+        ax.errorbar(seconds, accuracy, spread, fmt=marker, capsize=3, markersize=7, label=name)
     ax.set(xlabel="seconds of a run", ylabel="accuracy, last epoch (%)")
-    ax.margins(x=0.15)
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
 
