@@ -132,12 +132,13 @@ class CMI(Inversion):
         self.ranks.average_gradients(self.head)
 
     @torch.no_grad()
-    def end_round(self, kept: Tensor, labels: Tensor) -> None:
-        """Both views of the kept images go into the bank."""
-        view = self.draw_view(len(kept))
+    def remember(self, kept: list[Tensor], labels: Tensor) -> None:
+        """Keep the images; both views of them go into the bank."""
+        super().remember(kept, labels)
+        view = self.draw_view(len(labels))
         with self._watched() as inputs:
-            self._look(self.view(kept, view), self.teacher)
-            self._look(enlarge(kept, view[1]), self.onlooker)
+            self._look(self.view(kept[0], view), self.teacher)
+            self._look(enlarge(kept[0], view[1]), self.onlooker)
         self.bank.add(self._features(inputs))
 
     def _watched(self) -> AbstractContextManager[dict[int, Tensor]]:

@@ -78,8 +78,9 @@ class FM(Inversion):
         for meta, adapted in zip(self.meta.parameters(), self.generator[1:].parameters(), strict=True):
             meta.grad += torch.where(sound, adapted.grad, 0)
 
-    def end_round(self, kept: Tensor, labels: Tensor) -> None:
-        """The meta step."""
+    def remember(self, kept: list[Tensor], labels: Tensor) -> None:
+        """Keep the images; the meta step."""
+        super().remember(kept, labels)
         self.meta_optimizer.step()
 
     def _new_generator(self) -> nn.Sequential:

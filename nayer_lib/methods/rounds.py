@@ -268,12 +268,8 @@ class Inversion(Rounds):
         """What a round keeps of a step: its images. Each tensor (B, ...), one row an image."""
         return [images]
 
-    def end_round(self, kept: Tensor, labels: Tensor) -> None:
-        """What a method does with a round's images beside keeping them."""
-
     def remember(self, kept: list[Tensor], labels: Tensor) -> None:
-        """Put what the round kept into the memory."""
-        self.end_round(kept[0], labels)
+        """Put what the round kept into the memory: Algorithm 1, line 11."""
         self.memory.add(kept[0], labels, self.round - 1)
 
     def synthesize(self, epoch: int) -> SynthesisReport:

@@ -271,8 +271,8 @@ def test_the_bank_holds_the_features_of_both_views_of_the_images_that_are_kept(m
     pixels, windows, _ = method.draw_view(20)
     untouched = torch.eye(2, 3).expand(20, -1, -1)
     monkeypatch.setattr(method, "draw_view", lambda batch: (pixels, untouched, method.bank.draw(30, method.own_rng)))
-    kept, end = [], method.end_round
-    monkeypatch.setattr(method, "end_round", lambda images, labels: kept.append(images) or end(images, labels))
+    kept, remember = [], method.remember
+    monkeypatch.setattr(method, "remember", lambda made, labels: kept.append(made[0]) or remember(made, labels))
     method.synthesize(WARMUP)
     held = method.bank.state_dict()["rows"]
     assert held.shape == (20, 2 * FEATURES)
