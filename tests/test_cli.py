@@ -195,3 +195,7 @@ def test_python_m_nayer_lib_lists_the_commands():
     done = subprocess.run([sys.executable, "-m", "nayer_lib", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in ("demo", "distill", "teacher", "lte", "runs", "report"))
+
+
+def test_images_of_ones_own_have_no_split(tmp_path, capsys):
+    refused(["distill", "--images", str(tmp_path), "--split", "validation"], "leave --split out", capsys)

@@ -128,7 +128,7 @@ def test_another_method_of_the_kit_answers_its_own_row(run):
     cards = [run(method="fm", protocol="published", epochs=200, seed=s) for s in range(2)]
     page = sections(tables_page(cards))
     [line] = [row for row in page["cifar10: wrn40_2 → wrn16_2"] if row[0].startswith("FM")]
-    assert line[:4] == ["FM, its own schedule, full, E = 200", "92.45", "**93.0 ± 0.0**", "+0.55"]
+    assert line[:4] == ["FM, its own schedule for CIFAR-10, full, E = 200", "92.45", "**93.0 ± 0.0**", "+0.55"]
     [line] = [row for row in page["Table 2: time, wrn40_2 → wrn16_2"] if "FM, its own" in row[0]]
     assert line[1:4] == ["cifar10", "92.05", "3.98"]  # the row of its own epochs
     assert [row[2] for row in page["cifar10: wrn40_2 → wrn16_2"] if row[0].startswith("NAYER")] == ["not run"] * 3

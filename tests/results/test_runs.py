@@ -305,7 +305,7 @@ def test_the_cards_of_kept_sweeps_stand_among_the_others_and_no_run_twice(clone,
     assert [card["id"] for card in kept_cards()] == [*before, first["id"], second["id"]]
     assert kept_cards()[-1] == json.loads(json.dumps(second))
     assert kept_files()[first["id"]] == ["two.jsonl"] and kept_files()[second["id"]] == ["one.jsonl", "two.jsonl"]
-    assert set(kept_files()) == {card["id"] for card in kept_cards()}
+    assert set(kept_files()) == {card["id"] for card in kept_cards() + kept_cards("validation")}
 
 
 def test_the_local_cards_are_those_of_the_runs_folder_oldest_first(clone, finished):
