@@ -838,7 +838,7 @@ MAY_DIFFER = {  # by the first word of a file's name
     "table4": {"encoder", "embedding"},
     "table5": {"prompt"},
     "table10": {"memory_size"},
-    "table11": {"method", "generator_steps"},
+    "table11": {"method", "generator_steps", "nayer_generator"},
     "divergences": {"variant", *(field for row in DIVERGENCES.values() for field in row)},
     "redraw": {"latent", "alpha_adv"},
     "figure5": {"latent", "method", "alpha_adv"},

@@ -361,8 +361,9 @@ share of all images as in the paper, where the released code makes 320,000 in 30
         "Table 11: generator steps a round",
         """\
 The paper: CIFAR-100, wrn40_2 → wrn16_2, E = 300 (m23). NAYER is compared with itself at g = 40, FM with NAYER at the
-same g. Runs of different g have different budgets; that is what the table is about.""",
-        lambda name: "NAYER, g = 40" if name.startswith("NAYER") else f"NAYER{name.removeprefix('FM')}",
+same g. FM has NAYER's generator, with the further linear layer; ours beside it: with its own. Runs of different g have
+different budgets; that is what the table is about.""",
+        lambda name: "NAYER, g = 40" if name.startswith("NAYER") else f"NAYER, {name.partition(', ')[2]}",
         table=11,
         name=lambda row: f"{row.method}, g = {row.generator_steps}",
     ),
