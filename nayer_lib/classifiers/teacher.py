@@ -66,9 +66,8 @@ class Classifier(nn.Module):
 
     def pooled(self) -> nn.Module:
         """The module that gives the last feature map before its ReLU: the last one before pooling and head."""
-        return [module for module in self.net.children() if not isinstance(module, nn.Linear | nn.AdaptiveAvgPool2d)][
-            -1
-        ]
+        *_, last = (m for m in self.net.children() if not isinstance(m, nn.Linear | nn.AdaptiveAvgPool2d))
+        return last
 
     @torch.no_grad()
     def ends_in_pooling(self, image_shape: tuple[int, int, int]) -> bool:

@@ -13,9 +13,10 @@ D(z) after one Adam step of z ~ N(0, I), at latent_lr, on
 
 from the first student step on, before D has learned anything.
 
-The authors' new images for the VAE are those of the student's batch; here they are others, uncropped, so that replay
-does not crop twice. Guesses: the KL is summed over z and a mean over images; D normalises by the batch, in replay too;
-the VAE's Adam has G's betas, the one of z torch's own. On several ranks z's step sees each rank's own images.
+The VAE's new images are not those of the student's batch but others, uncropped, so that replay does not crop twice;
+what the authors take we could not check. Guesses: the KL is summed over z and a mean over images; D normalises by the
+batch, in replay too; the VAE's Adam has G's betas, the one of z torch's own. On several ranks z's step sees each rank's
+own images.
 """
 
 import math

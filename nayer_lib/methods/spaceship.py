@@ -18,13 +18,13 @@ by far the strongest: at T = 30 the first is 1 / (2 K^2) of the sum of squared e
 least 1 / K of it. A Grad-CAM of a map with H W places is of size 1 / (H W), its error of that squared: on the 8 px
 digits it counts about 256 times as much as on 32 px.
 
-The authors' code fills the last incomplete set of labels in order (here: at random). Guesses: one random half of the
-channels for a whole batch; a fresh Adam in each round; the convolutions' outputs before their BatchNorm; which maps
-stand for a stage. Activations are 16-bit floats here: 213 KB an image of 32 px, so the memory is bounded by the
-published run's 51,200 images (10.9 GB) also where more are made. Saving a state copies them on the device, and the file
-of a stopped run holds all that were made. Their best of six seeds is the printed 77.41 on CIFAR-100 (ResNet-34 to 18),
-by their README, whose mean is 77.15. For a pair whose maps do not fit each other, such as VGG-11 and ResNet-18, we do
-not know what they compare.
+The authors' code fills the last incomplete set of labels in order (here: at random). Guesses: that the student's
+Grad-CAM is differentiated with its weights; one random half of the channels for a whole batch; a fresh Adam in each
+round; the convolutions' outputs before their BatchNorm; which maps stand for a stage. Activations are 16-bit floats
+here: 213 KB an image of 32 px, so the memory is bounded by the published run's 51,200 images (10.9 GB) also where more
+are made. Saving a state copies them on the device, and the file of a stopped run holds all that were made. Their best
+of six seeds is the printed 77.41 on CIFAR-100 (ResNet-34 to 18), by their README, whose mean is 77.15. For a pair whose
+maps do not fit each other, such as VGG-11 and ResNet-18, we do not know what they compare.
 """
 
 from collections.abc import Callable, Iterator, Sequence

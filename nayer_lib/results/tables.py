@@ -211,13 +211,13 @@ def answers(config: Config, row) -> bool:
     return config.profile == "full" and ran == asked and config.epochs == epochs
 
 
+PROTOCOL_WORDS = {"equal": "NAYER's budget", "published": "its own schedule for CIFAR-10"}
+
+
 def setting(config: Config) -> str:
     """What was run, in a few words: NAYER's variant, another method's protocol."""
     how = config.variant if config.method == "nayer" else PROTOCOL_WORDS[config.protocol]
     return f"{METHODS[config.method].name}, {how}, {config.profile}, E = {config.epochs}"
-
-
-PROTOCOL_WORDS = {"equal": "NAYER's budget", "published": "its own schedule for CIFAR-10"}
 
 
 def number(printed: float | None) -> str:
