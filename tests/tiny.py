@@ -1,5 +1,6 @@
 """The smallest run that still does everything: a second of CPU on the digits, with the kept teacher and pool."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -32,8 +33,8 @@ def tiny_config(variant: str = "released", **overrides) -> Config:
 
 
 def tiny_setup(variant: str = "released", **overrides) -> Setup:
-    """Teacher, pool, test split, fresh student and method of a tiny config, on the CPU."""
-    return prepare(tiny_config(variant, **overrides), device="cpu")
+    """Teacher, pool, test split, fresh student and method of a tiny config, on the CPU; every epoch is scored."""
+    return dataclasses.replace(prepare(tiny_config(variant, **overrides), device="cpu"), score_every=1)
 
 
 def run_all(setup: Setup, start: int = 0):

@@ -64,7 +64,7 @@ def distill(
     Args:
         preset: a column of Table 1 ("cifar10-wrn40_2-wrn16_2", ...) or a digit set; default: the profile's own.
         variant: "released" (the authors' code) or "paper" (the text).
-        profile: "quick" (laptop), "lab" (one GPU) or "full" (Table 8).
+        profile: "quick" (laptop), "hour" (CIFAR-10 on a CPU), "lab" (one GPU) or "full" (Table 8).
         method: "nayer", or another row of Table 1: "deepinv", "cmi", "fm", ...
         protocol: "equal" (Table 8's budget for every method) or "published" (the method's own schedule).
         seed: of the student, the generator and every draw.

@@ -130,18 +130,20 @@ class Run:
     def __iter__(self) -> Iterator[Epoch]:
         """Run it. Where it stops, by error or by its caller, the card says so; the last epoch's files are whole."""
         if self.setup.method.ranks.rank:
-            yield from distill(self.setup.method, self.setup.evaluate)
+            yield from distill(self.setup.method, self.setup.evaluate, score_every=self.setup.score_every)
             return
         begun, before = time.perf_counter(), self._seconds["total"]
         saved, status = begun, "stopped before its last epoch"
         total = self.setup.method.config.total_epochs
         self._trace_before(total, len(self.card["curve"]))
         try:
-            for epoch in distill(self.setup.method, self.setup.evaluate, start=len(self.card["curve"])):
+            done = len(self.card["curve"])
+            for epoch in distill(self.setup.method, self.setup.evaluate, done, self.setup.score_every):
                 for name, value in epoch.seconds.items():
                     self._seconds[name] += value
                 self._seconds["total"] = before + time.perf_counter() - begun
-                self._rounds += [r.ce_per_step for r in epoch.rounds if epoch.scores and r.ce_per_step]
+                if epoch.student_loss is not None:
+                    self._rounds += [r.ce_per_step for r in epoch.rounds if r.ce_per_step]
                 self._record(epoch)
                 now, left = time.perf_counter(), epoch.epoch + 1 < total
                 late = self.max_minutes is not None and now - begun >= 60 * self.max_minutes
