@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ from ..evaluate import in_batches
 from ..methods.base import Method
 from ..metrics import by_step, classifier_score, convergence, diversity, feature_diversity
 from .figures import image_grid, new_figure
-from .runs import device_name, new_id, read_card
+from .runs import REGISTRATION, device_name, new_id, read_card
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -106,6 +107,7 @@ class Run:
             },
             "lte": setup.pool and setup.pool.header,
             "commit": _commit(),
+            "registration": os.environ.get(REGISTRATION) or None,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "device": device_name(method.device) + (f", {ranks.size} processes" if ranks.size > 1 else ""),
             "processes": ranks.size,

@@ -19,6 +19,8 @@ from ..checkpoint import STATE
 from ..config import CONFIGS, Config
 from ..errors import MissingFile, UserError, unknown
 
+REGISTRATION = "NAYER_REGISTRATION"  # the variable of the environment that carries a sweep's to its runs' cards
+
 
 def new_id(config: Config) -> str:
     """The name of a run that starts now: when, and what it runs."""
