@@ -133,14 +133,15 @@ def distill(
     return run
 
 
-def runs(keep: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None) -> None:
+def runs(keep: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None, student: bool = False) -> None:
     """List the runs on this machine, or keep one: copy its card to data/runs.
 
     Args:
         keep: the id of a finished run.
+        student: keep the student's weights too, as float16.
     """
     if keep:
-        print(cards.keep(keep))
+        print(cards.keep(keep, student))
         return
     for card in cards.local_cards():
         accuracy = f"{100 * card['accuracy_last']:.1f} %" if "accuracy_last" in card else ""
