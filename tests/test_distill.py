@@ -18,7 +18,8 @@ from nayer_lib.datasets import DATASETS, Split
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.evaluate import Scores
 from nayer_lib.methods.base import Batch, Method, NonFiniteLoss, SynthesisReport
-from nayer_lib.text.lte_pool import build_pool
+from nayer_lib.text.lte_pool import build_pool, load_pool, pool_path
+from nayer_lib.text.prompts import template
 
 SCORES = Scores(0.5, 0.6, 0.7, torch.zeros(10), torch.zeros(500))
 
@@ -191,7 +192,21 @@ def test_students_of_the_same_seed_begin_alike_and_learn():
     assert losses[-1] < losses[0]
 
 
+def test_another_seed_begins_with_another_student():
+    seeds = (0, 1)
+    begins = [next(tiny_setup(seed=seed).method.student.parameters()) for seed in seeds]
+    assert not torch.equal(*begins)
+
+
 # --- prepare
+
+
+@pytest.mark.parametrize("prompt", ["a", "p2"])
+def test_the_pool_is_of_the_configs_prompt(prompt):
+    """Table 5 and D9 hang on it."""
+    setup = tiny_setup(prompt=prompt)
+    kept = load_pool(pool_path("digits", "sbert", prompt), setup.method.teacher.class_names)
+    assert setup.pool.header["prompt"] == template(prompt) and torch.equal(setup.method.table, kept.table)
 
 
 def test_prepare_gives_a_frozen_teacher_a_fresh_student_and_the_same_ruler_for_both():
