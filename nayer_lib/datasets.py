@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .errors import MissingFile, UserError, unknown
-from .files import datasets_dir
-from .image_files import Labelled, class_folders, read_images, with_labels
+from .files import datasets_dir, load_arrays
+from .image_files import Labelled, class_folders, read_images, read_sheets, with_labels
 from .text.labels import class_names, superclasses, wnids
 
 SPLITS = ("train", "fit", "validation", "test")
@@ -144,6 +144,60 @@ def load_folder(folder: Path, class_names: Sequence[str], size: int, channels: i
     """
     folder = Path(folder)
     return _read(with_labels(class_folders(folder), class_names, folder), size, channels)
+
+
+def is_packed(path: Path, split: str = "test") -> bool:
+    """Whether `load_packed` finds a split there: an .npz file, or a folder of sheets with their labels."""
+    return path.suffix == ".npz" or (path / f"{split}_labels.npz").is_file()
+
+
+def load_packed(path: Path, name: str, split: str = "test") -> Split:
+    """The images of a data set that lie elsewhere, "train" or "test", each in its own size.
+
+    Either an .npz file with `images`, (N, C, H, W) or (N, H, W, C) uint8, and `labels` (N,). Or a folder of sheets:
+    PNG or lossless WebP files `<split>_000`, `<split>_001`, ..., each a column of images, and `<split>_labels.npz` with
+    the `labels` of them all in this order. The last sheets may be left out.
+
+    Raises:
+        MissingFile, UserError: nothing of this kind there; sheets with a gap; images of another shape; not as many
+            labels as images; a label that the data set has no class for.
+    """
+    facts, path = dataset(name), Path(path)
+    if path.suffix == ".npz":
+        arrays = load_arrays(path)
+        images, labels = arrays.get("images", np.empty(0)), arrays.get("labels", np.empty(0))
+        channels_last = (facts.size, facts.size, facts.channels)
+        if images.shape[1:] == channels_last:
+            images = images.transpose(0, 3, 1, 2)
+        if images.shape[1:] != facts.image_shape or images.dtype != np.uint8:
+            raise UserError(
+                f"the images in {path} are {images.dtype} of shape {images.shape}: for {name} give `images` as uint8, "
+                f"(N, *{facts.image_shape}) or (N, *{channels_last})."
+            )
+        images = torch.from_numpy(np.ascontiguousarray(images))
+    else:
+        sheets = sorted(sheet for sheet in path.glob(f"{split}_*") if sheet.suffix in (".png", ".webp"))
+        if not sheets:
+            raise MissingFile(
+                f"no images in {path}: it should be an .npz file, or a folder of sheets {split}_000.png, ..."
+            )
+        digits = len(sheets[0].stem) - len(f"{split}_")
+        if [sheet.stem for sheet in sheets] != [f"{split}_{k:0{digits}}" for k in range(len(sheets))]:
+            raise UserError(
+                f"the sheets {split}_* in {path} must be numbered from 0 without a gap: so labels are found."
+            )
+        images = read_sheets(sheets, facts.size, facts.channels)
+        labels = load_arrays(path / f"{split}_labels.npz").get("labels", np.empty(0))
+        labels = labels[: len(images)]
+    if labels.dtype.kind not in "iu" or labels.shape != (len(images),) or not len(images):
+        raise UserError(
+            f"{path} has {len(images)} {split} images and {labels.dtype} `labels` of shape {labels.shape}: give one "
+            "whole number an image."
+        )
+    classes, lowest, highest = len(facts.class_names), labels.min(), labels.max()
+    if lowest < 0 or highest >= classes:
+        raise UserError(f"the labels in {path} go from {lowest} to {highest}, and {name} has {classes} classes.")
+    return Split(images, torch.from_numpy(labels.astype(np.int64)), split)
 
 
 def _read(files: Labelled, size: int, channels: int = 3, shorter_side: int | None = None) -> Split:

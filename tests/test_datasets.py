@@ -13,10 +13,12 @@ import pytest
 import torch
 import torchvision.datasets
 from PIL import Image
+from tiny import write_sheets
 
 from nayer_lib import datasets
-from nayer_lib.datasets import DATASETS, INKS, SPLITS, dataset, load_split
+from nayer_lib.datasets import DATASETS, INKS, SPLITS, dataset, is_packed, load_packed, load_split
 from nayer_lib.errors import MissingFile, UserError
+from nayer_lib.files import tensors_hash
 from nayer_lib.text.labels import wnids
 
 SIZES = {"fit": 1000, "validation": 297, "test": 500, "train": 1297}
@@ -430,6 +432,88 @@ def test_imagenet_wants_its_thousand_classes_and_gives_no_training_images(imagen
     for split in ("train", "fit", "validation"):
         with pytest.raises(UserError, match="do not fit into memory, so only its test split is read"):
             load_split("imagenet", split)
+
+
+# --- images that lie elsewhere
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_sheets_are_read_as_the_split_they_were_made_of(splits, tmp_path, name):
+    for split in ("train", "test"):
+        whole = splits[name][split]
+        write_sheets(tmp_path / "sheets", split, whole.images, whole.labels)
+        assert is_packed(tmp_path / "sheets", split)
+        read = load_packed(tmp_path / "sheets", name, split)
+        assert torch.equal(read.images, whole.images) and torch.equal(read.labels, whole.labels)
+        assert read.name == split and read.labels.dtype == torch.int64
+    sheets = sorted((tmp_path / "sheets").glob("train_*.png"))
+    sheets[-1].unlink()  # the first sheets are enough
+    part, count = load_packed(tmp_path / "sheets", name, "train"), 200 * (len(sheets) - 1)
+    assert torch.equal(part.images, splits[name]["train"].images[:count]) and len(part.labels) == count
+    sheets[1].unlink()
+    with pytest.raises(UserError, match=r"the sheets train_\* in .* must be numbered from 0 without a gap"):
+        load_packed(tmp_path / "sheets", name, "train")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_an_npz_file_is_read_in_either_layout(splits, tmp_path, channels_last):
+    whole = splits["color_digits"]["test"]
+    images = whole.images.permute(0, 2, 3, 1) if channels_last else whole.images
+    np.savez(tmp_path / "a.npz", images=images.numpy(), labels=whole.labels.numpy().astype(np.int32))
+    read = load_packed(tmp_path / "a.npz", "color_digits")
+    assert is_packed(tmp_path / "a.npz") and torch.equal(read.images, whole.images)
+    assert torch.equal(read.labels, whole.labels) and read.name == "test" and read.images.is_contiguous()
+
+
+GREY = np.zeros((3, 1, 8, 8), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"labels": np.arange(3)}, r"are float64 of shape \(0,\): for digits give `images` as uint8"),
+        (
+            {"images": GREY[:, 0], "labels": np.arange(3)},
+            r"of shape \(3, 8, 8\): for digits give `images` as uint8, \(N",
+        ),
+        ({"images": np.zeros((3, 3, 8, 8), np.uint8), "labels": np.arange(3)}, r"of shape \(3, 3, 8, 8\): for digits"),
+        ({"images": GREY / 255, "labels": np.arange(3)}, "are float64 of shape"),
+        ({"images": GREY}, r"3 test images and float64 `labels` of shape \(0,\): give one whole number an image"),
+        ({"images": GREY, "labels": np.arange(4)}, r"3 test images and int64 `labels` of shape \(4,\)"),
+        ({"images": GREY, "labels": np.arange(3.0)}, "3 test images and float64 `labels`"),
+        ({"images": GREY, "labels": np.eye(3, dtype=int)}, r"`labels` of shape \(3, 3\)"),
+        ({"images": GREY[:0], "labels": np.arange(0)}, "has 0 test images"),
+        ({"images": GREY, "labels": np.array([0, 10, 9])}, "go from 0 to 10, and digits has 10 classes"),
+        ({"images": GREY, "labels": np.array([0, -1, 9])}, "go from -1 to 9, and digits has 10 classes"),
+    ],
+)
+def test_an_npz_file_of_other_images_or_labels_is_told(tmp_path, arrays, told):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=told):
+        load_packed(tmp_path / "a.npz", "digits")
+
+
+def test_sheets_without_enough_labels_or_none_at_all_are_told(splits, tmp_path):
+    part = splits["digits"]["test"]
+    write_sheets(tmp_path / "sheets", "test", part.images, part.labels[:400])
+    with pytest.raises(UserError, match=r"has 500 test images and uint8 `labels` of shape \(400,\): give one"):
+        load_packed(tmp_path / "sheets", "digits")
+    (tmp_path / "sheets" / "test_labels.npz").unlink()
+    assert not is_packed(tmp_path / "sheets")
+    with pytest.raises(MissingFile, match="test_labels.npz does not exist"):
+        load_packed(tmp_path / "sheets", "digits")
+    for path in (tmp_path / "sheets", tmp_path / "nowhere"):
+        with pytest.raises(
+            MissingFile, match=r"no images in .*: it should be an .npz file, or a folder of sheets train_000"
+        ):
+            load_packed(path, "digits", "train")
+
+
+def test_sheets_of_cifar10_are_its_images(test_data):
+    part = load_packed(test_data / "cifar10", "cifar10", "test")
+    assert tensors_hash({"images": part.images, "labels": part.labels}) == (
+        "e8f9f500afb5f609bb3cb5736a509b28a3e1a0f190ee9de92d9462185952de82"  # in the card of a run on CIFAR-10
+    )
 
 
 # --- CIFAR-10 itself
