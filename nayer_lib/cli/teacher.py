@@ -8,16 +8,16 @@ from tyro.conf import Positional
 
 from .. import datasets, files
 from ..augment import crop_and_flip
+from ..classifiers import KNOWN
 from ..classifiers.teacher import Classifier, make_classifier, save_classifier, teacher_path
 from ..classifiers.training import RECIPES, Training, resume_training, save_partial
 from ..config import PRESETS, Config
 from ..distill import choose_device
 from ..errors import MissingFile, UserError, unknown
 from ..evaluate import Evaluator, Scores
+from ..results import paper
 from ..results.runs import device_name
 from .common import own_teacher
-
-SHIPPED = ("digits", "color_digits")  # data sets whose teachers the kit brings
 
 
 def train(
@@ -186,27 +186,34 @@ def convert(
 
 
 def list_teachers() -> None:
-    """Say for each teacher of Table 1 and of the digit sets whether it is here, and if not, how to come by it."""
-    wanted = {(row["dataset"], row.get("teacher", Config.teacher)): None for row in PRESETS.values()}
-    print(f"{'data set':15}{'network':10}teacher")
-    for dataset, network in wanted:
-        first, *rest = _ways(dataset, network)
-        print(f"{dataset:15}{network:10}{first}")
+    """Say for each teacher of Tables 1 and 9 and of the digit sets whether it is here, and if not, how to come by it.
+
+    What else lies in data/teachers, judges among them, is listed too.
+    """
+    table = {(row["dataset"], row.get("teacher", Config.teacher)): 1 for row in PRESETS.values()}
+    table |= {(row.dataset, row.network): 9 for row in paper.rows(9)}
+    here = sorted(path.stem.partition("-")[::2] for path in files.data_dir().glob("teachers/*.safetensors"))
+    print(f"{'data set':15}{'network':13}teacher")
+    for dataset, network in dict.fromkeys([*table, *here]):
+        first, *rest = _ways(dataset, network, table.get((dataset, network)))
+        print(f"{dataset:15}{network:13}{first}")
         for way in rest:
-            print(f"{'':25}{way}")
+            print(f"{'':28}{way}")
 
 
 COMMANDS = {"train": train, "score": score, "convert": convert, "list": list_teachers}
 
 
-def _ways(dataset: str, network: str) -> list[str]:
-    """Where a teacher is, or the ways to come by it."""
+def _ways(dataset: str, network: str, table: int | None) -> list[str]:
+    """Where a teacher of a table is, or the ways to come by it."""
     if teacher_path(dataset, network).is_file():
-        return ["shipped" if dataset in SHIPPED else "here"]
+        return ["here"]
+    if network not in KNOWN:
+        return [f"not in this kit yet (Table {table})"]
     if dataset == "imagenet":
         return ["convertible from torchvision's resnet50-0676ba61.pth (IMAGENET1K_V1)"]
     ways = [f"trainable: python -m nayer_lib teacher train --dataset {dataset} --network {network}"]
-    if dataset.startswith("cifar"):
+    if dataset.startswith("cifar") and table == 1:
         ways.append(f"convertible from checkpoints/pretrained/{dataset}_{network}.pth of Fast-Datafree")
     return ways
 
