@@ -75,7 +75,8 @@ def distill(
         mean: of its normalisation, a number a channel, in [0, 1] units; default: the data set's.
         std: likewise.
         lte: a pool of label-text embeddings for its classes; default: the kit's own.
-        images: your own evaluation images, a subfolder a class; default: the data set's test split.
+        images: your own evaluation images, a subfolder a class; or the data set's, an .npz file or a folder of sheets
+            as `teacher train --help` says; default: the data set's test split.
         size: pixels to resize them to.
         split: of the data set, to score on: "validation" where a setting is chosen.
         device: "cpu" or "cuda"; default: the GPU where there is one.
@@ -99,7 +100,9 @@ def distill(
         raise UserError("--images are scored on as they are: leave --split out.")
     if split != "test" and not dry_run:
         test = datasets.load_split(config.dataset, split)
-    if images:
+    if images and datasets.is_packed(images):
+        test = datasets.load_packed(images, config.dataset)
+    elif images:
         if not own:
             raise UserError("--images needs --teacher: the kit's own teachers have their own test images.")
         test = datasets.load_folder(images, own.class_names, size, len(own.mean))
