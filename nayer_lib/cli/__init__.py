@@ -166,10 +166,10 @@ def sweep(
         backend: "local", or "ray" for the Ray cluster of RAY_ADDRESS, or one on this machine.
         only: one of N shares, counted from 1, for job arrays.
         dry_run: print what is left to run and about how long that takes, and nothing more.
-        keep: then keep all its cards in one file under data/runs.
+        keep: keep all its cards in one file under data/runs, written anew after every run.
     """
     chosen = read_sweep(file)
-    failed = run_sweep(chosen, jobs, backend, only, dry_run)
+    failed = run_sweep(chosen, jobs, backend, only, dry_run, keep)
     if keep and not dry_run:
         print(keep_sweep(chosen))
     if failed:
