@@ -14,7 +14,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from .. import datasets, files
-from ..budget import in_words, rehearse
+from ..budget import check_fits, in_words, rehearse
 from ..compute import fastest
 from ..config import make_config
 from ..demo import demo
@@ -115,6 +115,7 @@ def distill(
     ranks = find_ranks(chosen)
     compute = dataclasses.replace(fastest(chosen, ranks.size, config.profile), **given)
     setup = prepare(config, own, pool, test, device, compute, ranks)
+    check_fits(setup.method)
     run = Run(setup, out, resume, max_minutes=max_minutes)
     if ranks.rank:
         for _ in run:
