@@ -33,7 +33,7 @@ from queue import SimpleQueue
 import torch
 
 from . import files
-from .config import Config, make_config
+from .config import CONFIGS, Config, fields_of, make_config
 from .errors import MissingFile, UserError, unknown
 from .results.runs import (
     REGISTRATION,
@@ -95,7 +95,7 @@ class Sweep:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read a sweep file; every config is checked before anything runs.
+    """Read a sweep file; every config is checked before anything runs. Of "common" an arm gets what its method reads.
 
     Raises:
         MissingFile, UserError: no such file, not JSON, an unknown field, a config that makes no sense, or arms of
@@ -116,7 +116,8 @@ def read_sweep(path: Path) -> Sweep:
     try:
         arms = {
             arm: [
-                make_config(**{**base, **spec.get("common", {}), **overrides, "seed": seed}) for seed in spec["seeds"]
+                make_config(**{**base, **_read_by(overrides, spec), **overrides, "seed": seed})
+                for seed in spec["seeds"]
             ]
             for arm, overrides in spec["arms"].items()
         }
@@ -149,6 +150,18 @@ def _primary(path: Path, pairs: object, arms: dict[str, list[Config]]) -> tuple[
             f"{path}: 'primary' is a list of at most {PRIMARY} pairs [arm, reference] of two of its arms, not {pairs}."
         )
     return tuple(map(tuple, pairs))
+
+
+def _read_by(overrides: dict, spec: dict) -> dict:
+    """The common overrides of a sweep for one of its arms: without fields that only other arms read."""
+    common = spec.get("common", {})
+
+    def read(arm: dict) -> set[str]:
+        method = {"method": "nayer", **common, **arm}["method"]
+        return fields_of(method) if method in CONFIGS else set()  # `make_config` refuses the unknown
+
+    elsewhere = set().union(*map(read, spec["arms"].values())) - read(overrides)
+    return {name: value for name, value in common.items() if name not in elsewhere}
 
 
 def budget(config: Config) -> dict[str, int]:

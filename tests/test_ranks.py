@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY, run_all, same, tiny_config
+from tiny import TINY, over, run_all, same, tiny_config
 from torch import distributed
 
 from nayer_lib import cli
@@ -30,7 +30,7 @@ OPTIONS = {"generator_life": 1, "rounds": 2, "epochs": 2}
 
 
 def setup(ranks: Ranks | None = None, **overrides) -> Setup:
-    return prepare(tiny_config(**{**OPTIONS, **overrides}), device="cpu", ranks=ranks)
+    return prepare(tiny_config(**over(OPTIONS, overrides)), device="cpu", ranks=ranks)
 
 
 def processes(work: Callable[[int], None], size: int = 2) -> None:

@@ -94,6 +94,36 @@ def test_an_arm_has_the_last_word(write):
     assert [configs[0].variant for configs in arms.values()] == ["released", "released", "paper"]
 
 
+def test_what_is_common_reaches_the_arms_that_read_it(write):
+    common = {"epochs": 3, "encoder": "sbert", "noise_dim": 64, "student_steps": 7}
+    arms = {"NAYER": {}, "FM": {"method": "fm"}, "DeepInv": {"method": "deepinv"}}
+    read = read_sweep(write({"preset": "digits", "seeds": [0], "common": common, "arms": arms})).arms
+    assert read["NAYER"] == [make_config("digits", **common)]
+    assert read["FM"] == [make_config("digits", method="fm", epochs=3, noise_dim=64, student_steps=7)]
+    assert read["DeepInv"] == [make_config("digits", method="deepinv", epochs=3, student_steps=7)]
+
+
+@pytest.mark.parametrize(
+    ("common", "arms"),
+    [
+        ({}, {"NAYER": {}, "DeepInv": {"method": "deepinv", "latent": "lte"}}),  # an arm's own
+        ({"latent": "lte"}, {"DeepInv": {"method": "deepinv"}}),  # of no arm
+    ],
+)
+def test_a_field_that_no_run_would_read_is_refused(write, common, arms):
+    with pytest.raises(UserError, match="deepinv does not read latent: of all methods nayer do"):
+        read_sweep(write({"preset": "digits", "seeds": [0], "common": common, "arms": arms}))
+
+
+def test_every_kept_line_of_a_sweep_is_still_a_run_of_one_of_its_arms():
+    folder = files.data_dir()
+    for path in sorted((folder / "runs").glob("*.jsonl")):
+        read = read_sweep(folder / "sweeps" / f"{path.stem}.json")
+        found = {card["id"] for cards in arm_cards(read, kept_cards(read.split)).values() for card in cards}
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert {json.loads(line)["id"] for line in lines} <= found, path.name
+
+
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(MissingFile, match="no sweep file .*nothing.json: the kit's own are in data/sweeps"):
         read_sweep(tmp_path / "nothing.json")
