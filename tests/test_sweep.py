@@ -498,7 +498,7 @@ def test_runs_that_fail_or_die_do_not_stop_the_others(play, capsys, jobs):
         "4 stop": "stopped before its last epoch",
     }
     logs = {}
-    for sentence, (arm, reason) in zip(failed, reasons.items(), strict=True):
+    for sentence, (arm, reason) in zip(sorted(failed), reasons.items(), strict=True):  # whichever ended first
         assert sentence.startswith(f"{arm}, seed 0: {reason} (") and sentence.endswith("log.txt)")
         logs[arm] = Path(sentence.rsplit("(", 1)[1][:-1]).read_text()
     lines = capsys.readouterr().out.splitlines()[1:]  # a line for every run that ended
@@ -963,7 +963,7 @@ def test_arms_have_three_seeds_or_more_and_differ_in_nothing_but_what_the_sweep_
         for name in own[0].keys() - allowed:  # so also all counts and sizes, networks, rates and the data set
             assert len({str(config[name]) for config in own}) == 1, name
     for name in set(SHARED) - allowed:
-        assert len({str(config[name]) for config in firsts}) == 1, name
+        assert len({str(config.get(name)) for config in firsts}) == 1, name  # a method may keep no memory
 
 
 def test_the_registered_sweeps_have_seeds_that_nobody_has_seen():
@@ -978,5 +978,6 @@ def test_no_two_arms_are_the_same_and_every_input_exists(path):
     arms = read_sweep(path).arms
     configs = [config for arm in arms.values() for config in arm]
     assert len(set(configs)) == len(configs)
-    assert {config.latent for config in configs} <= set(LATENTS)
-    assert {config.embedding for config in configs} <= set(EMBEDDINGS)
+    of_nayer = [config for config in configs if config.method == "nayer"]
+    assert {config.latent for config in of_nayer} <= set(LATENTS)
+    assert {config.embedding for config in of_nayer} <= set(EMBEDDINGS)
