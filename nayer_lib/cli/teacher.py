@@ -1,6 +1,7 @@
 """Teachers: train one on real data, score one, convert somebody else's, list those that the presets ask for."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from tyro.conf import Positional
 from .. import datasets, files
 from ..augment import crop_and_flip
 from ..classifiers import KNOWN
-from ..classifiers.teacher import Classifier, make_classifier, save_classifier, teacher_path
+from ..classifiers.teacher import Classifier, load_classifier, make_classifier, save_classifier, teacher_path
 from ..classifiers.training import RECIPES, Training, resume_training, save_partial
 from ..compute import Compute
 from ..config import PRESETS, Config
@@ -26,6 +27,8 @@ def train(
     network: str,
     recipe: str | None = None,
     minutes: float | None = None,
+    lr: float | None = None,
+    start: Path | None = None,
     images: Path | None = None,
     test_images: Path | None = None,
     split: str = "train",
@@ -43,6 +46,8 @@ def train(
         recipe: "paper" (appendix A.1, 200 epochs), "short" (30 epochs, a GPU), "laptop" (20 epochs) or "digits" (15
             epochs); default: "digits" for the digit sets, "paper" for the others, with --minutes "laptop".
         minutes: train so long, in place of the recipe's epochs; its rate is annealed by then. Scoring comes after.
+        lr: the highest rate, in place of the recipe's.
+        start: weights to begin from, a teacher of this kit: another cycle of training, best at a lower rate.
         images: training images that lie elsewhere: an .npz file with images and labels, or a folder of sheets
             train_000.png, ... (columns of images) with train_labels.npz; default: the data set's own.
         test_images: images to score on, likewise; default: the test_ sheets in the folder of --images, else the data
@@ -69,11 +74,16 @@ def train(
         if minutes <= 0:
             raise UserError(f"--minutes must be more than 0, not {minutes:g}.")
         chosen = dataclasses.replace(chosen, epochs=None, minutes=minutes)
+    if lr is not None:
+        if not 0 < lr < math.inf:
+            raise UserError(f"--lr must be a positive number, not {lr:g}.")
+        chosen = dataclasses.replace(chosen, lr=lr)
     path = out or teacher_path(dataset, network)
     partial = path.with_name(f"{path.name}.partial")
     if partial.exists() and not resume:
         raise UserError(f"{partial} is an unfinished training: continue it with --resume, or remove it.")
-    classifier = make_classifier(network, facts.class_names, facts.mean, facts.std, seed).to(on)
+    classifier = _begun(start, network, dataset) if start else None
+    classifier = (classifier or make_classifier(network, facts.class_names, facts.mean, facts.std, seed)).to(on)
     data = (datasets.load_packed(images, dataset, "train") if images else datasets.load_split(dataset, split)).to(on)
     if test_images is None and images and images.is_dir() and datasets.is_packed(images):
         test_images = images
@@ -89,6 +99,9 @@ def train(
         Compute() if "digits" in dataset else None,  # so that a seed decides every bit of what the kit brings
     )
     made = {"dataset": dataset, "split": split, "recipe": dataclasses.asdict(chosen), "seed": seed}
+    if start:
+        before = files.load_tensors(start)[1]
+        made["start"] = {name: before[name] for name in ("sha256", "recipe", "accuracy", "start") if name in before}
     if images:
         made["images"] = {
             "count": len(data.labels),
@@ -218,6 +231,19 @@ def _ways(dataset: str, network: str, table: int | None) -> list[str]:
     if dataset.startswith("cifar") and table == 1:
         ways.append(f"convertible from checkpoints/pretrained/{dataset}_{network}.pth of Fast-Datafree")
     return ways
+
+
+def _begun(start: Path, network: str, dataset: str) -> Classifier:
+    """The classifier that a training goes on from.
+
+    Raises:
+        UserError: it is another network, or of other classes.
+    """
+    classifier = load_classifier(start)
+    if classifier.name != network:
+        raise UserError(f"{start} is a {classifier.name}: say --network {classifier.name}, or leave --start out.")
+    datasets.dataset(dataset).check_classes(classifier.class_names)
+    return classifier
 
 
 def _scores(classifier: Classifier, dataset: str, test: datasets.Split, device: torch.device) -> Scores:
