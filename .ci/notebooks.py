@@ -33,7 +33,8 @@ if "google.colab" in sys.modules:  # elsewhere this cell does nothing
 
 def stated(seconds: dict) -> str:
     """One line of times a notebook: what was measured, and "not measured" for the rest."""
-    told = [f"{p} {seconds[p]}" if p in seconds else f"{p} not measured" for p in ("quick", "lab", "full")]
+    profiles = [p for p in ("quick", "hour", "lab", "full") if p != "hour" or p in seconds]  # a profile of notebook 04
+    told = [f"{p} {seconds[p]}" if p in seconds else f"{p} not measured" for p in profiles]
     return f"{TIME} " + " · ".join(told) + "."
 
 

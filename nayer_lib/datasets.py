@@ -3,6 +3,8 @@
 Distilling reads the test split alone, to score; only training a teacher asks for training images.
 """
 
+import hashlib
+import pickle
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .errors import MissingFile, UserError, unknown
-from .files import datasets_dir
-from .image_files import Labelled, class_folders, read_images, with_labels
+from .files import datasets_dir, load_arrays
+from .image_files import Labelled, class_folders, read_images, read_sheets, with_labels
 from .text.labels import class_names, superclasses, wnids
 
 SPLITS = ("train", "fit", "validation", "test")
@@ -144,6 +146,60 @@ def load_folder(folder: Path, class_names: Sequence[str], size: int, channels: i
     return _read(with_labels(class_folders(folder), class_names, folder), size, channels)
 
 
+def is_packed(path: Path, split: str = "test") -> bool:
+    """Whether `load_packed` finds a split there: an .npz file, or a folder of sheets with their labels."""
+    return path.suffix == ".npz" or (path / f"{split}_labels.npz").is_file()
+
+
+def load_packed(path: Path, name: str, split: str = "test") -> Split:
+    """The images of a data set that lie elsewhere, "train" or "test", each in its own size.
+
+    Either an .npz file with `images`, (N, C, H, W) or (N, H, W, C) uint8, and `labels` (N,). Or a folder of sheets:
+    PNG or lossless WebP files `<split>_000`, `<split>_001`, ..., each a column of images, and `<split>_labels.npz` with
+    the `labels` of them all in this order. The last sheets may be left out.
+
+    Raises:
+        MissingFile, UserError: nothing of this kind there; sheets with a gap; images of another shape; not as many
+            labels as images; a label that the data set has no class for.
+    """
+    facts, path = dataset(name), Path(path)
+    if path.suffix == ".npz":
+        arrays = load_arrays(path)
+        images, labels = arrays.get("images", np.empty(0)), arrays.get("labels", np.empty(0))
+        channels_last = (facts.size, facts.size, facts.channels)
+        if images.shape[1:] == channels_last:
+            images = images.transpose(0, 3, 1, 2)
+        if images.shape[1:] != facts.image_shape or images.dtype != np.uint8:
+            raise UserError(
+                f"the images in {path} are {images.dtype} of shape {images.shape}: for {name} give `images` as uint8, "
+                f"(N, *{facts.image_shape}) or (N, *{channels_last})."
+            )
+        images = torch.from_numpy(np.ascontiguousarray(images))
+    else:
+        sheets = sorted(sheet for sheet in path.glob(f"{split}_*") if sheet.suffix in (".png", ".webp"))
+        if not sheets:
+            raise MissingFile(
+                f"no images in {path}: it should be an .npz file, or a folder of sheets {split}_000.png, ..."
+            )
+        digits = len(sheets[0].stem) - len(f"{split}_")
+        if [sheet.stem for sheet in sheets] != [f"{split}_{k:0{digits}}" for k in range(len(sheets))]:
+            raise UserError(
+                f"the sheets {split}_* in {path} must be numbered from 0 without a gap: so labels are found."
+            )
+        images = read_sheets(sheets, facts.size, facts.channels)
+        labels = load_arrays(path / f"{split}_labels.npz").get("labels", np.empty(0))
+        labels = labels[: len(images)]
+    if labels.dtype.kind not in "iu" or labels.shape != (len(images),) or not len(images):
+        raise UserError(
+            f"{path} has {len(images)} {split} images and {labels.dtype} `labels` of shape {labels.shape}: give one "
+            "whole number an image."
+        )
+    classes, lowest, highest = len(facts.class_names), labels.min(), labels.max()
+    if lowest < 0 or highest >= classes:
+        raise UserError(f"the labels in {path} go from {lowest} to {highest}, and {name} has {classes} classes.")
+    return Split(images, torch.from_numpy(labels.astype(np.int64)), split)
+
+
 def _read(files: Labelled, size: int, channels: int = 3, shorter_side: int | None = None) -> Split:
     """Labelled image files as a split."""
     images = read_images([path for path, _ in files], size, channels, shorter_side)
@@ -174,21 +230,42 @@ def _color_digits(split: str) -> Split:
     return Split((inks * grey.images).flatten(0, 1), labels.flatten())
 
 
-def _cifar(name: str, split: str) -> Split:
-    """CIFAR-10 or -100 (fine labels) through torchvision; validation is the last 10,000 training images.
+CIFAR_VALIDATION = 10_000  # images
 
-    torchvision compares checksums, and asks the network only for files that are not whole.
+
+def _cifar(name: str, split: str) -> Split:
+    """CIFAR-10 or -100 (fine labels); validation is the last 10,000 training images.
+
+    Only the files of the split are read, and only where one of them is missing torchvision is asked to download all.
     """
     import torchvision.datasets
+    from torchvision.datasets.utils import download_and_extract_archive
 
-    reader = getattr(torchvision.datasets, name.upper())
-    try:
-        data = reader(datasets_dir(), train=split != "test", download=True)
-    except (RuntimeError, OSError) as error:
-        raise _not_whole(name, reader.base_folder) from error
-    part = {"fit": slice(0, 40000), "validation": slice(40000, None)}.get(split, slice(None))
-    images = torch.from_numpy(data.data[part]).permute(0, 3, 1, 2).contiguous()
-    return Split(images, torch.tensor(data.targets[part]))
+    source = getattr(torchvision.datasets, name.upper())
+    folder = datasets_dir() / source.base_folder
+    needed = source.test_list if split == "test" else source.train_list
+    if not all((folder / file).is_file() for file, _ in needed):
+        try:
+            download_and_extract_archive(source.url, datasets_dir(), filename=source.filename, md5=source.tgz_md5)
+        except (RuntimeError, OSError) as error:
+            raise _not_whole(name, source.base_folder) from error
+    batches = [_cifar_batch(folder / file, md5) for file, md5 in needed]
+    images = torch.from_numpy(np.concatenate([batch["data"] for batch in batches])).view(-1, 3, 32, 32)
+    labels = torch.tensor([k for batch in batches for k in batch.get("fine_labels", batch.get("labels"))])
+    last = -CIFAR_VALIDATION
+    part = {"fit": slice(None, last), "validation": slice(last, None)}.get(split, slice(None))
+    return Split(images[part], labels[part])
+
+
+def _cifar_batch(path: Path, md5: str) -> dict:
+    """One of CIFAR's files: a pickle, and the only one that this kit ever opens.
+
+    What is unpickled are the very bytes whose checksum is the official file's, the one that torchvision trusts too.
+    """
+    content = path.read_bytes()
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise UserError(f"{path} is not the official file, its checksum differs: remove or replace it.")
+    return pickle.loads(content, encoding="latin1")
 
 
 TINY_IMAGENET = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"  # address, md5

@@ -30,7 +30,7 @@ class Epoch:
         rounds: the reports of its synthesis rounds.
         images: images in the memory at its end, on all ranks.
         student_loss: mean of Eq. 6 over its steps; None in warm-up.
-        scores: of the student, on the split that `evaluate` has; None in warm-up.
+        scores: of the student, on the split that `evaluate` has; None in warm-up and where it was not scored.
         seconds: wall time of "synthesis", "student" and "evaluation".
     """
 
@@ -42,13 +42,16 @@ class Epoch:
     seconds: dict[str, float]
 
 
-def distill(method: Method, evaluate: Callable[[Classifier], Scores], start: int = 0) -> Iterator[Epoch]:
+def distill(
+    method: Method, evaluate: Callable[[Classifier], Scores], start: int = 0, score_every: int = 1
+) -> Iterator[Epoch]:
     """Algorithm 1 for any method, one `Epoch` at a time. It prints nothing and draws nothing: its caller does.
 
     Args:
         method: holds the student, which is trained in place.
-        evaluate: scores the student after each distillation epoch, e.g. an `Evaluator`.
+        evaluate: scores the student, e.g. an `Evaluator`.
         start: the first epoch to run, for a method whose state was loaded.
+        score_every: score after every so many distillation epochs, and after the last in any case.
 
     Raises:
         NonFiniteLoss: a loss became NaN or infinite; the epochs before were yielded.
@@ -83,8 +86,9 @@ def distill(method: Method, evaluate: Callable[[Classifier], Scores], start: int
                 raise NonFiniteLoss(
                     f"L_S became NaN or infinite in epoch {epoch}: lower student_lr. What was saved before is whole."
                 )
-            with _timed(seconds, "evaluation", method.device):
-                scores = evaluate(method.student)
+            if (epoch + 1 - config.total_epochs) % score_every == 0:
+                with _timed(seconds, "evaluation", method.device):
+                    scores = evaluate(method.student)
         yield Epoch(epoch, rounds, method.held, student_loss, scores, seconds)
 
 
@@ -105,11 +109,17 @@ class _timed:
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything a run needs, ready to go: `distill(setup.method, setup.evaluate)`; a pool if the method reads text."""
+    """Everything a run needs, ready to go: `distill(setup.method, setup.evaluate)`.
+
+    Attributes:
+        pool: of a method that reads text.
+        score_every: epochs from one evaluation to the next, for which see `scoring_interval`.
+    """
 
     method: Method
     evaluate: Evaluator
     pool: LTEPool | None
+    score_every: int = 1
 
 
 def prepare(
@@ -175,7 +185,18 @@ def prepare(
             "and the order of its classes.",
             stacklevel=2,
         )
-    return Setup(method, evaluate, pool)
+    return Setup(method, evaluate, pool, scoring_interval(config, len(test.labels)))
+
+
+def scoring_interval(config: Config, images: int) -> int:
+    """Epochs from one evaluation on so many images to the next: one, or as many as keep it under 5 % of the work.
+
+    Work is counted in passes of an image through a network, a gradient as two more. It depends on the config and the
+    number of images alone, so that a run scores the same epochs wherever it runs and however often it was stopped.
+    """
+    student = config.student_steps * config.student_batch * (1 + 3)  # teacher, and student with its gradient
+    synthesis = config.rounds * config.generator_steps * config.generator_batch * (3 + 3)  # generator and teacher
+    return math.ceil(images / (0.05 * config.repeats * (student + synthesis)))
 
 
 def choose_device(name: str | None) -> torch.device:

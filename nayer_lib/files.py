@@ -9,9 +9,11 @@ import hashlib
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -121,6 +123,24 @@ def load_torch(path: Path) -> object:
         raise UserError(
             f"{path} cannot be read as weights: it is cut short, or holds more than tensors and is not executed for "
             f"safety ({type(error).__name__})."
+        ) from error
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in an .npz file, by name. Nothing in it is unpickled.
+
+    Raises:
+        MissingFile: there is no such file.
+        UserError: the file is cut short, is no .npz file, or holds pickled objects.
+    """
+    if not Path(path).is_file():
+        raise MissingFile(f"{path} does not exist.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is not a whole .npz file of plain arrays: make or download it again. Nothing in it was executed."
         ) from error
 
 

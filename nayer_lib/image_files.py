@@ -64,15 +64,10 @@ def read_images(paths: Sequence[Path], size: int, channels: int = 3, shorter_sid
     Raises:
         UserError: a file that is no whole image.
     """
-    from PIL import Image
     from tqdm import tqdm
 
     def decode(path: Path) -> Tensor:
-        try:
-            with Image.open(path) as image:
-                image = image.convert("L" if channels == 1 else "RGB")
-        except OSError as error:
-            raise UserError(f"{path} is not a whole image: remove or replace it.") from error
+        image = _open(path, channels)
         if shorter_side is None:
             image = image.resize((size, size))
         else:
@@ -87,3 +82,31 @@ def read_images(paths: Sequence[Path], size: int, channels: int = 3, shorter_sid
         for image, pixels in zip(images, decoded, strict=True):
             image.copy_(pixels)
     return images
+
+
+def read_sheets(paths: Sequence[Path], size: int, channels: int = 3) -> Tensor:
+    """Decode sheets, each a column of square images, from top to bottom: (N, channels, size, size) uint8.
+
+    Raises:
+        UserError: a file that is no whole image, or no column of images of this size.
+    """
+
+    def decode(path: Path) -> Tensor:
+        image = _open(path, channels)
+        if image.width != size or image.height % size:
+            raise UserError(f"{path} has {image.width} x {image.height} pixels: no column of {size} x {size} images.")
+        return torch.from_numpy(np.array(image).reshape(-1, size, size, channels)).permute(0, 3, 1, 2).contiguous()
+
+    with ThreadPoolExecutor() as pool:
+        return torch.cat(list(pool.map(decode, paths)))
+
+
+def _open(path: Path, channels: int):
+    """A whole image file as grey or RGB."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("L" if channels == 1 else "RGB")
+    except OSError as error:
+        raise UserError(f"{path} is not a whole image: remove or replace it.") from error

@@ -3,7 +3,8 @@
 A sweep file is JSON: "preset", "variant" and "profile" (as in `make_config`), "seeds", "common" overrides, and "arms",
 a name -> overrides map. Arms of unequal budgets cannot be compared, so a file that wants them says
 "unequal_budgets": true. A file that is there to choose a setting says "split": "validation", on which its runs are
-scored then, in place of the test split.
+scored then, in place of the test split. "primary" names, before anything runs, the at most six contrasts that the sweep
+is there to decide, each an arm and its reference; every card of the sweep keeps the hash of what was so registered.
 
 Every run is a process of its own, the `distill` command: one that dies takes no other with it, no setting of one
 reaches the next, and what it prints stands in log.txt in its run folder. A run that has finished is known by its card
@@ -34,20 +35,41 @@ import torch
 from . import files
 from .config import Config, make_config
 from .errors import MissingFile, UserError, unknown
-from .results.runs import card_config, device_name, kept_cards, local_cards, new_id, read_card, resumable, split_of
+from .results.runs import (
+    REGISTRATION,
+    card_config,
+    device_name,
+    kept_cards,
+    local_cards,
+    new_id,
+    read_card,
+    resumable,
+    split_of,
+)
 
-FIELDS = {"preset", "variant", "profile", "seeds", "common", "arms", "unequal_budgets", "split"}
+FIELDS = {"preset", "variant", "profile", "seeds", "common", "arms", "unequal_budgets", "split", "primary", "compute"}
 BACKENDS = ("local", "ray")
+PRIMARY = 6  # contrasts at most: each further one makes all of them harder to decide
 _PROCESSES = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Arms of a sweep file: name -> one config a seed; and the split on which its runs are scored."""
+    """A sweep file.
+
+    Attributes:
+        name: of the file.
+        arms: name -> one config a seed.
+        split: on which its runs are scored.
+        primary: the contrasts that it is there to decide, (arm, reference).
+        registration: sha256 of all in the file that decides what they are; None where it names none.
+    """
 
     name: str
     arms: dict[str, list[Config]]
     split: str = "test"
+    primary: tuple[tuple[str, str], ...] = ()
+    registration: str | None = None
 
     def runs(self, share: str | None = None) -> list[tuple[str, Config]]:
         """Every run once, as (arm, config), seed by seed: a sweep that is cut short has every arm with fewer seeds.
@@ -102,7 +124,9 @@ def read_sweep(path: Path) -> Sweep:
         raise UserError(
             f"{path}: 'seeds' is a list of numbers, 'arms' maps names to config fields ({error})."
         ) from error
-    sweep = Sweep(path.stem, arms, spec.get("split", "test"))
+    primary = _primary(path, spec.get("primary", []), arms)
+    registration = files.text_hash(json.dumps(spec, sort_keys=True)) if primary else None
+    sweep = Sweep(path.stem, arms, spec.get("split", "test"), primary, registration)
     if sweep.split not in ("test", "validation"):
         raise unknown("split of a sweep", sweep.split, ("test", "validation"))
     budgets = {arm: budget(config) for arm, config in sweep.runs()}
@@ -115,6 +139,16 @@ def read_sweep(path: Path) -> Sweep:
                 'all arms one budget, or say "unequal_budgets": true in the file.'
             )
     return sweep
+
+
+def _primary(path: Path, pairs: object, arms: dict[str, list[Config]]) -> tuple[tuple[str, str], ...]:
+    """The primary contrasts of a file, if each is a pair of two of its arms."""
+    whole = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    if not whole or len(pairs) > PRIMARY or any(a == b or not {a, b} <= set(arms) for a, b in pairs):
+        raise UserError(
+            f"{path}: 'primary' is a list of at most {PRIMARY} pairs [arm, reference] of two of its arms, not {pairs}."
+        )
+    return tuple(map(tuple, pairs))
 
 
 def budget(config: Config) -> dict[str, int]:
@@ -183,7 +217,7 @@ def run_sweep(
         return []
     folder = files.runs_dir().resolve()
     with parallel_config(**where):
-        results = Parallel(batch_size=1)(delayed(_run)(arm, config, folder, gpus, sweep.split) for arm, config in left)
+        results = Parallel(batch_size=1)(delayed(_run)(arm, config, folder, gpus, sweep) for arm, config in left)
     return [sentence for sentence in results if sentence]
 
 
@@ -270,13 +304,15 @@ def _on_ray(jobs: int | None) -> tuple[dict, None]:
     return {"backend": "ray", "n_jobs": jobs, "ray_remote_args": {"num_gpus": min(1, gpus / jobs)}}, None
 
 
-def _run(arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None, split: str) -> str | None:
+def _run(arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None, sweep: Sweep) -> str | None:
     """One run in a process of its own. Prints how it ended; returns that sentence if it failed."""
+    split, environment = sweep.split, {REGISTRATION: sweep.registration or ""}
     new = new_id(config) if split == "test" else f"{new_id(config)}-{split}"
     log = (resumable(config, split) or runs_dir / new) / "log.txt"  # what stopped half-way goes on
     gpu = gpus.get() if gpus else None
     try:
-        status = _process(_command(config, log.parent, split), log, {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+        environment |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
+        status = _process(_command(config, log.parent, split), log, environment)
         card = read_card(log.parent) if status == 0 else {"status": _reason(status, log)}
     except Exception as error:  # whatever it is, the other runs go on
         card = {"status": f"{type(error).__name__}: {error}"}

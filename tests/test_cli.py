@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import TINY, call, read_json, refused
+from tiny import TINY, call, read_json, refused, write_sheets
 
 from nayer_lib import cli, files
 from nayer_lib.classifiers.teacher import make_classifier, save_classifier
 from nayer_lib.config import DIVERGENCES
-from nayer_lib.datasets import DATASETS
+from nayer_lib.datasets import DATASETS, load_split
 from nayer_lib.results.ablations import ablations_page, with_effects
 from nayer_lib.results.comparison import tables_page
 from nayer_lib.results.runs import kept_cards, read_card
@@ -195,6 +195,16 @@ def test_python_m_nayer_lib_lists_the_commands():
     done = subprocess.run([sys.executable, "-m", "nayer_lib", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in ("demo", "distill", "teacher", "lte", "runs", "report"))
+
+
+def test_images_of_the_data_set_may_lie_elsewhere(tmp_path, capsys):
+    """The split is the same, and so is what the card says of it."""
+    part = load_split("digits", "test")
+    write_sheets(tmp_path / "sheets", "test", part.images, part.labels)
+    call(capsys, "distill", "--images", f"{tmp_path}/sheets", "--out", f"{tmp_path}/run", "--device", "cpu", *TINY_SET)
+    told = read_card(tmp_path / "run")["test_split"]
+    sha256 = files.tensors_hash({"images": part.images, "labels": part.labels})
+    assert told == {"split": "test", "images": 500, "sha256": sha256}
 
 
 def test_images_of_ones_own_have_no_split(tmp_path, capsys):

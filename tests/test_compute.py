@@ -77,6 +77,16 @@ def test_float16_scales_its_loss_and_leaves_out_steps_that_overflow():
     assert method.scaler.get_scale() < 2.0**100
 
 
+def test_a_resumed_run_goes_on_with_the_scale_that_it_had():
+    """Else a scale that overflowed is tried again, and steps are left out that the whole run took."""
+    first, second = (setup(Compute("fp16")).method for _ in range(2))
+    first.synthesize(1)
+    first.scaler.load_state_dict(first.scaler.state_dict() | {"scale": 2.0**100})
+    first.student_step(first.sample(16))  # overflows: half of it is tried next
+    second.load_state_dict(first.state_dict())
+    assert second.scaler.get_scale() == first.scaler.get_scale() == 2.0**99
+
+
 def test_an_unknown_precision_is_told():
     with pytest.raises(UserError, match="unknown precision 'fp8'. Did you mean 'fp"):
         Compute("fp8")

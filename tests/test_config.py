@@ -92,11 +92,14 @@ def test_the_settings_of_a2_and_section_3_3_hold_in_every_preset():
 # --- presets
 
 
-def test_presets_are_the_columns_of_table_1_and_the_two_digit_sets():
+OUR_PRESETS = {"digits", "color_digits", "cifar10-resnet20-wrn16_1"}
+
+
+def test_presets_are_the_columns_of_table_1_and_three_for_a_cpu():
     columns = paper.table(1)[["dataset", "teacher", "student"]].drop_duplicates().itertuples(index=False)
     printed = {f"{c.dataset}-{c.teacher}-{c.student}": tuple(c) for c in columns}
     assert len(printed) == 12
-    assert set(PRESETS) == set(printed) | {"digits", "color_digits"}
+    assert set(PRESETS) == set(printed) | OUR_PRESETS
     for name, column in printed.items():
         config = full(name)
         assert (config.dataset, config.teacher, config.student) == column
@@ -105,6 +108,7 @@ def test_presets_are_the_columns_of_table_1_and_the_two_digit_sets():
 def test_each_profile_has_a_preset_of_its_own():
     assert set(DEFAULT_PRESETS) == set(PROFILES)
     assert make_config().dataset == "digits" and make_config().profile == "quick"
+    assert make_config(profile="hour") == make_config("cifar10-resnet20-wrn16_1", profile="hour")
     assert make_config(profile="lab") == make_config("cifar10-wrn40_2-wrn16_2", profile="lab")
 
 

@@ -1,5 +1,6 @@
 """Data sets: splits that never change and share no drawing, and facts that fit the images."""
 
+import hashlib
 import pickle
 import shutil
 import socket
@@ -10,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision.datasets
 from PIL import Image
+from tiny import write_sheets
 
 from nayer_lib import datasets
-from nayer_lib.datasets import DATASETS, INKS, SPLITS, dataset, load_split
+from nayer_lib.datasets import DATASETS, INKS, SPLITS, dataset, is_packed, load_packed, load_split
 from nayer_lib.errors import MissingFile, UserError
+from nayer_lib.files import tensors_hash
 from nayer_lib.text.labels import wnids
 
 SIZES = {"fit": 1000, "validation": 297, "test": 500, "train": 1297}
@@ -193,7 +197,6 @@ def sets(monkeypatch, tmp_path) -> Path:
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny_imagenet", "imagenet"])
 def test_without_file_and_network_there_is_one_sentence_at_once(sets, name):
-    pytest.importorskip("torchvision.datasets")
     start = time.perf_counter()
     with pytest.raises(MissingFile, match=f"{name} .*downloaded.*: .*NAYER_DATASETS names another folder") as raised:
         load_split(name, "test")
@@ -204,63 +207,81 @@ def test_without_file_and_network_there_is_one_sentence_at_once(sets, name):
 # --- CIFAR-10 and CIFAR-100
 
 
-class FakeCIFAR:
-    """torchvision's reader over images of one pixel, whose value is their number; notes how it was called."""
-
-    calls = []
-
-    def __init__(self, root, train, download):
-        self.calls.append((root, train, download))
-        count = 50000 if train else 10000
-        numbers = np.arange(count)
-        self.data = np.stack([numbers % 256, numbers // 256, numbers * 0], 1).astype(np.uint8).reshape(count, 1, 1, 3)
-        self.targets = (numbers % 10).tolist()
+FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-@pytest.mark.parametrize(
-    ("split", "numbers"),
-    [("train", (0, 50000)), ("fit", (0, 40000)), ("validation", (40000, 50000)), ("test", (0, 10000))],
-)
-def test_cifar_validates_on_the_last_ten_thousand(monkeypatch, sets, name, split, numbers):
-    monkeypatch.setattr(f"torchvision.datasets.{name.upper()}", FakeCIFAR)
-    monkeypatch.setattr(FakeCIFAR, "calls", [])
-    part = load_split(name, split)
-    expected = torch.arange(*numbers)
-    assert torch.equal(part.images[:, 0, 0, 0] + 256 * part.images[:, 1, 0, 0].long(), expected)
-    assert torch.equal(part.labels, expected % 10)
-    assert FakeCIFAR.calls == [(sets, split != "test", True)]
+@pytest.fixture(params=["cifar10", "cifar100"])
+def cifar(request, sets, monkeypatch):
+    """A few images in CIFAR's files, five of them validation: the data set's name, its folder, what is in each file.
 
-
-@pytest.fixture
-def cifar100_files(sets, monkeypatch):
-    """A few images in CIFAR-100's files: a row is a plane of red, one of green, one of blue. Checksums are waived."""
-    folder, rng = sets / "cifar-100-python", np.random.default_rng(0)
+    A row is a plane of red, one of green, one of blue. torchvision's lists have the checksums of these files.
+    """
+    name, rng = request.param, np.random.default_rng(0)
+    reader, folder = getattr(torchvision.datasets, name.upper()), sets / FOLDERS[name]
     folder.mkdir(parents=True)
     content = {}
-    for part, count in (("train", 7), ("test", 5)):
-        rows = rng.integers(256, size=(count, 3072), dtype=np.uint8)
-        fine, coarse = rng.integers(100, size=count).tolist(), [19] * count
-        content[part] = {"data": rows, "fine_labels": fine, "coarse_labels": coarse}
-    content["meta"] = {"fine_label_names": [name.replace(" ", "_") for name in dataset("cifar100").class_names]}
-    for file, entry in content.items():
-        (folder / file).write_bytes(pickle.dumps(entry))
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5: Path(path).is_file())
-    return content
+    for which in ("train_list", "test_list"):
+        listed = []
+        for file, _ in getattr(reader, which):
+            entry = {"data": rng.integers(256, size=(7, 3072), dtype=np.uint8)}
+            fine = rng.integers(10, size=7).tolist()
+            entry |= {"labels": fine} if name == "cifar10" else {"fine_labels": fine, "coarse_labels": [19] * 7}
+            content[file] = entry
+            (folder / file).write_bytes(pickle.dumps(entry))
+            listed.append([file, hashlib.md5((folder / file).read_bytes()).hexdigest()])
+        monkeypatch.setattr(reader, which, listed)
+    monkeypatch.setattr(datasets, "CIFAR_VALIDATION", 5)
+    return name, folder, content
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_cifar100_is_read_with_its_fine_labels_and_no_network_if_it_is_there(cifar100_files, split):
-    part = load_split("cifar100", split)
-    assert torch.equal(part.images.flatten(1), torch.from_numpy(cifar100_files[split]["data"]))
-    assert part.labels.tolist() == cifar100_files[split]["fine_labels"]
+@pytest.mark.parametrize(
+    ("split", "part"),
+    [("train", slice(None)), ("fit", slice(None, -5)), ("validation", slice(-5, None)), ("test", slice(None))],
+)
+def test_cifar_is_read_from_the_files_of_its_split_alone(cifar, split, part):
+    """Fine labels, in the files' order; neither the other split nor the file of names has to be there."""
+    name, folder, content = cifar
+    files = [file for file in content if file.startswith("test") == (split == "test")]
+    for file in content.keys() - set(files):
+        (folder / file).unlink()
+    rows = np.concatenate([content[file]["data"] for file in files])
+    labels = [k for file in files for k in content[file]["labels" if name == "cifar10" else "fine_labels"]]
+    read = load_split(name, split)
+    assert torch.equal(read.images.flatten(1), torch.from_numpy(rows[part])) and read.images.shape[1:] == (3, 32, 32)
+    assert read.labels.tolist() == labels[part] and read.labels.dtype == torch.int64
 
 
-def test_cifar_that_is_not_whole_is_told(sets):
-    (sets / "cifar-10-batches-py").mkdir(parents=True)
-    (sets / "cifar-10-batches-py" / "test_batch").write_bytes(b"half of it")
-    with pytest.raises(MissingFile, match="cifar10 is not whole in .*: connect .* or put cifar-10-batches-py there"):
-        load_split("cifar10", "test")
+def test_cifar_validates_on_the_last_ten_thousand():
+    assert datasets.CIFAR_VALIDATION == 10_000
+
+
+def test_a_missing_file_of_cifar_is_downloaded_and_checked(cifar, monkeypatch):
+    name, folder, content = cifar
+    file = next(file for file in content if file.startswith("test"))
+    whole = (folder / file).read_bytes()
+    (folder / file).unlink()
+    with pytest.raises(MissingFile, match=f"{name} is not whole in .*: connect .* or put {folder.name} there"):
+        load_split(name, "test")
+    load_split(name, "train")  # whose files are here
+    asked = []
+
+    def download(url, root, filename, md5):
+        asked.append((url, root, filename, md5))
+        (folder / file).write_bytes(whole)
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", download)
+    assert len(load_split(name, "test").labels) == len(load_split(name, "test").labels) == 7
+    reader = getattr(torchvision.datasets, name.upper())
+    assert asked == [(reader.url, folder.parent, reader.filename, reader.tgz_md5)]
+
+
+def test_a_file_with_another_checksum_is_told_and_never_unpickled(cifar, monkeypatch):
+    name, folder, content = cifar
+    file = next(file for file in content if file.startswith("test"))
+    (folder / file).write_bytes((folder / file).read_bytes() + b" ")
+    monkeypatch.setattr(pickle, "loads", lambda *_, **__: pytest.fail("unpickled"))
+    with pytest.raises(UserError, match=f"{file} is not the official file, its checksum differs: remove or replace it"):
+        load_split(name, "test")
 
 
 # --- Tiny-ImageNet
@@ -411,6 +432,88 @@ def test_imagenet_wants_its_thousand_classes_and_gives_no_training_images(imagen
     for split in ("train", "fit", "validation"):
         with pytest.raises(UserError, match="do not fit into memory, so only its test split is read"):
             load_split("imagenet", split)
+
+
+# --- images that lie elsewhere
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_sheets_are_read_as_the_split_they_were_made_of(splits, tmp_path, name):
+    for split in ("train", "test"):
+        whole = splits[name][split]
+        write_sheets(tmp_path / "sheets", split, whole.images, whole.labels)
+        assert is_packed(tmp_path / "sheets", split)
+        read = load_packed(tmp_path / "sheets", name, split)
+        assert torch.equal(read.images, whole.images) and torch.equal(read.labels, whole.labels)
+        assert read.name == split and read.labels.dtype == torch.int64
+    sheets = sorted((tmp_path / "sheets").glob("train_*.png"))
+    sheets[-1].unlink()  # the first sheets are enough
+    part, count = load_packed(tmp_path / "sheets", name, "train"), 200 * (len(sheets) - 1)
+    assert torch.equal(part.images, splits[name]["train"].images[:count]) and len(part.labels) == count
+    sheets[1].unlink()
+    with pytest.raises(UserError, match=r"the sheets train_\* in .* must be numbered from 0 without a gap"):
+        load_packed(tmp_path / "sheets", name, "train")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_an_npz_file_is_read_in_either_layout(splits, tmp_path, channels_last):
+    whole = splits["color_digits"]["test"]
+    images = whole.images.permute(0, 2, 3, 1) if channels_last else whole.images
+    np.savez(tmp_path / "a.npz", images=images.numpy(), labels=whole.labels.numpy().astype(np.int32))
+    read = load_packed(tmp_path / "a.npz", "color_digits")
+    assert is_packed(tmp_path / "a.npz") and torch.equal(read.images, whole.images)
+    assert torch.equal(read.labels, whole.labels) and read.name == "test" and read.images.is_contiguous()
+
+
+GREY = np.zeros((3, 1, 8, 8), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"labels": np.arange(3)}, r"are float64 of shape \(0,\): for digits give `images` as uint8"),
+        (
+            {"images": GREY[:, 0], "labels": np.arange(3)},
+            r"of shape \(3, 8, 8\): for digits give `images` as uint8, \(N",
+        ),
+        ({"images": np.zeros((3, 3, 8, 8), np.uint8), "labels": np.arange(3)}, r"of shape \(3, 3, 8, 8\): for digits"),
+        ({"images": GREY / 255, "labels": np.arange(3)}, "are float64 of shape"),
+        ({"images": GREY}, r"3 test images and float64 `labels` of shape \(0,\): give one whole number an image"),
+        ({"images": GREY, "labels": np.arange(4)}, r"3 test images and int64 `labels` of shape \(4,\)"),
+        ({"images": GREY, "labels": np.arange(3.0)}, "3 test images and float64 `labels`"),
+        ({"images": GREY, "labels": np.eye(3, dtype=int)}, r"`labels` of shape \(3, 3\)"),
+        ({"images": GREY[:0], "labels": np.arange(0)}, "has 0 test images"),
+        ({"images": GREY, "labels": np.array([0, 10, 9])}, "go from 0 to 10, and digits has 10 classes"),
+        ({"images": GREY, "labels": np.array([0, -1, 9])}, "go from -1 to 9, and digits has 10 classes"),
+    ],
+)
+def test_an_npz_file_of_other_images_or_labels_is_told(tmp_path, arrays, told):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=told):
+        load_packed(tmp_path / "a.npz", "digits")
+
+
+def test_sheets_without_enough_labels_or_none_at_all_are_told(splits, tmp_path):
+    part = splits["digits"]["test"]
+    write_sheets(tmp_path / "sheets", "test", part.images, part.labels[:400])
+    with pytest.raises(UserError, match=r"has 500 test images and uint8 `labels` of shape \(400,\): give one"):
+        load_packed(tmp_path / "sheets", "digits")
+    (tmp_path / "sheets" / "test_labels.npz").unlink()
+    assert not is_packed(tmp_path / "sheets")
+    with pytest.raises(MissingFile, match="test_labels.npz does not exist"):
+        load_packed(tmp_path / "sheets", "digits")
+    for path in (tmp_path / "sheets", tmp_path / "nowhere"):
+        with pytest.raises(
+            MissingFile, match=r"no images in .*: it should be an .npz file, or a folder of sheets train_000"
+        ):
+            load_packed(path, "digits", "train")
+
+
+def test_sheets_of_cifar10_are_its_images(test_data):
+    part = load_packed(test_data / "cifar10", "cifar10", "test")
+    assert tensors_hash({"images": part.images, "labels": part.labels}) == (
+        "e8f9f500afb5f609bb3cb5736a509b28a3e1a0f190ee9de92d9462185952de82"  # in the card of a run on CIFAR-10
+    )
 
 
 # --- CIFAR-10 itself

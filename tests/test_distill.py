@@ -1,6 +1,7 @@
 """Algorithm 1's outer loop with a method that only writes down what it is asked, and the set-up of a run."""
 
 import dataclasses
+import math
 import re
 import time
 from pathlib import Path
@@ -12,11 +13,13 @@ from torch import nn
 
 from nayer_lib import datasets, distill, files
 from nayer_lib.classifiers.teacher import Classifier, load_teacher, make_classifier, save_classifier
-from nayer_lib.datasets import DATASETS
+from nayer_lib.config import make_config
+from nayer_lib.datasets import DATASETS, Split
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.evaluate import Scores
 from nayer_lib.methods.base import Batch, Method, NonFiniteLoss, SynthesisReport
-from nayer_lib.text.lte_pool import build_pool
+from nayer_lib.text.lte_pool import build_pool, load_pool, pool_path
+from nayer_lib.text.prompts import template
 
 SCORES = Scores(0.5, 0.6, 0.7, torch.zeros(10), torch.zeros(500))
 
@@ -90,6 +93,29 @@ def test_a_warm_up_epoch_has_no_student_steps_and_no_scores():
     assert (warmup.student_loss, warmup.scores, warmup.images) == (None, None, 5)
     assert all(epoch.scores is SCORES for epoch in rest)
     assert not any(epoch.scores is None for epoch in Diary(warmup_epochs=0).run())
+
+
+def test_every_so_many_epochs_are_scored_and_the_last_always():
+    method = Diary(warmup_epochs=1, epochs=5)
+    epochs = list(distill.distill(method, method.score, score_every=2))
+    assert [epoch.scores is not None for epoch in epochs] == [False, True, False, True, False, True]
+    assert all(epoch.student_loss is not None for epoch in epochs[1:]) and method.calls.count("score") == 3
+
+
+def test_scoring_takes_at_most_a_twentieth_of_the_work():
+    config = make_config("cifar10-resnet20-wrn16_1", student_steps=30)  # 2 rounds x 20 steps x 100 images; 30 x 128
+    passes = 2 * 20 * 100 * 6 + 30 * 128 * 4
+    assert distill.scoring_interval(config, 10_000) == math.ceil(10_000 / (passes / 20)) == 6
+    assert distill.scoring_interval(config, passes // 20) == 1
+    for preset, profile, images in [("digits", "quick", 500), ("color_digits", "quick", 2500), (None, "hour", 10_000)]:
+        assert distill.scoring_interval(make_config(preset, profile=profile), images) == 1
+
+
+def test_a_setup_knows_how_often_to_score():
+    split = Split(torch.zeros(300, 1, 8, 8, dtype=torch.uint8), torch.zeros(300, dtype=torch.long))
+    with pytest.warns(UserWarning, match="chance"):
+        setup = distill.prepare(tiny_config(), test=split, device="cpu")
+    assert setup.score_every == distill.scoring_interval(setup.method.config, 300) > 1
 
 
 @pytest.mark.parametrize(("variant", "total"), [("released", 5), ("paper", 3)])
@@ -166,7 +192,21 @@ def test_students_of_the_same_seed_begin_alike_and_learn():
     assert losses[-1] < losses[0]
 
 
+def test_another_seed_begins_with_another_student():
+    seeds = (0, 1)
+    begins = [next(tiny_setup(seed=seed).method.student.parameters()) for seed in seeds]
+    assert not torch.equal(*begins)
+
+
 # --- prepare
+
+
+@pytest.mark.parametrize("prompt", ["a", "p2"])
+def test_the_pool_is_of_the_configs_prompt(prompt):
+    """Table 5 and D9 hang on it."""
+    setup = tiny_setup(prompt=prompt)
+    kept = load_pool(pool_path("digits", "sbert", prompt), setup.method.teacher.class_names)
+    assert setup.pool.header["prompt"] == template(prompt) and torch.equal(setup.method.table, kept.table)
 
 
 def test_prepare_gives_a_frozen_teacher_a_fresh_student_and_the_same_ruler_for_both():

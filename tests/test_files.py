@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -187,6 +189,48 @@ def test_a_damaged_header_is_told(tmp_path):
     save_file(TENSORS, tmp_path / "weights.safetensors", metadata={files.HEADER: json.dumps({"seed": 0})[:-1]})
     with pytest.raises(UserError, match="not a whole safetensors file"):
         files.load_tensors(tmp_path / "weights.safetensors")
+
+
+# --- arrays
+
+
+def test_arrays_of_an_npz_file_come_back_by_name(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", rows=np.arange(6).reshape(2, 3), names=np.array(["x", "y"]))
+    read = files.load_arrays(tmp_path / "a.npz")
+    assert list(read) == ["rows", "names"] and read["rows"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_what_is_no_npz_file_of_plain_arrays_is_told_and_never_unpickled(tmp_path):
+    whole, path = tmp_path / "whole.npz", tmp_path / "a.npz"
+    np.savez(whole, rows=np.arange(600))
+    np.save(tmp_path / "rows.npy", np.arange(3))
+    spoilt = bytearray(whole.read_bytes())
+    spoilt[400] ^= 1  # its checksum tells
+    for content in (
+        b"",
+        b"text",
+        pickle.dumps(Loud()),
+        whole.read_bytes()[:-30],
+        (tmp_path / "rows.npy").read_bytes(),
+        spoilt,
+    ):
+        path.write_bytes(content)
+        with pytest.raises(
+            UserError, match="a.npz is not a whole .npz file of plain arrays: make or download it again"
+        ):
+            files.load_arrays(path)
+    np.savez(path, rows=np.array([Loud()]))
+    with pytest.raises(UserError, match="of plain arrays.* Nothing in it was executed"):
+        files.load_arrays(path)
+    with pytest.raises(MissingFile, match="nowhere.npz does not exist"):
+        files.load_arrays(tmp_path / "nowhere.npz")
+
+
+class Loud:
+    """Unpickled, it would end the tests."""
+
+    def __reduce__(self):
+        return pytest.exit, ("a file was unpickled",)
 
 
 # --- hashes

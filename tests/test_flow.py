@@ -18,6 +18,7 @@ generator.noisy_layer generator.latents generator.networks generator.vae
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
 compute ranks classifiers.training
 image_files datasets augment losses memory evaluate geometry metrics config.fields config.methods config
+algorithm1
 methods.base methods.rounds methods.nayer methods.fm methods.deepinv methods.cmi
 methods.dafl methods.zskt methods.dfq_choi methods.mad methods.spaceship methods.dfad
 methods.replay methods.prekd methods.mbdfkd methods.bilevel methods.kakr_mb methods.kakr_gr

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from nayer_lib.errors import MissingFile, UserError
-from nayer_lib.image_files import class_folders, read_images, with_labels
+from nayer_lib.image_files import class_folders, read_images, read_sheets, with_labels
 
 
 @pytest.fixture
@@ -82,3 +82,23 @@ def test_a_file_that_is_no_whole_image_is_named(tmp_path):
     for name in ("half.jpg", "text.jpg", "missing.jpg"):
         with pytest.raises(UserError, match=f"{name} is not a whole image: remove or replace it"):
             read_images([tmp_path / "whole.jpg", tmp_path / name], 8)
+
+
+@pytest.mark.parametrize(("ending", "mode", "channels"), [("png", "RGB", 3), ("webp", "RGB", 3), ("png", "L", 1)])
+def test_a_sheet_is_a_column_of_images(tmp_path, ending, mode, channels):
+    rng = np.random.default_rng(0)
+    sheets = [rng.integers(256, size=(6 * count, 6, channels), dtype=np.uint8) for count in (3, 1)]
+    paths = [tmp_path / f"{k}.{ending}" for k in range(2)]
+    for path, pixels in zip(paths, sheets, strict=True):
+        Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels).convert(mode).save(path, lossless=True)
+    images = read_sheets(paths, 6, channels)
+    assert images.shape == (4, channels, 6, 6) and images.dtype == torch.uint8 and images.is_contiguous()
+    assert torch.equal(images[2].permute(1, 2, 0), torch.from_numpy(sheets[0][12:]))
+    assert torch.equal(images[3].permute(1, 2, 0), torch.from_numpy(sheets[1]))
+
+
+@pytest.mark.parametrize("size", [(6, 13), (5, 12), (12, 6)])
+def test_a_sheet_of_another_size_is_told(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "sheet.png")
+    with pytest.raises(UserError, match=rf"sheet.png has {size[0]} x {size[1]} pixels: no column of 6 x 6 images"):
+        read_sheets([tmp_path / "sheet.png"], 6)

@@ -131,6 +131,26 @@ def test_a_wrong_override_is_told_before_anything_runs(write, where, override, s
         read_sweep(write(spec))
 
 
+PRIMARY = {"primary": [["z", "text"]]}
+
+
+@pytest.mark.parametrize(
+    "pairs", [[["text", "nothing"]], [["z"]], ["z", "text"], [["z", "z"]], 7 * [["z", "text"]], 3, {"z": "text"}]
+)
+def test_a_primary_contrast_is_a_pair_of_two_arms(write, pairs):
+    with pytest.raises(UserError, match=r"'primary' is a list of at most 6 pairs \[arm, reference\]"):
+        read_sweep(write(SPEC | {"primary": pairs}))
+
+
+def test_what_was_registered_is_known_by_its_hash(write):
+    assert read_sweep(write(SPEC)).registration is None
+    sweep = read_sweep(write(SPEC | PRIMARY))
+    assert sweep.primary == (("z", "text"),) and len(sweep.registration) == 64
+    assert read_sweep(write(dict(reversed((SPEC | PRIMARY).items())))).registration == sweep.registration
+    others = [{"seeds": [7]}, {"common": {"epochs": 2}}, {"primary": [["text", "z"]]}]
+    assert sweep.registration not in [read_sweep(write(SPEC | PRIMARY | other)).registration for other in others]
+
+
 @pytest.mark.parametrize("name", ["preset", "variant", "profile"])
 def test_an_unknown_preset_variant_or_profile_is_told(write, name):
     with pytest.raises(UserError, match=f"unknown {name} 'digit'"):
@@ -403,7 +423,8 @@ if does == "spoil":
     torch.manual_seed(4)
 status = "stopped before its last epoch" if does == "stop" else "finished"
 card = json.loads(sys.argv[3]) | {"id": folder.name, "status": status, "seen": seen, "time": (begin, time.time())}
-(folder / "card.json").write_text(json.dumps(card))
+(folder / "card.partial").write_text(json.dumps(card))
+(folder / "card.partial").rename(folder / "card.json")  # whole, as a real run's is at any time
 """
 
 
@@ -645,6 +666,8 @@ def in_process(monkeypatch):
 
     def called(command, log, environment):
         assert command[1:3] == ["-m", "nayer_lib"]
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             status = cli.main(command[3:])
@@ -669,6 +692,13 @@ def test_the_command_of_a_run_is_exactly_its_config(write, no_runs, in_process):
     assert run_sweep(read) == []
     [card] = local_cards()
     assert card_config(card) == read.arms["odd"][0] and card["status"] == "finished"
+    assert card["registration"] is None
+
+
+def test_a_card_keeps_what_was_registered_before_its_run(write, no_runs, in_process):
+    read = read_sweep(write(SPEC | {"seeds": [5]} | PRIMARY))
+    assert run_sweep(read) == []
+    assert [card["registration"] for card in local_cards()] == 2 * [read.registration]
 
 
 def test_a_sweep_that_chooses_is_scored_on_validation_and_its_cards_stand_for_no_other(write, no_runs, in_process):
@@ -846,6 +876,10 @@ MAY_DIFFER = {  # by the first word of a file's name
     "rates": RATES | TURNS,
     "rates3": RATES | {"latent"},
     "published": TURNS | {"method", "protocol", "student_batch"},
+    "hour": TURNS,
+    "speed": {"latent"},
+    "controls": {"latent", "embedding", "encoder"},
+    "paper": {"variant", *(field for row in DIVERGENCES.values() for field in row)},
 }
 SHARED = "dataset teacher student profile protocol variant epochs warmup_epochs rounds warmup_rounds".split()
 SHARED += "generator_steps generator_batch student_steps student_batch memory_size".split()  # by all methods of a sweep
@@ -871,6 +905,13 @@ def test_arms_have_three_seeds_or_more_and_differ_in_nothing_but_what_the_sweep_
             assert len({str(config[name]) for config in own}) == 1, name
     for name in set(SHARED) - allowed:
         assert len({str(config[name]) for config in firsts}) == 1, name
+
+
+def test_the_registered_sweeps_have_seeds_that_nobody_has_seen():
+    registered = {path.stem: read_sweep(path) for path in OWN if read_sweep(path).primary}
+    assert set(registered) == {"speed_cifar10", "controls_cifar10", "paper_cifar10"}
+    for read in registered.values():
+        assert {config.seed for _, config in read.runs()} <= set(range(10, 30)) and read.split == "test"
 
 
 @pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)

@@ -1,11 +1,14 @@
 """The smallest run that still does everything: a second of CPU on the digits, with the kept teacher and pool."""
 
+import dataclasses
 import io
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from nayer_lib import cli, files
 from nayer_lib.config import Config, make_config
@@ -32,8 +35,8 @@ def tiny_config(variant: str = "released", **overrides) -> Config:
 
 
 def tiny_setup(variant: str = "released", **overrides) -> Setup:
-    """Teacher, pool, test split, fresh student and method of a tiny config, on the CPU."""
-    return prepare(tiny_config(variant, **overrides), device="cpu")
+    """Teacher, pool, test split, fresh student and method of a tiny config, on the CPU; every epoch is scored."""
+    return dataclasses.replace(prepare(tiny_config(variant, **overrides), device="cpu"), score_every=1)
 
 
 def run_all(setup: Setup, start: int = 0):
@@ -88,3 +91,12 @@ def through_a_file(state: dict) -> dict:
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+def write_sheets(folder, split, images, labels, each=200):
+    """Images (N, C, H, W) as sheets of so many, and the labels of them all."""
+    folder.mkdir(exist_ok=True)
+    for k, part in enumerate(images.split(each)):
+        column = part.permute(0, 2, 3, 1).reshape(-1, part.shape[3], part.shape[1]).squeeze(2)
+        Image.fromarray(column.numpy()).save(folder / f"{split}_{k:03d}.png")
+    np.savez(folder / f"{split}_labels.npz", labels=labels.numpy().astype(np.uint8))

@@ -1,6 +1,7 @@
 """How a teacher is made: supervised training on real data (appendix A.1) that can be interrupted and resumed."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,14 @@ from .teacher import Classifier
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a teacher is trained. The defaults are appendix A.1's."""
+    """How a teacher is trained. The defaults are appendix A.1's.
 
-    epochs: int = 200
+    With `minutes` it ends when so much time has passed, in the middle of an epoch if need be, and `epochs` is None. The
+    rate, one-cycle, then follows the clock and not the steps: it is annealed at the end however fast the machine is.
+    """
+
+    epochs: int | None = 200
+    minutes: float | None = None
     batch: int = 128
     lr: float = 0.1
     momentum: float = 0.9
@@ -29,12 +35,15 @@ class Recipe:
 
 
 # "short" is for a rented GPU: batches four times as large, which a GPU is faster with, at four times the rate (Goyal et
-# al. 2017), reached by a warm-up and annealed within 30 epochs (one-cycle; Smith and Topin 2018).
+# al. 2017), reached by a warm-up and annealed within 30 epochs (one-cycle; Smith and Topin 2018). "laptop" is ours, for
+# two CPU cores and a small network.
 RECIPES = {
     "paper": Recipe(),
     "short": Recipe(epochs=30, batch=512, lr=0.4, nesterov=True, one_cycle=True),
+    "laptop": Recipe(epochs=20, lr=0.2, nesterov=True, one_cycle=True),
     "digits": Recipe(epochs=15, batch=64, nesterov=True, one_cycle=True),
 }
+TICKS = 10_000  # places on a schedule that follows the clock: any number does, since places between them are reached
 
 
 class Training:
@@ -49,10 +58,12 @@ class Training:
         augment: a batch in [0, 1] and a generator -> the augmented batch.
 
     Attributes:
-        epoch: epochs done.
+        epoch: epochs done, the last of them in part where the minutes were over.
+        steps, seconds: steps done, and the time since the first began, that of the caller between epochs included.
 
     Raises:
-        UserError: while iterating, where loss or weights became NaN or infinite; no epoch is yielded for that.
+        UserError: minutes without a one-cycle recipe; and while iterating, where loss or weights became NaN or
+            infinite: no epoch is yielded for that.
     """
 
     def __init__(
@@ -65,7 +76,10 @@ class Training:
         seed: int,
     ):
         self.classifier, self.images, self.labels = classifier, images, labels
-        self.augment, self.recipe, self.epoch = augment, recipe, 0
+        self.augment, self.recipe = augment, recipe
+        self.epoch, self.steps, self.seconds = 0, 0, 0.0
+        if recipe.minutes and not recipe.one_cycle:
+            raise UserError("minutes in place of epochs need a one-cycle recipe: take short or laptop.")
         device = images.device
         self.compute = fastest(device)
         self.compute.lay_out(classifier)
@@ -77,7 +91,8 @@ class Training:
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
         )
-        steps = max(1, len(images) // recipe.batch) * recipe.epochs
+        self.steps_per_epoch = max(1, len(images) // recipe.batch)
+        steps = TICKS if recipe.minutes else self.steps_per_epoch * recipe.epochs
         self.schedule = (
             torch.optim.lr_scheduler.OneCycleLR(self.optimizer, recipe.lr, total_steps=steps)
             if recipe.one_cycle
@@ -86,16 +101,24 @@ class Training:
         self.scaler = self.compute.scaler(device)
 
     def __iter__(self) -> Iterator[float]:
-        while self.epoch < self.recipe.epochs:
-            yield self._train_epoch()
+        begun = time.perf_counter() - self.seconds
+        while self.share < 1:
+            yield self._train_epoch(begun)
         self.classifier.eval()
 
-    def _train_epoch(self) -> float:
+    @property
+    def share(self) -> float:
+        """How much of it is done, in [0, 1]: of the minutes, or else of the epochs."""
+        if self.recipe.minutes:
+            return min(1.0, self.seconds / (60 * self.recipe.minutes))
+        return self.epoch / self.recipe.epochs
+
+    def _train_epoch(self, begun: float) -> float:
         self.classifier.train()
         device, size = self.images.device, self.recipe.batch
         order = torch.randperm(len(self.images), generator=self.rng, device=device)
         batches = [batch for batch in order.split(size) if len(batch) == size] or [order]
-        total = torch.zeros((), device=device)
+        before, total = self.steps, torch.zeros((), device=device)
         for batch in batches:
             images = self.augment(self.images[batch].float() / 255, self.rng)
             with self.compute.autocast(device):
@@ -104,9 +127,14 @@ class Training:
             self.scaler.scale(loss).backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.schedule.step()
             total += loss.detach()
-        mean = total.item() / len(batches)
+            self.steps, self.seconds = self.steps + 1, time.perf_counter() - begun
+            if self.recipe.minutes:
+                self.schedule.last_epoch = self.share * (TICKS - 1) - 1  # the step below goes to where the clock is
+            self.schedule.step()
+            if self.recipe.minutes and self.share == 1:
+                break
+        mean = total.item() / (self.steps - before)
         if not math.isfinite(mean) or not all(x.isfinite().all() for x in self.classifier.state_dict().values()):
             raise UserError(
                 f"loss or weights became NaN or infinite in epoch {self.epoch} of the teacher's training: take another "
@@ -119,6 +147,8 @@ class Training:
         """Everything that decides what happens next."""
         return {
             "epoch": self.epoch,
+            "steps": self.steps,
+            "seconds": self.seconds,
             "weights": self.classifier.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -128,7 +158,7 @@ class Training:
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of `state_dict`, on a training built with the same arguments."""
-        self.epoch = state["epoch"]
+        self.epoch, self.steps, self.seconds = state["epoch"], state["steps"], state["seconds"]
         self.classifier.net.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -64,7 +64,7 @@ def distill(
     Args:
         preset: a column of Table 1 ("cifar10-wrn40_2-wrn16_2", ...) or a digit set; default: the profile's own.
         variant: "released" (the authors' code) or "paper" (the text).
-        profile: "quick" (laptop), "lab" (one GPU) or "full" (Table 8).
+        profile: "quick" (laptop), "hour" (CIFAR-10 on a CPU), "lab" (one GPU) or "full" (Table 8).
         method: "nayer", or another row of Table 1: "deepinv", "cmi", "fm", ...
         protocol: "equal" (Table 8's budget for every method) or "published" (the method's own schedule).
         seed: of the student, the generator and every draw.
@@ -75,7 +75,8 @@ def distill(
         mean: of its normalisation, a number a channel, in [0, 1] units; default: the data set's.
         std: likewise.
         lte: a pool of label-text embeddings for its classes; default: the kit's own.
-        images: your own evaluation images, a subfolder a class; default: the data set's test split.
+        images: your own evaluation images, a subfolder a class; or the data set's, an .npz file or a folder of sheets
+            as `teacher train --help` says; default: the data set's test split.
         size: pixels to resize them to.
         split: of the data set, to score on: "validation" where a setting is chosen.
         device: "cpu" or "cuda"; default: the GPU where there is one.
@@ -99,7 +100,9 @@ def distill(
         raise UserError("--images are scored on as they are: leave --split out.")
     if split != "test" and not dry_run:
         test = datasets.load_split(config.dataset, split)
-    if images:
+    if images and datasets.is_packed(images):
+        test = datasets.load_packed(images, config.dataset)
+    elif images:
         if not own:
             raise UserError("--images needs --teacher: the kit's own teachers have their own test images.")
         test = datasets.load_folder(images, own.class_names, size, len(own.mean))
@@ -133,14 +136,15 @@ def distill(
     return run
 
 
-def runs(keep: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None) -> None:
+def runs(keep: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None, student: bool = False) -> None:
     """List the runs on this machine, or keep one: copy its card to data/runs.
 
     Args:
         keep: the id of a finished run.
+        student: keep the student's weights too, as float16.
     """
     if keep:
-        print(cards.keep(keep))
+        print(cards.keep(keep, student))
         return
     for card in cards.local_cards():
         accuracy = f"{100 * card['accuracy_last']:.1f} %" if "accuracy_last" in card else ""

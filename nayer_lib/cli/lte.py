@@ -46,20 +46,27 @@ def build(
 
 
 def convert(
-    dataset: str, released: Path, order: Path | None = None, classes: Path | None = None, out: Path | None = None
+    dataset: str,
+    released: Path,
+    key: str | None = None,
+    order: Path | None = None,
+    classes: Path | None = None,
+    out: Path | None = None,
 ) -> None:
     """Turn one of the authors' released tables into a pool; its bytes are read and nothing is unpickled.
 
     Args:
         dataset: its name; the class names stand in data/labels.
-        released: the pickle, label_embedding/<data set>_le.pickle of the authors' repository.
-        order: the authors' list of class names beside it, one a line; needed for tiny_imagenet, whose rows are in
-            another order than its labels.
+        released: the pickle, label_embedding/<data set>_le.pickle of the authors' repository; or an .npz file with
+            such a table NAME and its class names NAME_labels.
+        key: the NAME of the table in an .npz file; default: the data set's.
+        order: the authors' list of class names beside a pickle, one a line; needed for tiny_imagenet, whose rows are
+            in another order than its labels.
         classes: your own class names, one a line, in place of the data set's.
         out: default: data/lte/<data set>.clip.a.safetensors.
     """
     names = _names(dataset, classes)
-    pool = released_pool(released, names, read_names(order) if order else None)
+    pool = released_pool(released, names, read_names(order) if order else None, key or dataset)
     _save(pool, out or pool_path(dataset, "clip", "a"))
     if moved := pool.header["moved_rows"]:
         print(f"{moved} of {len(names)} rows stood at another class's place; they were put right by name")

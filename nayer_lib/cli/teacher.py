@@ -8,21 +8,25 @@ from tyro.conf import Positional
 
 from .. import datasets, files
 from ..augment import crop_and_flip
+from ..classifiers import KNOWN
 from ..classifiers.teacher import Classifier, make_classifier, save_classifier, teacher_path
 from ..classifiers.training import RECIPES, Training, resume_training, save_partial
 from ..config import PRESETS, Config
 from ..distill import choose_device
 from ..errors import MissingFile, UserError, unknown
 from ..evaluate import Evaluator, Scores
+from ..results import paper
+from ..results.runs import device_name
 from .common import own_teacher
-
-SHIPPED = ("digits", "color_digits")  # data sets whose teachers the kit brings
 
 
 def train(
     dataset: str,
     network: str,
     recipe: str | None = None,
+    minutes: float | None = None,
+    images: Path | None = None,
+    test_images: Path | None = None,
     split: str = "train",
     seed: int = 0,
     device: str | None = None,
@@ -35,8 +39,13 @@ def train(
     Args:
         dataset: "digits", "color_digits", "cifar10", "cifar100" or "tiny_imagenet".
         network: "wrn10_1", "wrn40_2", "resnet34", "vgg11", ...
-        recipe: "paper" (appendix A.1, 200 epochs), "short" (30 epochs) or "digits" (15 epochs); default: "digits" for
-            the digit sets, "paper" for the others.
+        recipe: "paper" (appendix A.1, 200 epochs), "short" (30 epochs, a GPU), "laptop" (20 epochs) or "digits" (15
+            epochs); default: "digits" for the digit sets, "paper" for the others, with --minutes "laptop".
+        minutes: train so long, in place of the recipe's epochs; its rate is annealed by then. Scoring comes after.
+        images: training images that lie elsewhere: an .npz file with images and labels, or a folder of sheets
+            train_000.png, ... (columns of images) with train_labels.npz; default: the data set's own.
+        test_images: images to score on, likewise; default: the test_ sheets in the folder of --images, else the data
+            set's own.
         split: "train", or "fit" to keep the validation part unseen.
         seed: of the weights and the batches.
         device: "cpu" or "cuda"; default: the GPU where there is one.
@@ -47,27 +56,42 @@ def train(
     from tqdm import tqdm
 
     facts = datasets.dataset(dataset)
-    recipe = recipe or ("digits" if dataset in SHIPPED else "paper")
+    recipe = recipe or ("digits" if "digits" in dataset else "laptop" if minutes else "paper")
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
     if split not in ("train", "fit"):
         raise unknown("split to train on", split, ("train", "fit"))
+    if split == "fit" and (images or test_images):
+        raise UserError("--split fit is of the data set's own images: leave --images and --test-images out.")
     chosen, on = RECIPES[recipe], choose_device(device)
+    if minutes is not None:
+        if minutes <= 0:
+            raise UserError(f"--minutes must be more than 0, not {minutes:g}.")
+        chosen = dataclasses.replace(chosen, epochs=None, minutes=minutes)
     path = out or teacher_path(dataset, network)
     partial = path.with_name(f"{path.name}.partial")
     if partial.exists() and not resume:
         raise UserError(f"{partial} is an unfinished training: continue it with --resume, or remove it.")
     classifier = make_classifier(network, facts.class_names, facts.mean, facts.std, seed).to(on)
-    data = datasets.load_split(dataset, split).to(on)
+    data = (datasets.load_packed(images, dataset, "train") if images else datasets.load_split(dataset, split)).to(on)
+    if test_images is None and images and images.is_dir() and datasets.is_packed(images):
+        test_images = images
+    scored_on = "validation" if split == "fit" else "test"
+    test = datasets.load_packed(test_images, dataset) if test_images else datasets.load_split(dataset, scored_on)
     training = Training(
         classifier,
         data.images,
         data.labels,
-        lambda images, rng: crop_and_flip(images, facts.crop_padding, facts.flip, rng),
+        lambda batch, rng: crop_and_flip(batch, facts.crop_padding, facts.flip, rng),
         chosen,
         seed,
     )
     made = {"dataset": dataset, "split": split, "recipe": dataclasses.asdict(chosen), "seed": seed}
+    if images:
+        made["images"] = {
+            "count": len(data.labels),
+            "sha256": files.tensors_hash({"images": data.images, "labels": data.labels}),
+        }
     about = {"network": network, **made, "device": on.type}
     if resume:
         resume_training(partial, about, training)
@@ -77,9 +101,14 @@ def train(
             bar.set_description(f"loss {loss:.3f}")
     if half:
         _round(classifier, "the trained network")
-    scored_on = "validation" if split == "fit" else "test"
-    accuracy = _scores(classifier, dataset, scored_on, on).accuracy
-    _save(path, classifier, half=half, accuracy={scored_on: accuracy}, **made)
+    accuracy = _scores(classifier, dataset, test, on).accuracy
+    reached = {
+        "epochs": round(training.steps / training.steps_per_epoch, 2),
+        "steps": training.steps,
+        "minutes": round(training.seconds / 60, 2),
+        "device": device_name(on),
+    }
+    _save(path, classifier, half=half, accuracy={scored_on: accuracy}, reached=reached, **made)
     partial.unlink(missing_ok=True)
     print(f"teacher {100 * accuracy:.1f} % on {scored_on}\n{path}")
 
@@ -109,7 +138,7 @@ def score(
     if not dataset:
         raise UserError(f"which data set {file} is to be scored on stands nowhere: give --dataset.")
     classifier = own_teacher(dataset, file, network, classes, mean, std)
-    scores = _scores(classifier, dataset, "test", choose_device(device))
+    scores = _scores(classifier, dataset, datasets.load_split(dataset, "test"), choose_device(device))
     worst = scores.per_class.argmin()
     print(
         f"{classifier.name} {100 * scores.accuracy:.2f} % of {len(scores.predictions)} test images of {dataset}; "
@@ -144,7 +173,9 @@ def convert(
     if half:
         _round(classifier, checkpoint)
     try:
-        accuracy = {"test": _scores(classifier, dataset, "test", choose_device(device)).accuracy}
+        accuracy = {
+            "test": _scores(classifier, dataset, datasets.load_split(dataset, "test"), choose_device(device)).accuracy
+        }
         told = f"{100 * accuracy['test']:.2f} % on test"
     except MissingFile as error:
         accuracy, told = {}, f"not scored: {error}"
@@ -155,34 +186,41 @@ def convert(
 
 
 def list_teachers() -> None:
-    """Say for each teacher of Table 1 and of the digit sets whether it is here, and if not, how to come by it."""
-    wanted = {(row["dataset"], row.get("teacher", Config.teacher)): None for row in PRESETS.values()}
-    print(f"{'data set':15}{'network':10}teacher")
-    for dataset, network in wanted:
-        first, *rest = _ways(dataset, network)
-        print(f"{dataset:15}{network:10}{first}")
+    """Say for each teacher of Tables 1 and 9 and of the digit sets whether it is here, and if not, how to come by it.
+
+    What else lies in data/teachers, judges among them, is listed too.
+    """
+    table = {(row["dataset"], row.get("teacher", Config.teacher)): 1 for row in PRESETS.values()}
+    table |= {(row.dataset, row.network): 9 for row in paper.rows(9)}
+    here = sorted(path.stem.partition("-")[::2] for path in files.data_dir().glob("teachers/*.safetensors"))
+    print(f"{'data set':15}{'network':13}teacher")
+    for dataset, network in dict.fromkeys([*table, *here]):
+        first, *rest = _ways(dataset, network, table.get((dataset, network)))
+        print(f"{dataset:15}{network:13}{first}")
         for way in rest:
-            print(f"{'':25}{way}")
+            print(f"{'':28}{way}")
 
 
 COMMANDS = {"train": train, "score": score, "convert": convert, "list": list_teachers}
 
 
-def _ways(dataset: str, network: str) -> list[str]:
-    """Where a teacher is, or the ways to come by it."""
+def _ways(dataset: str, network: str, table: int | None) -> list[str]:
+    """Where a teacher of a table is, or the ways to come by it."""
     if teacher_path(dataset, network).is_file():
-        return ["shipped" if dataset in SHIPPED else "here"]
+        return ["here"]
+    if network not in KNOWN:
+        return [f"not in this kit yet (Table {table})"]
     if dataset == "imagenet":
         return ["convertible from torchvision's resnet50-0676ba61.pth (IMAGENET1K_V1)"]
     ways = [f"trainable: python -m nayer_lib teacher train --dataset {dataset} --network {network}"]
-    if dataset.startswith("cifar"):
+    if dataset.startswith("cifar") and table == 1:
         ways.append(f"convertible from checkpoints/pretrained/{dataset}_{network}.pth of Fast-Datafree")
     return ways
 
 
-def _scores(classifier: Classifier, dataset: str, split: str, device: torch.device) -> Scores:
+def _scores(classifier: Classifier, dataset: str, test: datasets.Split, device: torch.device) -> Scores:
     datasets.dataset(dataset).check_classes(classifier.class_names)
-    return Evaluator(classifier.to(device), datasets.load_split(dataset, split).to(device)).teacher
+    return Evaluator(classifier.to(device), test.to(device)).teacher
 
 
 def _round(classifier: Classifier, source: object) -> None:

@@ -168,7 +168,7 @@ def build_latent(
 
 # --- controls in place of text ----------------------------------------------------------------------------------------
 
-EMBEDDINGS = ("text", "orthogonal", "permuted", "two_hot")
+EMBEDDINGS = ("text", "orthogonal", "permuted", "one_hot", "two_hot")
 
 
 def control_table(name: str, table: Tensor, factors: Tensor | None, seed: int) -> Tensor:
@@ -176,13 +176,13 @@ def control_table(name: str, table: Tensor, factors: Tensor | None, seed: int) -
 
     Args:
         name: "text" (the pool itself); "orthogonal", random orthogonal vectors of the same norms: no structure;
-            "permuted", the same vectors given to the wrong classes: wrong structure; "two_hot", a one-hot vector for
-            each factor of the class, side by side: structure without language.
+            "permuted", the same vectors given to the wrong classes: wrong structure; "one_hot", the class's own axis;
+            "two_hot", a one-hot vector for each factor of the class, side by side: structure without language.
         table: (K, e).
         factors: (K, F) integers, e.g. ink and digit; None where the data set's classes have none.
 
     Returns:
-        (K, e) float32, or (K, sum of factor sizes) for "two_hot".
+        (K, e) float32; (K, K) for "one_hot", (K, sum of factor sizes) for "two_hot".
 
     Raises:
         UserError: unknown name; more classes than dimensions for "orthogonal"; no factors for "two_hot".
@@ -201,6 +201,8 @@ def control_table(name: str, table: Tensor, factors: Tensor | None, seed: int) -
         wrong = torch.empty_like(order)
         wrong[order] = order.roll(1)  # one cycle through all classes: nobody keeps its own vector
         return table[wrong]
+    if name == "one_hot":
+        return torch.eye(classes)
     if name == "two_hot":
         if factors is None:
             raise UserError("this data set's classes have no factors for a two-hot code: use color_digits.")

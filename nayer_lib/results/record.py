@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ from ..evaluate import in_batches
 from ..methods.base import Method
 from ..metrics import by_step, classifier_score, convergence, diversity, feature_diversity
 from .figures import image_grid, new_figure
-from .runs import device_name, new_id, read_card
+from .runs import REGISTRATION, device_name, new_id, read_card
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -106,6 +107,7 @@ class Run:
             },
             "lte": setup.pool and setup.pool.header,
             "commit": _commit(),
+            "registration": os.environ.get(REGISTRATION) or None,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "device": device_name(method.device) + (f", {ranks.size} processes" if ranks.size > 1 else ""),
             "processes": ranks.size,
@@ -130,18 +132,20 @@ class Run:
     def __iter__(self) -> Iterator[Epoch]:
         """Run it. Where it stops, by error or by its caller, the card says so; the last epoch's files are whole."""
         if self.setup.method.ranks.rank:
-            yield from distill(self.setup.method, self.setup.evaluate)
+            yield from distill(self.setup.method, self.setup.evaluate, score_every=self.setup.score_every)
             return
         begun, before = time.perf_counter(), self._seconds["total"]
         saved, status = begun, "stopped before its last epoch"
         total = self.setup.method.config.total_epochs
         self._trace_before(total, len(self.card["curve"]))
         try:
-            for epoch in distill(self.setup.method, self.setup.evaluate, start=len(self.card["curve"])):
+            done = len(self.card["curve"])
+            for epoch in distill(self.setup.method, self.setup.evaluate, done, self.setup.score_every):
                 for name, value in epoch.seconds.items():
                     self._seconds[name] += value
                 self._seconds["total"] = before + time.perf_counter() - begun
-                self._rounds += [r.ce_per_step for r in epoch.rounds if epoch.scores and r.ce_per_step]
+                if epoch.student_loss is not None:
+                    self._rounds += [r.ce_per_step for r in epoch.rounds if r.ce_per_step]
                 self._record(epoch)
                 now, left = time.perf_counter(), epoch.epoch + 1 < total
                 late = self.max_minutes is not None and now - begun >= 60 * self.max_minutes

@@ -19,6 +19,8 @@ from ..checkpoint import STATE
 from ..config import CONFIGS, Config
 from ..errors import MissingFile, UserError, unknown
 
+REGISTRATION = "NAYER_REGISTRATION"  # the variable of the environment that carries a sweep's to its runs' cards
+
 
 def new_id(config: Config) -> str:
     """The name of a run that starts now: when, and what it runs."""
@@ -103,8 +105,11 @@ def _kept() -> Iterator[tuple[Path, dict]]:
             yield path, json.loads(line)
 
 
-def keep(run_id: str) -> Path:
+def keep(run_id: str, student: bool = False) -> Path:
     """Copy a finished run's card, and the picture of its images, to data/runs, where tables and README find them.
+
+    Args:
+        student: the student's weights too, as float16.
 
     Raises:
         UserError: no such run (the nearest is named), or one that did not finish.
@@ -118,6 +123,10 @@ def keep(run_id: str) -> Path:
     target = files.data_dir() / "runs" / f"{run_id}.json"
     with files.replacing(target.with_suffix(".png")) as temporary:
         shutil.copyfile(folder / "images.png", temporary)
+    if student:
+        weights, header = files.load_tensors(folder / "student.safetensors")
+        half = {name: x.half() if x.is_floating_point() else x for name, x in weights.items()}
+        files.save_tensors(target.with_suffix(".safetensors"), half, header)
     files.write_text(target, json.dumps(card, indent=1) + "\n")
     return target
 

@@ -105,33 +105,54 @@ def read_released_table(path: Path) -> Tensor:
     return torch.from_numpy(np.frombuffer(block[-size:], dtype).reshape(rows, width).astype(np.float32))
 
 
-def released_pool(path: Path, names: Sequence[str], order: Sequence[str] | None = None) -> LTEPool:
+def read_npz_table(path: Path, key: str) -> tuple[Tensor, list[str]]:
+    """The embeddings called `key` in an .npz file, (K, e) float32, and the K class names called `<key>_labels`.
+
+    Raises:
+        MissingFile, UserError: no such file, as `files.load_arrays`, no such table, or one without its names.
+    """
+    arrays = files.load_arrays(path)
+    table, names = arrays.get(key), arrays.get(f"{key}_labels")
+    if table is None:
+        there = ", ".join(name for name in arrays if f"{name}_labels" in arrays) or "none with class names"
+        raise UserError(f"{path} has no table {key!r}: choose one of those it has with --key ({there}).")
+    if table.ndim != 2 or table.dtype.kind != "f":
+        raise UserError(f"{key!r} in {path} is no table of embeddings: {table.dtype} of shape {table.shape}.")
+    if names is None or names.shape != (len(table),) or names.dtype.kind != "U":
+        raise UserError(
+            f"{path} does not say whose rows {key!r} has: {key}_labels must hold {len(table)} names in order."
+        )
+    return torch.from_numpy(table.astype(np.float32)), names.tolist()
+
+
+def released_pool(
+    path: Path, names: Sequence[str], order: Sequence[str] | None = None, key: str | None = None
+) -> LTEPool:
     """One of the authors' released tables as a pool for the classes `names`.
 
     Args:
-        order: the class list that lies beside the table; rows are then matched by name. None takes row k for class k:
-            so it is for CIFAR-10, CIFAR-100 and ImageNet. Tiny-ImageNet's released list is not in the order of its
-            labels, which are sorted by WordNet id: 189 of its 200 rows belong to another class than their place says.
+        path: their pickle, or an .npz file that holds such tables with their class names.
+        order: the class list that lies beside the table; rows are then matched by name. None takes an .npz file's own
+            names, and of a pickle row k for class k: so it is for CIFAR-10, CIFAR-100 and ImageNet. Tiny-ImageNet's
+            released list is not in the order of its labels, which are sorted by WordNet id: 189 of its 200 rows belong
+            to another class than their place says.
+        key: which of the tables of an .npz file.
 
     Raises:
-        UserError: as `read_released_table`, another number of classes, no order for Tiny-ImageNet, or a class that the
-            order does not name once.
+        UserError: as `read_released_table` and `read_npz_table`, another number of classes, no order for Tiny-ImageNet,
+            or a class that the order does not name once.
     """
-    names, table = check_names(names), read_released_table(path)
+    names, own = check_names(names), None
+    if Path(path).suffix == ".npz":
+        table, own = read_npz_table(path, key)
+    else:
+        table = read_released_table(path)
+    order = own if order is None else order
     if len(table) != len(names):
         raise UserError(f"{path} has {len(table)} rows, there are {len(names)} class names: it is another data set's.")
     if order is None and names == class_names("tiny_imagenet"):
         raise UserError("the released rows of Tiny-ImageNet are in another order than its labels: give the class list.")
-    rows = list(range(len(names)))
-    if order is not None:
-        said = readable(order)
-        odd = [name for name in readable(names) if said.count(name) != 1]
-        if odd:
-            raise UserError(
-                f"the class list does not name {odd[0]!r} once ({len(odd)} of {len(names)}): leave it out if the rows "
-                "are in the order of the labels."
-            )
-        rows = [said.index(name) for name in readable(names)]
+    rows = _rows_of(names, order) if order is not None else list(range(len(names)))
     header = {
         "encoder": "clip",
         "model": "ViT-B/32, as released by the authors",
@@ -140,7 +161,27 @@ def released_pool(path: Path, names: Sequence[str], order: Sequence[str] | None 
         "prompt": template("a"),
         "labels_sha256": labels_hash(names),
     }
-    return LTEPool(table[rows], header)
+    return LTEPool(table[rows], header | ({"key": key} if own else {}))
+
+
+def _rows_of(names: Sequence[str], order: Sequence[str]) -> list[int]:
+    """The place of each class in a list that names the rows of a table, compared as one would say them.
+
+    Where the list calls one class in a hundred otherwise, or fewer (ImageNet's two cranes), and has all others at
+    their own places, its order is that of the labels.
+    """
+    ours, theirs = readable(names), readable(order)
+    odd = [k for k, name in enumerate(ours) if theirs.count(name) != 1]
+    rows = [k if k in odd else theirs.index(name) for k, name in enumerate(ours)]
+    in_place = len(order) == len(names) and rows == list(range(len(names)))
+    if odd and not (in_place and 100 * len(odd) <= len(names)):
+        raise UserError(
+            f"the class list does not name {ours[odd[0]]!r} once ({len(odd)} of {len(names)}): give one that does; a "
+            "pickle whose rows are in the order of the labels needs none."
+        )
+    if len(order) != len(names):
+        raise UserError(f"the class list has {len(order)} names, the table {len(names)} rows: it is another table's.")
+    return rows
 
 
 def equal_rows(table: Tensor) -> list[tuple[int, int]]:

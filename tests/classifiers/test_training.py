@@ -99,6 +99,78 @@ def test_the_paper_trains_teachers_so():
     assert not paper.nesterov and not paper.one_cycle
 
 
+# --- minutes in place of epochs
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets; every step takes `clock.step` seconds."""
+
+    class Clock:
+        now, step = 1000.0, 1.0
+
+    monkeypatch.setattr(training_file.time, "perf_counter", lambda: Clock.now)
+
+    def tick(batch, rng):
+        Clock.now += Clock.step
+        return batch
+
+    Clock.tick = staticmethod(tick)
+    return Clock
+
+
+MINUTE = Recipe(epochs=None, minutes=1, batch=32, lr=0.2, nesterov=True, one_cycle=True)
+
+
+def rates_of(training):
+    """(the time, the rate) at each step."""
+    seen = []
+    training.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: seen.append((training_file.time.perf_counter(), optimizer.param_groups[0]["lr"]))
+    )
+    list(training)
+    return seen
+
+
+@pytest.mark.parametrize("step", [1.0, 7.0])
+def test_with_minutes_the_rate_follows_the_clock_and_is_annealed_at_the_end(drawings, clock, step):
+    clock.step = step
+    training = begun(drawings, MINUTE, augment=clock.tick)
+    seen = rates_of(training)
+    assert training.seconds == pytest.approx(step * len(seen)) and 60 <= training.seconds < 60 + step
+    assert training.steps == len(seen) and training.epoch == -(-len(seen) // 5)  # five steps an epoch, the last in part
+    cycle = torch.optim.lr_scheduler.OneCycleLR(torch.optim.SGD([torch.zeros(1)], 0.2), 0.2, total_steps=10_000)
+    for after, rate in seen:  # noted at the end of the step, set at its beginning
+        cycle.last_epoch = (after - 1000 - step) / 60 * 9999 - 1
+        cycle.optimizer.step()
+        cycle.step()
+        assert rate == pytest.approx(cycle.get_last_lr()[0])
+    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.2 / 25 / 1e4)
+    assert max(rate for _, rate in seen) > 0.15 and not training.classifier.training
+
+
+def test_what_lies_between_epochs_counts_and_a_resumed_training_goes_on_at_its_time(drawings, clock, tmp_path):
+    first = begun(drawings, MINUTE, augment=clock.tick)
+    epochs = iter(first)
+    next(epochs)
+    clock.now += 20
+    next(epochs)
+    assert first.seconds == 30
+    save_partial(tmp_path / "t.partial", ABOUT, first)
+    second = begun(drawings, MINUTE, seed=7, augment=clock.tick, weights=7)
+    resume_training(tmp_path / "t.partial", ABOUT, second)
+    clock.now += 1000  # nobody trained
+    rate = second.optimizer.param_groups[0]["lr"]
+    seen = rates_of(second)
+    assert len(seen) == 30 and second.steps == 40 and second.seconds == 60 and seen[0][1] == rate
+    assert list(second) == []  # nothing is left
+
+
+def test_minutes_want_a_one_cycle_recipe(drawings):
+    with pytest.raises(UserError, match="minutes in place of epochs need a one-cycle recipe: take short or laptop"):
+        begun(drawings, Recipe(epochs=None, minutes=1))
+
+
 # --- half precision, as a GPU would train in
 
 

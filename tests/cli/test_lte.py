@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from tiny import call, refused
@@ -144,6 +145,20 @@ def test_convert_takes_class_names_and_a_place_of_ones_own(clone, leaves, tmp_pa
     words = ["--released", released(tmp_path, table), "--classes", leaves, "--out", out]
     call(capsys, "lte", "convert", "--dataset", "leaves", *words)
     assert torch.equal(load_pool(out, LEAVES).table, table.float())
+
+
+def test_convert_takes_the_table_of_the_data_set_or_the_one_that_is_named(clone, tmp_path, capsys):
+    table, path = torch.randn(10, 12).half(), tmp_path / "tables.npz"
+    names = np.array(class_names("cifar10"))[::-1]
+    np.savez(path, cifar10=table.numpy(), cifar10_labels=names, mine=-table.numpy(), mine_labels=names)
+    said = call(capsys, "lte", "convert", "--dataset", "cifar10", "--released", str(path))
+    assert said.splitlines()[-1] == "10 of 10 rows stood at another class's place; they were put right by name"
+    assert torch.equal(
+        load_pool(pool_path("cifar10", "clip", "a"), class_names("cifar10")).table, table.flip(0).float()
+    )
+    call(capsys, "lte", "convert", "--dataset", "cifar10", "--released", str(path), "--key", "mine")
+    assert load_pool(pool_path("cifar10", "clip", "a"), class_names("cifar10")).header["key"] == "mine"
+    refused(["lte", "convert", "--dataset", "digits", "--released", str(path)], "with --key (cifar10, mine)", capsys)
 
 
 # --- show

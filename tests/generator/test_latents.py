@@ -420,7 +420,7 @@ def test_a_control_is_the_same_for_the_same_seed_and_leaves_the_table_alone(name
     assert len(first) == 50 and first.dtype == torch.float32 and not first.requires_grad
     assert torch.equal(control_table(name, table, COLORS.factors, 3), first) and torch.equal(table, before)
     other = control_table(name, table, COLORS.factors, 4)
-    assert torch.equal(other, first) == (name in ("text", "two_hot"))
+    assert torch.equal(other, first) == (name in ("text", "one_hot", "two_hot"))
 
 
 @pytest.mark.parametrize("name", EMBEDDINGS)
@@ -459,6 +459,10 @@ def test_permuted_gives_every_class_the_vector_of_another(classes):
         assert all(a != b for a, b in enumerate(from_class))  # and nobody its own
         moves.add(tuple(from_class))
     assert len(moves) == 1 if classes == 2 else len(moves) > 1
+
+
+def test_one_hot_is_an_axis_for_each_class():
+    assert torch.equal(control_table("one_hot", fresh_table(classes=7), None, 0), torch.eye(7))
 
 
 def test_two_hot_is_a_one_for_the_ink_and_a_one_for_the_digit():

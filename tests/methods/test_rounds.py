@@ -10,6 +10,7 @@ from torch import nn
 from nayer_lib.config import make_config
 from nayer_lib.config.methods import LiveConfig
 from nayer_lib.distill import prepare
+from nayer_lib.losses import BatchNormLoss
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.rounds import Live
 
@@ -184,6 +185,27 @@ def test_a_student_that_is_the_teacher_leaves_nothing_to_play_for(name):
     equal = METHODS[name](method.teacher, twin, method.config)
     assert abs(equal.synthesize(0).adv) < 1e-6
     assert method.synthesize(0).adv < -1e-3  # against a fresh one
+
+
+# --- L_BN's memory
+
+
+@pytest.mark.parametrize("name", ["nayer", "dfq_choi"])
+def test_l_bns_memory_takes_one_batch_a_round_the_last_one(name):
+    """First its statistics, then a mixture: nine parts of the memory, one of the batch."""
+    method = tiny_setup(method=name, bn_momentum=0.9, generator_steps=3, repeats=1).method
+    seen = []
+    method.teacher.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach().clone()))
+    expected = BatchNormLoss(method.teacher, 0.9)
+    for rounds in (1, 2):
+        method.synthesize(0)
+        assert len(seen) == 3 * rounds
+        with expected.armed():
+            method.teacher(seen[-1])
+            seen.pop()
+            expected.end_round()
+        for mine, own in zip(method.bn_loss.memory, expected.memory, strict=True):
+            torch.testing.assert_close(mine, own)
 
 
 # --- the budget of "equal"

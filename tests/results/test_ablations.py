@@ -338,6 +338,14 @@ def test_a_seed_without_a_partner_is_in_the_mean_and_not_in_the_difference(run):
     assert row["verdict"] == "n < 3: no verdict"
 
 
+def test_a_pair_has_one_seed_also_where_the_arms_first_ones_differ(run):
+    reference, arm = (SWEEPS["table3", "digits"].arms[name] for name in ("NAYER(Kto1)", "Z"))  # seeds 0, 1, 2 each
+    cards = [run(config, 0.9 + 0.01 * seed) for seed, config in enumerate(reference[:2])]
+    cards += [run(config, 0.9 + 0.01 * seed) for seed, config in enumerate(arm[:3]) if seed]
+    row = row_of(ablations_page(cards), "Table 3", "digits", "Z")
+    assert row["ours: difference"].startswith("+0.00 (n = 1)")  # seed 1 alone, where both have 91 %
+
+
 def test_runs_of_different_protocols_are_never_paired(run):
     sweep = SWEEPS["table3", "digits"]
     cards = runs_of(run, sweep, {"NAYER(Kto1)": [0.9] * 3, "Z": [0.8] * 3})

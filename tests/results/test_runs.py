@@ -276,6 +276,16 @@ def test_keep_copies_a_finished_run_to_where_the_tables_look(clone, finished):
     assert read_card(path) == read_card(finished.folder) and read_card(path) in kept_cards()
     assert len(kept_cards()) == before + 1
     assert path.with_suffix(".png").read_bytes() == (finished.folder / "images.png").read_bytes()
+    assert not path.with_suffix(".safetensors").exists()
+
+
+def test_keep_also_copies_the_student_as_float16_when_asked(clone, finished):
+    shutil.copytree(finished.folder, clone / "runs" / finished.id)
+    path = keep(finished.id, student=True).with_suffix(".safetensors")
+    ours, kept = (load_classifier(file).net.state_dict() for file in (finished.folder / "student.safetensors", path))
+    assert all(torch.equal(kept[name], ours[name].half().to(ours[name].dtype)) for name in ours)
+    assert path.stat().st_size < (finished.folder / "student.safetensors").stat().st_size
+    assert files.load_tensors(path)[1] == files.load_tensors(finished.folder / "student.safetensors")[1]
 
 
 def test_keep_refuses_what_is_unknown_or_unfinished(clone, finished):

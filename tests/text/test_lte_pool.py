@@ -321,6 +321,65 @@ def test_a_list_that_does_not_name_every_class_once_is_refused(tmp_path, order, 
         released_pool(released(tmp_path, torch.randn(3, 6)), NAMES, order)
 
 
+def test_a_list_may_say_one_class_in_a_hundred_otherwise_if_all_others_are_in_place(tmp_path):
+    """ImageNet's list has "crane" twice, where the kit tells the bird from the machine."""
+    names = tuple(f"class {k}" for k in range(200))
+    order, table = list(names), torch.randn(200, 4)
+    order[7] = order[150] = "crane"
+    assert torch.equal(released_pool(released(tmp_path, table), names, order).table, table)
+    for spoilt in (
+        [*order[:20], "lorry", *order[21:]],  # a third
+        [*order[:20], order[21], order[20], *order[22:]],  # two others change places
+        [*order, "class 200"],
+    ):
+        with pytest.raises(UserError, match="the class list does not name 'class 7' once"):
+            released_pool(released(tmp_path, table), names, spoilt)
+
+
+def test_a_list_of_another_length_is_refused(tmp_path):
+    with pytest.raises(UserError, match="the class list has 4 names, the table 3 rows: it is another table's"):
+        released_pool(released(tmp_path, torch.randn(3, 6)), NAMES, (*NAMES, "lorry"))
+
+
+def test_an_npz_file_brings_its_tables_with_their_names(tmp_path):
+    table, other = torch.randn(3, 6).half(), torch.randn(3, 5)
+    pets = {"pets": table.numpy(), "pets_labels": np.array(["dog, hound", "pickup_truck", "cat"])}
+    path = tmp_path / "tables.npz"
+    np.savez(path, **pets, others=other.numpy(), others_labels=np.array(NAMES))
+    names = ("cat", "dog", "pickup truck")
+    pool = released_pool(path, names, key="pets")
+    assert torch.equal(pool.table, table[[2, 0, 1]].float())
+    told = {"encoder": "clip", "key": "pets", "moved_rows": 3, "labels_sha256": labels_hash(names)}
+    assert told.items() <= pool.header.items() and pool.header["file_sha256"] == files.file_hash(path)
+    assert torch.equal(released_pool(path, NAMES, key="others").table, other)
+    assert torch.equal(released_pool(path, names, order=names, key="pets").table, table.float())  # a list goes first
+    with pytest.raises(UserError, match=r"has no table 'cars': choose one of those it has with --key \(pets, others\)"):
+        released_pool(path, names, key="cars")
+    with pytest.raises(UserError, match=r"does not name 'kitten' once \(3 of 3\)"):
+        released_pool(path, ("kitten", "puppy", "lorry"), key="pets")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"pets": np.zeros((3, 2))}, "does not say whose rows 'pets' has: pets_labels must hold 3 names"),
+        ({"pets": np.zeros((3, 2)), "pets_labels": np.array(["a", "b"])}, "pets_labels must hold 3 names"),
+        ({"pets": np.zeros((3, 2)), "pets_labels": np.arange(3)}, "pets_labels must hold 3 names"),
+        ({"pets": np.zeros(3), "pets_labels": np.array(NAMES)}, r"no table of embeddings: float64 of shape \(3,\)"),
+        ({"pets": np.zeros((3, 2), int), "pets_labels": np.array(NAMES)}, "no table of embeddings: int64 of shape"),
+        ({"cats": np.zeros((3, 2))}, r"has no table 'pets': choose .* with --key \(none with class names\)"),
+        (
+            {"pets": np.array([[{}]]), "pets_labels": np.array(["a"])},
+            "plain arrays: make or download it again. Nothing",
+        ),
+    ],
+)
+def test_an_npz_file_that_is_no_table_with_names_is_told(tmp_path, arrays, told):
+    np.savez(tmp_path / "tables.npz", **arrays)
+    with pytest.raises(UserError, match=told):
+        released_pool(tmp_path / "tables.npz", NAMES, key="pets")
+
+
 def test_tiny_imagenets_rows_are_not_taken_without_their_list(tmp_path):
     with pytest.raises(UserError, match="rows of Tiny-ImageNet are in another order than its labels: give the class"):
         released_pool(released(tmp_path, torch.randn(200, 6)), class_names("tiny_imagenet"))
@@ -352,6 +411,17 @@ def test_tiny_imagenets_released_rows_are_put_right_by_name(tables, tmp_path, te
     lines = (test_data / "labels" / "tiny_imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
     rows = [beside.index(line.split("\t")[1]) for line in lines]
     assert torch.equal(pool.table, torch.from_numpy(tables["tiny_imagenet"][rows]).float())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "moved"), [("cifar10", 0), ("cifar100", 0), ("tiny_imagenet", 189), ("imagenet", 0)]
+)
+def test_the_file_of_all_released_tables_is_read_as_they_are(tables, test_data, tmp_path, dataset, moved):
+    path, names = test_data / "clip-text-embeddings" / "nayer_authors_clip_vitb32.npz", class_names(dataset)
+    pool, order = released_pool(path, names, key=dataset), tables[f"{dataset}_labels"].tolist() if moved else None
+    again = released_pool(released(tmp_path, tables[dataset]), names, order)
+    assert torch.equal(pool.table, again.table) and pool.header["moved_rows"] == moved
+    assert pool.header.keys() - again.header.keys() == {"key"}
 
 
 def test_imagenets_two_cranes_have_one_released_embedding(tables):
