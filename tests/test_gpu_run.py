@@ -12,9 +12,11 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from tiny import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,6 +197,19 @@ def test_what_is_not_as_it_was_packed_stops_everything(driver, tmp_path):
     assert results(one)["unpack"] == "failed: a.txt is not what was packed: pack again"
 
 
+def test_a_sheet_keeps_its_labels_where_sheets_before_it_are_missing(tmp_path):
+    """A second command on a new machine has only its own sheets."""
+    labels = np.arange(12)
+    np.savez(tmp_path / "train_labels.npz", labels=labels)
+    for number in (1, 3):  # of three images each, grey as their labels
+        column = labels[3 * number : 3 * number + 3].astype(np.uint8).repeat(4 * 4 * 3).reshape(12, 4, 3)
+        Image.fromarray(column).save(tmp_path / f"train_{number:03}.webp", lossless=True)
+    found = module("sheets").gather(tmp_path, "train")
+    assert found["labels"].tolist() == [3, 4, 5, 9, 10, 11]
+    assert found["images"].shape == (6, 4, 4, 3)
+    assert (found["images"] == found["labels"].reshape(-1, 1, 1, 1)).all()
+
+
 # --- the row
 
 
@@ -267,6 +282,7 @@ def test_seeds_keep_the_epochs_of_the_row_and_what_does_not_fit_is_left_out(driv
     told, arms = results(one)["seeds"], run.COUNTS["arms"]
     assert told.startswith(f"done: {len(arms)} of {len(arms) + 2} runs (s1 skipped: E = 100 needs ")
     assert all(f"lab-{name} done: student 90.00 %, E = 25" in told for name in arms)
+    assert len((one.out / "cards.jsonl").read_text().splitlines()) == len(arms)
 
 
 def test_without_a_teacher_there_is_no_row(driver):

@@ -32,11 +32,14 @@ def pack(
         copy(teacher, out / "teacher.safetensors")
     words = ["download", "-q", "--no-deps", "--only-binary=:all:", "-c", ROOT / "constraints.txt", "-d", out / "wheels"]
     subprocess.run([sys.executable, "-m", "pip", *map(str, words), *wheels], check=True)
-    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    (out / "commit.txt").write_text(commit, encoding="utf-8")
+    (out / "commit.txt").write_text(git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else ""))
     packed = sorted(path for path in out.rglob("*") if path.is_file())
     sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(out).as_posix()}\n" for p in packed]
     (out / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
+
+
+def git(*words: str) -> str:
+    return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def copy(path: Path, target: Path) -> None:

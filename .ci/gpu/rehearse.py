@@ -32,9 +32,10 @@ TINY = {
         "generator_steps": 3,
         "warmup_epochs": 1,
         "warmup_rounds": 2,
-        "student_steps": 2,
+        "student_steps": 4,
         "student_batch": 16,
     },
+    "scored": 48,  # few enough for every epoch to be scored
     "batch": 4,
     "repeats": 1,
     "training": {"standin": 1, "teacher": 1},

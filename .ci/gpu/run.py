@@ -36,7 +36,7 @@ NEEDED = {"unpack", "smoke"}  # where one of these fails, what comes after it is
 # Seconds that a stage wants at least and may take at most; the last ones take all that is left.
 LIMITS = {
     "unpack": (5, 30),
-    "standin": (20, 30),
+    "standin": (20, 45),
     "smoke": (30, 60),
     "graphs": (15, 45),
     "notebook": (20, 60),
@@ -55,6 +55,7 @@ COUNTS = {
     "patience": 1,  # the limits above are taken so many times
     "nets": ("wrn40_2", "wrn16_2"),
     "set": {},  # other fields of the config
+    "scored": None,  # test images; None: all
     "batch": 400,  # of the plain loop beside ours
     "repeats": 13,  # of three synthesis steps and a student step: fifty steps of the plain loop
     "training": {"standin": 8, "teacher": 95},  # seconds
@@ -242,7 +243,9 @@ class Driver:
                 target = self.work / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
-        return f"done: {len(sums)} files, their sums right"
+        self.call(HERE / "sheets.py", self.work / "sheets", self.work)
+        train, test = (len(list((self.work / "sheets").glob(f"{split}_*.webp"))) for split in ("train", "test"))
+        return f"done: {len(sums)} files, their sums right; now {train} sheets to train on, {test} to score on"
 
     def standin(self) -> str:
         """A teacher of a few seconds, where the kit looks for one: what the next stages look at, and a first try."""
@@ -261,7 +264,7 @@ class Driver:
     def train(self, path: Path, kind: str) -> str:
         """A teacher trained on the images that were carried; how good it is, in words."""
         seconds = min(self.counts["training"][kind], 0.75 * self.limit, 0.2 * self.left)
-        images = ["--images", self.work / "sheets"] if self.carried else []
+        images = ["--images", self.work / "train.npz", "--test-images", self.work / "test.npz"] if self.carried else []
         path.with_name(f"{path.name}.partial").unlink(missing_ok=True)  # of a training that was killed
         self.call(
             *("-m", "nayer_lib", "teacher", "train", "--dataset", "cifar10", "--network", self.counts["nets"][0]),
@@ -310,7 +313,9 @@ class Driver:
         for name, profile, seed, arm in runs:
             self.limit = self.left
             try:
-                result = self.distil(name, {"card.json": f"card-{name}.json"}, profile, seed, arm)
+                result = self.distil(name, {"card.json": "running.json"}, profile, seed, arm)
+                with open(self.out / "cards.jsonl", "a", encoding="utf-8") as file:  # as data/runs keeps those of a sweep
+                    file.write(json.dumps(read_json(self.work / "rows" / name / "card.json")) + "\n")
             except (Skipped, Killed, Failed) as error:
                 result = f"{type(error).__name__.lower()}: {error}"
             results.append(f"{name} {result}")
