@@ -4,10 +4,12 @@ A rehearsal needs neither data nor weights nor network. It shows in seconds that
 """
 
 import dataclasses
+import re
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,6 +17,7 @@ from .classifiers.teacher import Classifier, load_teacher, make_classifier, teac
 from .config import Config
 from .datasets import Split, dataset
 from .distill import distill, prepare
+from .errors import UserError
 from .methods import METHODS
 from .methods.base import Method
 from .methods.rounds import Live
@@ -60,6 +63,28 @@ def budget(method: Method) -> Budget:
     held = {name: FLOAT * COPIES[name] * count for name, count in parameters.items()}
     held |= {"memory": images * method.memory.row_bytes, "beside": method.beside}
     return Budget(parameters, images, held)
+
+
+def check_fits(method: Method) -> None:
+    """Raise a `UserError` if this process, at the end of the run, would hold more than its device has free now."""
+    free, counted = free_memory(method.device), budget(method).bytes
+    held = sum(counted.values()) - counted["memory"] + counted["memory"] // method.ranks.size  # each has its shard
+    if free is not None and held > free:
+        raise UserError(
+            f"this run would hold {_mb(held)} at its end, activations not counted, and {_mb(free)} are free "
+            f"({method.device.type}): take a smaller memory_size or another machine; --dry-run shows the parts."
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device, with those that torch holds there in reserve; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    try:
+        said = Path("/proc/meminfo").read_text(encoding="ascii")
+        return 1024 * int(re.search(r"^MemAvailable:\s+(\d+) kB$", said, re.M)[1])
+    except (OSError, TypeError):  # no Linux
+        return None
 
 
 def rehearse(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .classifiers.teacher import Classifier
 from .datasets import Split
@@ -20,6 +21,7 @@ class Scores:
         accuracy: in [0, 1].
         agreement: the share of images on which it predicts the teacher's class, in [0, 1].
         kl: mean KL(teacher || classifier) at temperature 1, in nats.
+        nll: negative log-likelihood of the labels, the mean over the images, in nats.
         per_class: (K,) accuracy of each class; nan for a class without a test image.
         predictions: (N,) predicted classes.
     """
@@ -27,6 +29,7 @@ class Scores:
     accuracy: float
     agreement: float
     kl: float
+    nll: float
     per_class: Tensor
     predictions: Tensor
 
@@ -87,6 +90,7 @@ class Evaluator:
             accuracy=right.mean().item(),
             agreement=(predictions == self.teacher_logits.argmax(1)).float().mean().item(),
             kl=kl_per_image(self.teacher_logits, logits).mean().item(),
+            nll=F.cross_entropy(logits, labels).item(),
             per_class=torch.bincount(labels, weights=right, minlength=self.classes).cpu() / count.cpu(),
             predictions=predictions.cpu(),
         )

@@ -178,7 +178,12 @@ def keep_sweep(sweep: Sweep) -> Path:
 
 
 def run_sweep(
-    sweep: Sweep, jobs: int | None = None, backend: str = "local", share: str | None = None, dry_run: bool = False
+    sweep: Sweep,
+    jobs: int | None = None,
+    backend: str = "local",
+    share: str | None = None,
+    dry_run: bool = False,
+    keep: bool = False,
 ) -> list[str]:
     """Run what has no finished card yet, and print what that should take, and a line for every run that ends.
 
@@ -191,6 +196,8 @@ def run_sweep(
             its machines must share this clone and the runs folder. With one run at a time joblib stays on this machine.
         share: as in `Sweep.runs`.
         dry_run: print only, and each run that is left.
+        keep: `keep_sweep` after every run (with "ray" after the last), so that a sweep that is killed has kept what it
+            finished.
 
     Returns:
         a sentence for every run that failed, with its log.
@@ -216,9 +223,15 @@ def run_sweep(
             print(f"{arm}, seed {config.seed}: {time_in_words([time])}")
         return []
     folder = files.runs_dir().resolve()
+    failed = []
     with parallel_config(**where):
-        results = Parallel(batch_size=1)(delayed(_run)(arm, config, folder, gpus, sweep) for arm, config in left)
-    return [sentence for sentence in results if sentence]
+        # joblib's Ray backend has no results before the last.
+        ended = Parallel(batch_size=1, return_as="list" if backend == "ray" else "generator_unordered")
+        for sentence in ended(delayed(_run)(arm, config, folder, gpus, sweep) for arm, config in left):
+            failed += [sentence] if sentence else []
+            if keep:
+                keep_sweep(sweep)
+    return failed
 
 
 def finished_runs() -> list[tuple[Config, dict]]:

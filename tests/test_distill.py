@@ -21,7 +21,7 @@ from nayer_lib.methods.base import Batch, Method, NonFiniteLoss, SynthesisReport
 from nayer_lib.text.lte_pool import build_pool, load_pool, pool_path
 from nayer_lib.text.prompts import template
 
-SCORES = Scores(0.5, 0.6, 0.7, torch.zeros(10), torch.zeros(500))
+SCORES = Scores(0.5, 0.6, 0.7, 0.8, torch.zeros(10), torch.zeros(500))
 
 
 class Diary(Method):

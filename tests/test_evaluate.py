@@ -66,6 +66,12 @@ def test_kl_is_of_the_teacher_to_the_classifier_in_nats():
     assert Evaluator(TEACHER, SPLIT)(student).kl == pytest.approx(expected, rel=1e-5)
 
 
+def test_nll_is_of_the_labels_in_nats():
+    """Logit 2 for the predicted class of three: log(e^2 + 2) an image, and 2 less where it is the right one."""
+    scores = Evaluator(TEACHER, SPLIT)(predicting(0, 0, 2, 1, 1, 0))
+    assert scores.nll == pytest.approx(math.log(math.exp(2) + 2) - 2 * 3 / 6)
+
+
 def test_the_teacher_is_scored_with_the_same_ruler_and_agrees_with_itself():
     evaluate = Evaluator(TEACHER, SPLIT)
     again = evaluate(TEACHER)
@@ -76,7 +82,8 @@ def test_the_teacher_is_scored_with_the_same_ruler_and_agrees_with_itself():
 def test_scores_do_not_depend_on_the_batch():
     student = predicting(0, 0, 2, 1, 1, 0)
     whole, parts = (Evaluator(TEACHER, SPLIT, batch)(student) for batch in (1000, 4))
-    assert (whole.accuracy, whole.agreement, whole.kl) == (parts.accuracy, parts.agreement, parts.kl)
+    for name in ("accuracy", "agreement", "kl", "nll"):
+        assert getattr(whole, name) == getattr(parts, name)
     assert [size for size, *_ in student.net.calls] == [6, 4, 2]
 
 

@@ -784,7 +784,7 @@ def test_ctrl_c_ends_the_runs_too(write, no_runs):
 def test_a_run_that_is_told_to_stop_goes_on_with_the_next_sweep(no_runs, fork_server, capsys):
     config = tiny_config(epochs=100)
     with ThreadPoolExecutor() as pool:
-        run = pool.submit(sweep._run, "text", config, no_runs, None)
+        run = pool.submit(sweep._run, "text", config, no_runs, None, "test")
         while not list(no_runs.glob("*/student.safetensors")):
             assert not run.done()
             time.sleep(0.1)
@@ -851,6 +851,35 @@ def test_a_kept_sweep_is_one_file_of_finished_cards(write, tmp_path, monkeypatch
     for folder in no_runs.iterdir():
         (folder / "card.json").unlink()
     assert keep_sweep(read) == path and len(path.read_text().splitlines()) == 2  # what was kept stays kept
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_sweep_that_is_killed_has_kept_what_it_finished(write, tmp_path, monkeypatch, no_runs, jobs):
+    """With two at a time, what ends later does not hold back what ended before it."""
+    monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))
+    path, late = tmp_path / "data" / "runs" / "latents.jsonl", []
+
+    def kept() -> int:
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def until_kept(count):
+        deadline = time.monotonic() + 20
+        while kept() < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        late.extend([count] if kept() < count else [])
+
+    def run(arm, config, *_):
+        if config.seed:
+            until_kept(2)
+            raise KeyboardInterrupt
+        if jobs == 2 and arm == "text":
+            until_kept(1)
+        save_card(no_runs, card_of(config))
+
+    monkeypatch.setattr(sweep, "_run", run)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(read_sweep(write(SPEC, "latents.json")), jobs, keep=True)
+    assert not late and kept() == 2
 
 
 # --- the kit's own files

@@ -14,7 +14,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from .. import datasets, files
-from ..budget import in_words, rehearse
+from ..budget import check_fits, in_words, rehearse
 from ..compute import fastest
 from ..config import make_config
 from ..demo import demo
@@ -115,6 +115,7 @@ def distill(
     ranks = find_ranks(chosen)
     compute = dataclasses.replace(fastest(chosen, ranks.size, config.profile), **given)
     setup = prepare(config, own, pool, test, device, compute, ranks)
+    check_fits(setup.method)
     run = Run(setup, out, resume, max_minutes=max_minutes)
     if ranks.rank:
         for _ in run:
@@ -167,10 +168,10 @@ def sweep(
         backend: "local", or "ray" for the Ray cluster of RAY_ADDRESS, or one on this machine.
         only: one of N shares, counted from 1, for job arrays.
         dry_run: print what is left to run and about how long that takes, and nothing more.
-        keep: then keep all its cards in one file under data/runs.
+        keep: keep all its cards in one file under data/runs, written anew after every run.
     """
     chosen = read_sweep(file)
-    failed = run_sweep(chosen, jobs, backend, only, dry_run)
+    failed = run_sweep(chosen, jobs, backend, only, dry_run, keep)
     if keep and not dry_run:
         print(keep_sweep(chosen))
     if failed:

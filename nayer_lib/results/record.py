@@ -34,7 +34,7 @@ from .runs import REGISTRATION, device_name, new_id, read_card
 if TYPE_CHECKING:
     from filelock import FileLock
 
-CURVE = ("epoch", "images", "ce_first", "ce_last", "student_loss", "accuracy", "agreement", "kl", "seconds")
+CURVE = ("epoch", "images", "ce_first", "ce_last", "student_loss", "accuracy", "agreement", "kl", "nll", "seconds")
 SCORED = 1000  # newest images that the judge scores
 CE_THRESHOLDS = (0.1, 0.5, 1.0)  # nats; Table 3's is the first, which small problems may never reach
 PHASES = ("synthesis", "student", "evaluation")
@@ -126,7 +126,7 @@ class Run:
             self._unlock()
             raise
         self._write_card()
-        rows = [[_blank(row[name]) for name in CURVE] for row in self.card["curve"]]
+        rows = [[_blank(row.get(name)) for name in CURVE] for row in self.card["curve"]]  # a resumed one may lack nll
         files.write_text(self.folder / "curve.csv", "".join(_csv(row) for row in (CURVE, *rows)))
 
     def __iter__(self) -> Iterator[Epoch]:
@@ -242,6 +242,7 @@ class Run:
             "accuracy": epoch.scores and epoch.scores.accuracy,
             "agreement": epoch.scores and epoch.scores.agreement,
             "kl": epoch.scores and epoch.scores.kl,
+            "nll": epoch.scores and epoch.scores.nll,
             "seconds": sum(epoch.seconds.values()),
         }
         self.card["curve"].append(row)
@@ -254,6 +255,7 @@ class Run:
                 "accuracy_best": best["accuracy"],
                 "best_epoch (chosen on the test set)": best["epoch"],
                 "agreement_last": row["agreement"],
+                "nll_last": row["nll"],
                 "images": epoch.images,
             }
             config = self.setup.method.config
@@ -352,7 +354,7 @@ def _no_nan(measured) -> dict:
 
 
 def _commit() -> str:
-    """The clone's commit, with "+" if files differ from it; "" outside a clone."""
+    """The clone's commit, with "+" if files differ from it; outside a clone `$NAYER_COMMIT`, else ""."""
     root = files.data_dir().parent
 
     def git(*words: str) -> str:
@@ -363,4 +365,4 @@ def _commit() -> str:
     try:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", "nayer_lib") else "")
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return os.environ.get("NAYER_COMMIT", "")

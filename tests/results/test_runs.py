@@ -130,6 +130,7 @@ def test_the_headline_is_the_last_epoch_and_the_best_is_labelled(finished):
     card = finished.card
     last, scored = card["curve"][-1], [row for row in card["curve"] if row["accuracy"] is not None]
     assert card["accuracy_last"] == last["accuracy"] == finished.epochs[-1].scores.accuracy
+    assert card["nll_last"] == last["nll"] == finished.epochs[-1].scores.nll
     assert card["agreement_last"] == last["agreement"] and card["images"] == last["images"]
     assert card["accuracy_best"] == max(row["accuracy"] for row in scored) >= card["accuracy_last"]
     assert card["curve"][card[BEST]]["accuracy"] == card["accuracy_best"]
@@ -185,11 +186,24 @@ def test_the_device_is_told_by_its_name(monkeypatch):
     assert runs.device_name(torch.device("cuda", 1)) == "GPU 1"
 
 
-def test_outside_a_git_clone_the_commit_is_empty(clone, monkeypatch):
+def test_outside_a_git_clone_the_commit_is_what_the_environment_says(clone, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(clone.parent))
+    monkeypatch.delenv("NAYER_COMMIT", raising=False)
     assert record._commit() == ""
+    monkeypatch.setenv("NAYER_COMMIT", "ad1efa0+")
+    assert record._commit() == "ad1efa0+"
     monkeypatch.setenv("PATH", "")  # no git at all
+    assert record._commit() == "ad1efa0+"
+    monkeypatch.delenv("NAYER_COMMIT")
     assert record._commit() == ""
+
+
+def test_in_a_clone_the_commit_is_gits_whatever_the_environment_says(monkeypatch):
+    said = record._commit()
+    if not said:
+        pytest.skip("no git, or no clone")
+    monkeypatch.setenv("NAYER_COMMIT", "another")
+    assert record._commit() == said
 
 
 # --- a run that does not
