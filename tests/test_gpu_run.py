@@ -191,10 +191,12 @@ def test_what_is_not_as_it_was_packed_stops_everything(driver, tmp_path):
     carried = tmp_path / "carried"
     carried.mkdir()
     (carried / "a.txt").write_text("a")
+    (carried / "commit.txt").write_text("0123")
     (carried / "SHA256SUMS").write_text(f"{hashlib.sha256(b'b').hexdigest()}  a.txt\n")
     one = driver(carried=carried)
     one.run(("unpack",))
     assert results(one)["unpack"] == "failed: a.txt is not what was packed: pack again"
+    assert read_json(one.out / "report.json")["commit"] == "0123"
 
 
 def test_a_sheet_keeps_its_labels_where_sheets_before_it_are_missing(tmp_path):
@@ -258,6 +260,22 @@ def test_a_row_that_would_take_too_long_has_fewer_epochs_from_the_start_or_is_no
     assert results(one)["row"].startswith(expected)
 
 
+def test_what_a_run_takes_is_measured_where_no_smoke_came_before_and_graphs_may_die_of_it(driver, worker):
+    worker(f"""
+        if job.get("names") == ["eager"]:
+            Path(job["out"]).write_text(json.dumps({{"eager": {TIMES!r}}}))
+        elif "names" in job:
+            os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            Path(job["folder"]).mkdir(parents=True)
+            Path(job["folder"], "card.json").write_text(json.dumps({CARD!r}))
+    """)
+    one = driver()
+    (one.work / "teacher.safetensors").write_bytes(b"")
+    assert one.run(("row",))
+    assert results(one)["row"] == "done: student 90.00 %, E = 100, eager"
+
+
 def test_a_row_that_was_begun_keeps_its_epochs(driver, worker):
     worker("""
         Path(job["folder"], "card.json").write_text(json.dumps({"status": "stopped", "curve": [1] * job["epochs"]}))
@@ -268,6 +286,9 @@ def test_a_row_that_was_begun_keeps_its_epochs(driver, worker):
     run.write_json(one.work / "rows" / "row" / "card.json", {"status": "running", "config": {"epochs": 300}})
     assert not one.run(("row",))
     assert results(one)["row"].startswith("killed in epoch 300, resumable")
+    run.write_json(one.work / "rows" / "row" / "card.json", {"status": "finished"})
+    assert not one.run(("row",))
+    assert results(one)["row"].startswith("skipped: it was finished before")
 
 
 def test_seeds_keep_the_epochs_of_the_row_and_what_does_not_fit_is_left_out(driver, worker):

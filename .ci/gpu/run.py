@@ -12,8 +12,10 @@ This file needs Python alone; what computes is work.py, in processes of its own 
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -116,8 +118,9 @@ def header(path: Path) -> dict:
 def told_of(teacher: Path) -> str:
     """What a trained teacher's file says of it."""
     about = header(teacher)
-    accuracy, reached = about["accuracy"]["test"], about["reached"]
-    return f"done: {100 * accuracy:.2f} % on test, {reached['epochs']:g} epochs in {60 * reached['minutes']:.0f} s"
+    reached = about.get("reached", {"epochs": math.nan, "minutes": math.nan})  # teachers of older days do not say
+    told = f"{reached['epochs']:g} epochs in {60 * reached['minutes']:.0f} s"
+    return f"done: {100 * about['accuracy']['test']:.2f} % on test, {told}"
 
 
 class Driver:
@@ -150,8 +153,10 @@ class Driver:
         }
         if carried:  # nothing is asked of a network, and no other copy of the data is read
             self.env |= {"NAYER_DATASETS": str(work / "datasets"), "HF_HUB_OFFLINE": "1"}
-            if (carried / "commit.txt").is_file():
-                self.env["NAYER_COMMIT"] = (carried / "commit.txt").read_text(encoding="utf-8").strip()
+            self.env["NAYER_COMMIT"] = (carried / "commit.txt").read_text(encoding="utf-8")
+        else:
+            git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+            self.env["NAYER_COMMIT"] = subprocess.run(git, capture_output=True, text=True).stdout.strip()
 
     @property
     def left(self) -> float:
@@ -175,7 +180,7 @@ class Driver:
     def note(self, stage: str, result: str, seconds: float) -> None:
         """A line of the report, put into its file and on the screen."""
         self.lines.append({"stage": stage, "result": result, "seconds": round(seconds, 1)})
-        write_json(self.out / "report.json", {"commit": self.env.get("NAYER_COMMIT", ""), "stages": self.lines})
+        write_json(self.out / "report.json", {"commit": self.env["NAYER_COMMIT"], "stages": self.lines})
         print(f"{stage:9} {result} ({seconds:.0f} s; {self.left:.0f} s left)", flush=True)
 
     def attempt(self, stage: str) -> str:
@@ -229,7 +234,7 @@ class Driver:
         """What was carried, checked against its sums, to where it stays; the kit's data folder beside it."""
         shutil.copytree(ROOT / "data", self.work / "data", dirs_exist_ok=True)
         if not self.carried:
-            return "done: nothing was carried"
+            return self.fetch()
         sums = (self.carried / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
         for line in sums:
             digest, name = line.split("  ", 1)
@@ -246,6 +251,14 @@ class Driver:
         self.call(HERE / "sheets.py", self.work / "sheets", self.work)
         train, test = (len(list((self.work / "sheets").glob(f"{split}_*.webp"))) for split in ("train", "test"))
         return f"done: {len(sums)} files, their sums right; now {train} sheets to train on, {test} to score on"
+
+    def fetch(self) -> str:
+        """What is carried otherwise, downloaded: once, the rest of the clock for it."""
+        self.limit = self.left
+        self.call("-c", "from nayer_lib.datasets import load_split as f; f('cifar10', 'train'), f('cifar10', 'test')")
+        if not (self.work / "data" / "lte" / "cifar10.clip.a.safetensors").is_file():
+            self.call("-m", "nayer_lib", "lte", "build", "--dataset", "cifar10", "--encoder", "clip")
+        return "done: nothing was carried; images and label text are here"
 
     def standin(self) -> str:
         """A teacher of a few seconds, where the kit looks for one: what the next stages look at, and a first try."""
@@ -314,7 +327,7 @@ class Driver:
             self.limit = self.left
             try:
                 result = self.distil(name, {"card.json": "running.json"}, profile, seed, arm)
-                with open(self.out / "cards.jsonl", "a", encoding="utf-8") as file:  # as data/runs keeps those of a sweep
+                with open(self.out / "cards.jsonl", "a", encoding="utf-8") as file:  # as data/runs keeps a sweep's
                     file.write(json.dumps(read_json(self.work / "rows" / name / "card.json")) + "\n")
             except (Skipped, Killed, Failed) as error:
                 result = f"{type(error).__name__.lower()}: {error}"
@@ -326,6 +339,18 @@ class Driver:
             raise Failed(told)
         return f"done: {done} of {len(runs)} runs ({told})"
 
+    def fastest(self) -> tuple[str, dict]:
+        """The kind of steps to take, and what a run with them takes: from smoke.json, or measured now."""
+        smoke = self.work / "smoke.json"
+        if "epoch" not in read_json(smoke).get("eager", {}):
+            self.parts("eager")
+            with contextlib.suppress(Failed, Killed):
+                self.parts("graphs")
+        told = read_json(smoke)
+        graphs = told.get("graphs", {})
+        steps = "graphs" if graphs.get("same") and graphs["epoch"] < told["eager"]["epoch"] else "eager"
+        return steps, told[steps]
+
     def distil(self, name: str, keep: dict, profile: str, seed: int, arm: dict | None = None, lower=False) -> str:
         """One run, with graphs where these were found right and faster, plain where not or once they die.
 
@@ -335,14 +360,13 @@ class Driver:
         """
         if not (self.work / "teacher.safetensors").is_file():
             raise Skipped("there is no teacher: neither trained here nor carried")
-        if not read_json(self.work / "smoke.json").get("eager", {}).get("epoch"):
-            self.parts("eager", "graphs")
-        told = read_json(self.work / "smoke.json")
-        graphs = told.get("graphs", {})
-        steps = "graphs" if graphs.get("same") and graphs["epoch"] < told["eager"]["epoch"] else "eager"
-        times, folder = told[steps], self.work / "rows" / name
-        begun, (warmup, wanted) = read_json(folder / "card.json").get("config", {}), self.epochs[profile]
-        wanted = begun.get("epochs", wanted)
+        steps, times = self.fastest()
+        folder = self.work / "rows" / name
+        begun, (warmup, wanted) = read_json(folder / "card.json"), self.epochs[profile]
+        if begun.get("status") == "finished":
+            raise Skipped(f"it was finished before, in {folder}")
+        if begun:
+            wanted = begun["config"]["epochs"]
         needs, left = projected(times, warmup, wanted), self.left
         print(f"  {name}: projected {needs:.0f} s for E = {wanted} ({steps}), {left:.0f} s left", flush=True)
         epochs = wanted
@@ -385,7 +409,8 @@ def main() -> int:
     parser.add_argument("--stages", choices=COMMANDS, default="all")
     parser.add_argument("--out", type=Path, required=True, help="what is to be brought back")
     parser.add_argument("--carried", type=Path, help="what pack.py made; default: nothing, the machine has a network")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "nayer-gpu", help="what stays")
+    stays = Path(tempfile.gettempdir()) / "nayer-gpu"
+    parser.add_argument("--work", type=Path, default=stays, help="what stays; remove it to begin anew")
     parser.add_argument("--epochs", type=int, help="E of the row and of the seeds; default: 100")
     parser.add_argument("--counts", type=json.loads, default={}, help="other COUNTS, as JSON: rehearse.py's")
     given = parser.parse_args()
