@@ -317,7 +317,8 @@ def test_without_a_teacher_there_is_no_row(driver):
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory) -> Path:
-    """An environment like the machine's: torch 2.11 and the kit's dependencies, but for the carried wheels."""
+    """An environment like the machine's: torch 2.11 and the kit's dependencies, but for the carried wheels. Set up as
+    the kit's own is, from uv's cache or, the first time, by a download."""
     if given := os.environ.get("NAYER_GPU_PYTHON"):
         return Path(given)
     folder = tmp_path_factory.mktemp("bare")
@@ -326,7 +327,7 @@ def bare_python(tmp_path_factory) -> Path:
         pytest.skip("no uv: NAYER_GPU_PYTHON may name the Python of an environment with torch 2.11 and without tyro")
     names = "torch==2.11.0 torchvision==0.26.0 numpy safetensors filelock scikit-learn matplotlib pandas seaborn tqdm"
     python = folder / "bin" / "python"
-    for words in (["venv", "-q", folder], ["pip", "install", "-q", "--offline", "--python", python, *names.split()]):
+    for words in (["venv", "-q", folder], ["pip", "install", "-q", "--python", python, *names.split()]):
         done = subprocess.run([uv, *words], capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"no environment with torch 2.11 (set NAYER_GPU_PYTHON): {done.stderr.splitlines()[-1]}")

@@ -59,7 +59,7 @@ COUNTS = {
     "set": {},  # other fields of the config
     "scored": None,  # test images; None: all
     "batch": 400,  # of the plain loop beside ours
-    "repeats": 13,  # of three synthesis steps and a student step: fifty steps of the plain loop
+    "repeats": 7,  # of three synthesis steps and a student step; with those that warm up fifty steps of the plain loop
     "training": {"standin": 8, "teacher": 95},  # seconds
     "epochs": {"full": (20, 100), "lab": (6, 25)},  # of the warm-up, and E
     "seeds": (1, 2),

@@ -137,7 +137,9 @@ def graphs(job: Job) -> dict:
 
 def plain(job: Job) -> dict:
     """Steps of the plain loop beside ours: the losses of both, then milliseconds of both (medians)."""
-    ours, theirs, folder = bench.build(choose_device(None).type, job.batch, compute("eager"))
+    device = choose_device(None).type
+    ours = bench.build(device, job.batch, compute("eager"))
+    theirs, folder = bench.build_plain(ours, device)
     with folder:
         losses = bench.same_losses(ours, theirs)
         close(*zip(*losses.values(), strict=True))
