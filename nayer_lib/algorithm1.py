@@ -12,7 +12,7 @@ from torch import Tensor
 from . import losses
 from .augment import crop_and_flip
 from .classifiers.teacher import Classifier
-from .config import Config
+from .config.fields import NayerConfig
 from .datasets import DataSet
 from .errors import UserError
 from .generator.networks import Generator
@@ -21,7 +21,7 @@ from .memory import Memory
 
 
 def algorithm1(
-    config: Config, teacher: Classifier, student: Classifier,
+    config: NayerConfig, teacher: Classifier, student: Classifier,
     table: Tensor, facts: DataSet,
 ) -> Iterator[tuple[float | None, Memory]]:
     """NAYER, an epoch at a time: yields the mean L_S (None in warm-up) and memory M.
@@ -37,7 +37,7 @@ def algorithm1(
         UserError: a config with something that is not in Algorithm 1.
     """
     fixed = {"method": "nayer", "latent": "noisy", "embedding": "text", "repeats": 1}
-    if any(getattr(config, name) != fixed[name] for name in fixed):
+    if any(getattr(config, name, None) != fixed[name] for name in fixed):
         raise UserError(f"Algorithm 1 has {fixed}: take distill for other configs.")
     K, B, device = len(table), config.generator_batch, table.device
     rng = torch.Generator(device).manual_seed(config.seed)

@@ -104,8 +104,9 @@ def rehearse(
     elif teacher is None:
         facts = dataset(config.dataset)
         teacher = make_classifier(config.teacher, facts.class_names, facts.mean, facts.std, config.seed)
-    names, path = teacher.class_names, pool_path(config.dataset, config.encoder, config.prompt)
+    names = teacher.class_names
     if pool is None and METHODS[config.method].reads_text:
+        path = pool_path(config.dataset, config.encoder, config.prompt)
         pool = load_pool(path, names) if path.is_file() else LTEPool(torch.randn(len(names), 512, generator=rng), {})
     if test is None:
         facts = dataset(config.dataset)

@@ -152,7 +152,7 @@ def is_packed(path: Path, split: str = "test") -> bool:
 
 
 def load_packed(path: Path, name: str, split: str = "test") -> Split:
-    """The images of a data set that lie elsewhere, "train" or "test", each in its own size.
+    """The "train" or "test" images of a data set that lie elsewhere, at the data set's size.
 
     Either an .npz file with `images`, (N, C, H, W) or (N, H, W, C) uint8, and `labels` (N,). Or a folder of sheets:
     PNG or lossless WebP files `<split>_000`, `<split>_001`, ..., each a column of images, and `<split>_labels.npz` with

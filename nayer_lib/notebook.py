@@ -15,6 +15,7 @@ import torch
 
 from . import files
 from .config import PROFILES, TABLE8, Config, differences
+from .config.fields import NayerConfig
 from .distill import Epoch
 from .errors import unknown
 from .results.figures import learning_curve, new_figure
@@ -80,7 +81,7 @@ def notebook_map(root: Path | None = None) -> str:
 
 def table8_differences(config: Config) -> str:
     """How a config differs from its data set's row of Table 8 as the released code runs it, a line a field."""
-    row = Config(**TABLE8[config.dataset])
+    row = NayerConfig(**TABLE8[config.dataset])
     pairs = differences(config, row).items()
     return "\n".join(f"{name:26} {ours!s:>10}   released: {theirs}" for name, (ours, theirs) in pairs)
 

@@ -3,8 +3,10 @@
 A sweep file is JSON: "preset", "variant" and "profile" (as in `make_config`), "seeds", "common" overrides, and "arms",
 a name -> overrides map. Arms of unequal budgets cannot be compared, so a file that wants them says
 "unequal_budgets": true. A file that is there to choose a setting says "split": "validation", on which its runs are
-scored then, in place of the test split. "primary" names, before anything runs, the at most six contrasts that the sweep
-is there to decide, each an arm and its reference; every card of the sweep keeps the hash of what was so registered.
+scored then, in place of the test split. "compute": {"precision": "bf16", "channels_last": true} has all runs computed
+alike (fields of `Compute`); what it does not name each run chooses for itself. "primary" names, before anything runs,
+the at most six contrasts that the sweep is there to decide, each an arm and its reference; every card of the sweep
+keeps the hash of what was so registered.
 
 Every run is a process of its own, the `distill` command: one that dies takes no other with it, no setting of one
 reaches the next, and what it prints stands in log.txt in its run folder. A run that has finished is known by its card
@@ -33,7 +35,8 @@ from queue import SimpleQueue
 import torch
 
 from . import files
-from .config import Config, make_config
+from .compute import Compute
+from .config import CONFIGS, Config, fields_of, make_config
 from .errors import MissingFile, UserError, unknown
 from .results.runs import (
     REGISTRATION,
@@ -61,6 +64,7 @@ class Sweep:
         name: of the file.
         arms: name -> one config a seed.
         split: on which its runs are scored.
+        computed: the options of `distill` that say how its runs are computed.
         primary: the contrasts that it is there to decide, (arm, reference).
         registration: sha256 of all in the file that decides what they are; None where it names none.
     """
@@ -68,6 +72,7 @@ class Sweep:
     name: str
     arms: dict[str, list[Config]]
     split: str = "test"
+    computed: tuple[str, ...] = ()
     primary: tuple[tuple[str, str], ...] = ()
     registration: str | None = None
 
@@ -95,7 +100,7 @@ class Sweep:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read a sweep file; every config is checked before anything runs.
+    """Read a sweep file; every config is checked before anything runs. Of "common" an arm gets what its method reads.
 
     Raises:
         MissingFile, UserError: no such file, not JSON, an unknown field, a config that makes no sense, or arms of
@@ -116,7 +121,8 @@ def read_sweep(path: Path) -> Sweep:
     try:
         arms = {
             arm: [
-                make_config(**{**base, **spec.get("common", {}), **overrides, "seed": seed}) for seed in spec["seeds"]
+                make_config(**{**base, **_read_by(overrides, spec), **overrides, "seed": seed})
+                for seed in spec["seeds"]
             ]
             for arm, overrides in spec["arms"].items()
         }
@@ -126,7 +132,8 @@ def read_sweep(path: Path) -> Sweep:
         ) from error
     primary = _primary(path, spec.get("primary", []), arms)
     registration = files.text_hash(json.dumps(spec, sort_keys=True)) if primary else None
-    sweep = Sweep(path.stem, arms, spec.get("split", "test"), primary, registration)
+    computed = _computed(path, spec.get("compute", {}))
+    sweep = Sweep(path.stem, arms, spec.get("split", "test"), computed, primary, registration)
     if sweep.split not in ("test", "validation"):
         raise unknown("split of a sweep", sweep.split, ("test", "validation"))
     budgets = {arm: budget(config) for arm, config in sweep.runs()}
@@ -149,6 +156,30 @@ def _primary(path: Path, pairs: object, arms: dict[str, list[Config]]) -> tuple[
             f"{path}: 'primary' is a list of at most {PRIMARY} pairs [arm, reference] of two of its arms, not {pairs}."
         )
     return tuple(map(tuple, pairs))
+
+
+def _read_by(overrides: dict, spec: dict) -> dict:
+    """The common overrides of a sweep for one of its arms: without fields that only other arms read."""
+    common = spec.get("common", {})
+
+    def read(arm: dict) -> set[str]:
+        method = {"method": "nayer", **common, **arm}["method"]
+        return fields_of(method) if method in CONFIGS else set()  # `make_config` refuses the unknown
+
+    elsewhere = set().union(*map(read, spec["arms"].values())) - read(overrides)
+    return {name: value for name, value in common.items() if name not in elsewhere}
+
+
+def _computed(path: Path, compute: dict) -> tuple[str, ...]:
+    """The options of `distill` for what a file says of how its runs are computed."""
+    known = [field.name for field in dataclasses.fields(Compute)]
+    sound = isinstance(compute, dict) and compute.keys() <= set(known)
+    if not sound or not isinstance(compute.get("channels_last", True), bool):
+        raise UserError(f"{path}: 'compute' may have {known}, channels_last true or false, not {compute!r}.")
+    named = {name: value for name, value in dataclasses.asdict(Compute(**compute)).items() if name in compute}
+    last = named.pop("channels_last", None)
+    layout = () if last is None else ("--channels-last",) if last else ("--no-channels-last",)
+    return (*layout, *(word for name, value in named.items() for word in (f"--{name}", value)))
 
 
 def budget(config: Config) -> dict[str, int]:
@@ -325,7 +356,7 @@ def _run(arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None, swe
     gpu = gpus.get() if gpus else None
     try:
         environment |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
-        status = _process(_command(config, log.parent, split), log, environment)
+        status = _process(_command(config, log.parent, split, sweep.computed), log, environment)
         card = read_card(log.parent) if status == 0 else {"status": _reason(status, log)}
     except Exception as error:  # whatever it is, the other runs go on
         card = {"status": f"{type(error).__name__}: {error}"}
@@ -339,11 +370,11 @@ def _run(arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None, swe
     return sentence if failed else None
 
 
-def _command(config: Config, folder: Path, split: str) -> list[str]:
+def _command(config: Config, folder: Path, split: str, computed: tuple[str, ...]) -> list[str]:
     """The `distill` command that runs a config in a folder; every field is given, so no preset matters."""
     fields = dataclasses.asdict(config)
     options = ("variant", "profile", "method", "protocol", "seed")
-    own = [word for name in options for word in (f"--{name}", str(fields.pop(name)))] + ["--split", split]
+    own = [word for name in options for word in (f"--{name}", str(fields.pop(name)))] + ["--split", split, *computed]
     overrides = [f"{name}={value!r}" for name, value in fields.items()]
     return [sys.executable, "-m", "nayer_lib", "distill", "--out", str(folder), "--resume", *own, "--set", *overrides]
 

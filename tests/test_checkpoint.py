@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from tiny import TINY, tiny_setup
+from tiny import TINY, over, tiny_setup
 
 from nayer_lib import cli, files
 from nayer_lib.checkpoint import IMAGES, STATE, VERSION
@@ -25,7 +25,7 @@ SET = [f"{name}={value}" for name, value in {**TINY, **LONGER}.items()]
 
 
 def started(folder, resume=False, save_every=0.0, max_minutes=None, **overrides) -> Run:
-    return Run(tiny_setup(**{**LONGER, **overrides}), folder, resume, save_every, max_minutes)
+    return Run(tiny_setup(**over(LONGER, overrides)), folder, resume, save_every, max_minutes)
 
 
 def left(folder) -> tuple:

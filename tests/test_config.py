@@ -16,16 +16,17 @@ from nayer_lib.config import (
     PROFILES,
     TABLE8,
     VARIANTS,
-    Config,
     differences,
+    fields_of,
     make_config,
 )
+from nayer_lib.config.fields import NayerConfig
 from nayer_lib.errors import UserError
 from nayer_lib.results import paper
 
 IDS = [f"D{i}" for i in range(1, 14)]
 DIVERGING = {field for row in DIVERGENCES.values() for field in row}
-FIELDS = {field.name for field in dataclasses.fields(Config)}
+FIELDS = fields_of("nayer")
 
 # What a profile may change: how many, how often, how large. Never a rate, a weight, a network, a choice.
 COUNTS_AND_SIZES = {
@@ -70,14 +71,14 @@ def full(preset, variant="released", **overrides):
 
 @pytest.mark.parametrize("row", list(paper.table(8).itertuples(index=False)), ids=lambda row: row.dataset)
 def test_table_8_in_code_is_table_8_of_the_paper(row):
-    config = Config(**TABLE8[row.dataset])
+    config = NayerConfig(**TABLE8[row.dataset])
     assert {name: getattr(config, name) for name in row._fields} == row._asdict()
 
 
 def test_the_full_profile_is_table_8_as_it_stands():
     for preset, row in PRESETS.items():
         config = full(preset)
-        assert not differences(config, Config(**row))
+        assert not differences(config, NayerConfig(**row))
         assert config.total_epochs == 120 and config.lr(20) == config.student_lr
 
 
@@ -139,7 +140,7 @@ def test_the_values_of_d1_to_d13(preset, expected):
 
 
 def test_released_is_the_default():
-    assert VARIANTS["released"] == {} and make_config().variant == Config().variant == "released"
+    assert VARIANTS["released"] == {} and make_config().variant == NayerConfig().variant == "released"
 
 
 def test_every_divergence_has_a_row_in_the_document_that_names_its_fields():

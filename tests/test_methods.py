@@ -5,11 +5,14 @@ import copy
 import pytest
 import torch
 from test_ranks import connected, whole_run
-from tiny import run_all, same, through_a_file, tiny_config, tiny_setup
+from tiny import over, run_all, same, through_a_file, tiny_config, tiny_setup
 
+from nayer_lib.classifiers.teacher import load_teacher
 from nayer_lib.compute import Compute
-from nayer_lib.config import CONFIGS, make_config
+from nayer_lib.config import CONFIGS, fields_of, make_config
+from nayer_lib.datasets import Split, load_split
 from nayer_lib.distill import distill, prepare
+from nayer_lib.errors import UserError
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.base import Batch, Method, SynthesisReport
 from nayer_lib.methods.rounds import Inversion
@@ -65,6 +68,86 @@ def test_the_teacher_is_left_as_it_was(name):
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in teacher.modules())  # nothing left behind
 
 
+# A run in which every field has something to decide: a new G, a reset, a push and a second rate within three epochs,
+# two rounds an epoch, a full ring and a full bank.
+BUSY = {"repeats": 1, "rounds": 2, "warmup_rounds": 1, "warmup_epochs": 1, "epochs": 2, "generator_steps": 3} | {
+    "generator_batch": 20,
+    "generator_life": 1,
+    "generator_lr": 0.1,
+    "generator_width": 8,
+    "noise_dim": 16,
+    "student_steps": 2,
+    "student_batch": 18,
+    "alpha_adv": 1.0,
+    "bank_size": 40,
+    "bank_draw": 10,
+    "ring_batches": 1,
+}
+# Another value of a field, where it is not half of the usual one, one more of them, or the contrary.
+OTHER = {"student": "wrn10_1", "encoder": "doc2vec", "prompt": "p2", "latent": "lte", "embedding": "orthogonal"} | {
+    "generator_layout": "paper",
+    "generator_width": 10,
+    "generator_betas": (0.9, 0.99),
+    "keep": "last",
+    "memory_size": 4,
+    "reset_after": 1.0,
+    "vae_share": 1.0,
+    "exchange_rate": 0.0,
+}
+# What a field needs beside it to decide anything.
+BESIDE = {"latent_beta": {"latent": "sum_lte"}, "latent_concat": {"latent": "cat_lte"}} | {
+    "nayer_noise_dim": {"nayer_generator": True},
+    "keep": {"generator_lr": 0.5, "generator_steps": 8},  # steps that overshoot: the last is not the best
+}
+NAMES = {"method", "dataset", "teacher"}  # they say what is built
+LABELS = {"protocol", "variant", "profile"}  # they say where the other values come from; `fastest` compiles no "quick"
+
+
+def another(name: str, value):
+    if name in OTHER:
+        return OTHER[name]
+    return not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2 + 0.03
+
+
+@pytest.mark.slow
+def test_every_field_of_its_config_changes_the_run_or_is_refused(name):
+    """A field that does nothing would be swept, and "no effect" written down of it."""
+    teacher, test = load_teacher("digits", "wrn10_1"), load_split("digits", "test")
+    few = Split(test.images[:50], test.labels[:50])
+
+    def run(overrides: dict):
+        try:
+            setup = prepare(make_config("digits", **overrides), teacher, test=few, device="cpu")
+        except UserError:
+            return "refused"
+        epochs = list(distill(setup.method, lambda student: None))
+        return len(epochs), *outcome(setup)
+
+    def equal(one, other) -> bool:
+        return one != "refused" != other and one[0] == other[0] and same(one[1:], other[1:])
+
+    busy, dead = over(BUSY, {"method": name}), []
+    usual = run(busy)
+    for field in sorted(fields_of(name) - NAMES - LABELS):
+        beside = busy | BESIDE.get(field, {})
+        value = getattr(make_config("digits", **beside), field)
+        before = run(beside) if field in BESIDE else usual
+        if equal(before, run(beside | {field: another(field, value)})):
+            dead.append(field)
+    assert usual != "refused"
+    assert not dead, dead
+
+
+@pytest.mark.parametrize("field", ["generator_life", "temperature", "alpha_tv"])
+def test_a_field_that_it_does_not_read_is_refused_with_the_methods_that_do(name, field):
+    readers = [other for other in CONFIGS if field in fields_of(other)]
+    if name in readers:
+        assert getattr(make_config(method=name, **{field: 3}), field) == 3
+        return
+    with pytest.raises(UserError, match=f"^{name} does not read {field}: of all methods {', '.join(readers)} do.$"):
+        make_config(method=name, **{field: 3})
+
+
 def test_it_freezes_a_teacher_that_is_not(name):
     method = tiny_setup(method=name).method
     teacher = method.teacher.train().requires_grad_(True)
@@ -87,7 +170,7 @@ def test_it_neither_reads_nor_moves_torch_global_randomness(name):
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        setup = tiny_setup(method=name, generator_life=1)  # so that the generator is rebuilt on the way
+        setup = tiny_setup(**over({"generator_life": 1}, {"method": name}))  # the generator is rebuilt on the way
         run_all(setup)
         assert torch.equal(torch.get_rng_state(), before)
         outcomes.append(outcome(setup))
@@ -131,7 +214,8 @@ def test_the_student_is_trainable_and_in_train_mode_after_a_round(name):
 @pytest.mark.parametrize("name", [name for name in METHODS if make_config(method=name).alpha_adv])
 def test_its_adversarial_term_is_there_against_a_student_that_is_not_the_teacher(name):
     """Published code has passed the teacher as the student: then the term stands at its highest on any images."""
-    method = tiny_setup(method=name, warmup_epochs=0, adversarial_mask=False, epochs_include_warmup=False).method
+    unmasked = over({"adversarial_mask": False}, {"method": name})
+    method = tiny_setup(warmup_epochs=0, epochs_include_warmup=False, **unmasked).method
     itself = METHODS[name](method.teacher, copy.deepcopy(method.teacher), method.config, method.table)
     method.begin_epoch(0)
     itself.begin_epoch(0)
@@ -150,7 +234,7 @@ def test_its_memory_is_bounded_where_the_config_says_so(name):
 @pytest.mark.parametrize("options", [{}, {"memory_size": 30, "generator_life": 1}], ids=["plain", "bounded, rebuilt"])
 @pytest.mark.parametrize("done", [1, 2])
 def test_interrupted_is_uninterrupted(name, done, options):
-    options = {"method": name, "epochs": 3, "seed": 3, **options}
+    options = over(options, {"method": name, "epochs": 3, "seed": 3})
     whole = tiny_setup(**options)
     expected = run_all(whole)
 

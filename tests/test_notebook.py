@@ -12,7 +12,8 @@ import torch
 from tiny import tiny_config, tiny_setup
 
 from nayer_lib import notebook
-from nayer_lib.config import PROFILES, VARIANTS, Config, make_config
+from nayer_lib.config import PROFILES, VARIANTS, make_config
+from nayer_lib.config.fields import NayerConfig
 from nayer_lib.distill import distill
 from nayer_lib.errors import UserError
 from nayer_lib.generator.noisy_layer import NoisyLayer
@@ -148,15 +149,15 @@ def test_the_differences_from_table_8_are_told_a_line_a_field():
     config = make_config()
     lines = notebook.table8_differences(config).splitlines()
     assert [line.split() for line in lines] == [
-        [name, str(value), "released:", str(getattr(Config(), name))]
+        [name, str(value), "released:", str(getattr(NayerConfig(), name))]
         for name, value in [("profile", "quick"), *order(PROFILES["quick"])]
-        if name == "profile" or value < getattr(Config(), name)  # an epoch without repeats has none to shrink
+        if name == "profile" or value < getattr(NayerConfig(), name)  # an epoch without repeats has none to shrink
     ]
 
 
 def order(changes: dict) -> list[tuple]:
     """Changes in the order of the config's fields."""
-    return [(name, changes[name]) for name in Config.__dataclass_fields__ if name in changes]
+    return [(name, changes[name]) for name in NayerConfig.__dataclass_fields__ if name in changes]
 
 
 def test_overrides_show_among_the_differences():

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from nayer_lib import cli, files
-from nayer_lib.config import Config, make_config
+from nayer_lib.config import Config, fields_of, make_config
 from nayer_lib.distill import Setup, distill, prepare
 
 TINY = {
@@ -31,7 +31,13 @@ def tiny_config(variant: str = "released", **overrides) -> Config:
     """The quick profile on the digits, shrunk further; what the variant leaves off stays off."""
     base = make_config("digits", variant, "quick")
     shrunk = {name: value for name, value in TINY.items() if getattr(base, name) is not None}
-    return make_config("digits", variant, "quick", **{**shrunk, **overrides})
+    return make_config("digits", variant, "quick", **over(shrunk, overrides))
+
+
+def over(defaults: dict, overrides: dict) -> dict:
+    """Overrides of a config, over those of some defaults that its method reads."""
+    read = fields_of(overrides.get("method", "nayer"))
+    return {name: value for name, value in defaults.items() if name in read} | overrides
 
 
 def tiny_setup(variant: str = "released", **overrides) -> Setup:

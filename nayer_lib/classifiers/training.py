@@ -1,5 +1,6 @@
 """How a teacher is made: supervised training on real data (appendix A.1) that can be interrupted and resumed."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import files
-from ..compute import fastest
+from ..compute import Compute, fastest, fix_shapes
 from ..errors import MissingFile, UserError
 from .teacher import Classifier
 
@@ -49,13 +50,13 @@ TICKS = 10_000  # places on a schedule that follows the clock: any number does, 
 class Training:
     """Supervised training of a classifier, in place: iterate over it, each epoch yields its mean loss.
 
-    Images stay on their device as bytes and are augmented there. It computes as `compute.fastest` says: on a GPU in 16
-    bits, channels last; on a CPU in 32, where a seed decides every bit.
+    Images stay on their device as bytes and are augmented there.
 
     Args:
         images: (N, C, H, W) uint8, on the classifier's device.
         labels: (N,) class ids.
         augment: a batch in [0, 1] and a generator -> the augmented batch.
+        compute: how it is computed; None takes what is fastest on the device.
 
     Attributes:
         epoch: epochs done, the last of them in part where the minutes were over.
@@ -74,6 +75,7 @@ class Training:
         augment: Callable[[Tensor, torch.Generator], Tensor],
         recipe: Recipe,
         seed: int,
+        compute: Compute | None = None,
     ):
         self.classifier, self.images, self.labels = classifier, images, labels
         self.augment, self.recipe = augment, recipe
@@ -81,8 +83,8 @@ class Training:
         if recipe.minutes and not recipe.one_cycle:
             raise UserError("minutes in place of epochs need a one-cycle recipe: take short or laptop.")
         device = images.device
-        self.compute = fastest(device)
-        self.compute.lay_out(classifier)
+        self._compute_as(compute or fastest(device))
+        fix_shapes(device)
         self.rng = torch.Generator(device).manual_seed(seed)
         self.optimizer = torch.optim.SGD(
             classifier.parameters(),
@@ -98,7 +100,10 @@ class Training:
             if recipe.one_cycle
             else torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
         )
-        self.scaler = self.compute.scaler(device)
+
+    def _compute_as(self, compute: Compute) -> None:
+        self.compute, self.scaler = compute, compute.scaler(self.images.device)
+        compute.lay_out(self.classifier)
 
     def __iter__(self) -> Iterator[float]:
         begun = time.perf_counter() - self.seconds
@@ -149,6 +154,7 @@ class Training:
             "epoch": self.epoch,
             "steps": self.steps,
             "seconds": self.seconds,
+            "compute": dataclasses.asdict(self.compute),
             "weights": self.classifier.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -157,8 +163,9 @@ class Training:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`, on a training built with the same arguments."""
+        """The inverse of `state_dict`, on a training built with the same arguments; it goes on as it was computed."""
         self.epoch, self.steps, self.seconds = state["epoch"], state["steps"], state["seconds"]
+        self._compute_as(Compute(**state.get("compute", {})))
         self.classifier.net.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

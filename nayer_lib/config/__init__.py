@@ -145,8 +145,8 @@ def make_config(
     (`methods.in_turns`); whoever sets `repeats` sets its counts as they are.
 
     Raises:
-        UserError: an unknown name (the nearest is named), a value that makes no sense (`check`), or the variant
-            "paper", which is NAYER's text, for another method.
+        UserError: an unknown name (the nearest is named), a field that the method does not read, a value that makes no
+            sense (`check`), or the variant "paper", which is NAYER's text, for another method.
     """
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
@@ -161,25 +161,32 @@ def make_config(
     preset = DEFAULT_PRESETS[profile] if preset is None else preset
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
-    kind = CONFIGS[method]
-    fields = {field.name for field in dataclasses.fields(kind)}
     for name in overrides:
-        if name not in fields:
-            raise unknown(f"config field of {method}", name, fields)
+        readers = [other for other in CONFIGS if name in fields_of(other)]
+        if readers and method not in readers:
+            raise UserError(f"{method} does not read {name}: of all methods {', '.join(readers)} do.")
+        if not readers:
+            raise unknown(f"config field of {method}", name, fields_of(method))
 
     overrides = {name: tuple(v) if isinstance(v, list) else v for name, v in overrides.items()}  # JSON has no tuples
     schedule = PUBLISHED[method] if protocol == "published" else {}
     row = PRESETS[preset]
     if method != "nayer":  # of Table 8 another method has names and counts alone: its weights and rates are its own
-        row = {name: value for name, value in row.items() if not re.match(r"alpha_|.*_lr$", name)}
+        own = fields_of(method) - {name for name in row if re.match(r"alpha_|.*_lr$", name)}
+        row = {name: value for name, value in row.items() if name in own}
     rows = {**row, **VARIANTS[variant], **schedule}
-    config = kind(**{**rows, "method": method, "protocol": protocol, "variant": variant, "profile": profile})
+    config = CONFIGS[method](**{**rows, "method": method, "protocol": protocol, "variant": variant, "profile": profile})
     given = {name: getattr(config, name, None) for name in PROFILES[profile]}  # a method may lack one of them
     shrunk = {name: min(PROFILES[profile][name], value) for name, value in given.items() if value is not None}
     config = check(dataclasses.replace(config, **{**shrunk, **overrides}))
     if protocol == "equal" and isinstance(config, LiveConfig) and "repeats" not in overrides:
         return check(in_turns(config))
     return config
+
+
+def fields_of(method: str) -> set[str]:
+    """The config fields that a method reads."""
+    return {field.name for field in dataclasses.fields(CONFIGS[method])}
 
 
 def differences(config: Config, other: Config) -> dict[str, tuple[Any, Any]]:

@@ -1,9 +1,10 @@
-"""One frozen `Config` says everything about a run."""
+"""One frozen `Config` says everything about a run: what every method reads, and the fields of the method's own."""
 
 import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..errors import UserError, unknown
 from ..files import text_hash
@@ -14,7 +15,11 @@ PROTOCOLS = ("equal", "published")
 
 @dataclass(frozen=True)
 class Config:
-    """One run. The defaults are Table 8's CIFAR-10 row, A.2 and the `released` variant; units in the comments."""
+    """What every run has. The defaults are Table 8's CIFAR-10 row and A.2; units in the comments.
+
+    A method's subclass adds the fields that it reads, and no other: what a method has no field for cannot be set for
+    it, swept and taken for a result. What shared code asks every config for is a constant where there is no such field.
+    """
 
     dataset: str = "cifar10"
     teacher: str = "wrn40_2"  # names of classifiers.build
@@ -25,41 +30,22 @@ class Config:
     profile: str = "full"
     seed: int = 0
 
-    # The pool P (Section 3.2).
-    encoder: str = "clip"
-    prompt: str = "a"  # D9; an id of text.prompts.PROMPTS
-
-    # The generator and what enters it (Section 3.3, Tables 6 and 7).
-    latent: str = "noisy"  # generator.latents.LATENTS: Table 3's columns
-    latent_beta: float = 1.0  # beta of "sum"
-    latent_concat: int = 100  # width of z in "cat"
-    embedding: str = "text"  # generator.latents.EMBEDDINGS: the text, or a control in its place
-    noise_dim: int = 1000  # r
-    generator_width: int = 128  # channels of G's first feature map
-    generator_layout: str = "released"  # D1
-    spectral_norm: bool = False  # D2
-    redraw_norm: bool = False  # D10: a round redraws the noisy layer's BatchNorm too
-
-    # Phase 1: synthesis (Algorithm 1, lines 4-11; Eq. 5).
+    # Phase 1: synthesis (Algorithm 1, lines 4-11).
     repeats: int = 1  # how often an epoch goes through its synthesis rounds and student steps
     generator_batch: int = 400  # images of a round
     rounds: int = 2  # I, synthesis rounds an epoch
     warmup_rounds: int | None = 10  # D4: rounds of a warm-up epoch; None: I
     generator_steps: int = 30  # g, steps a round
-    generator_life: int | None = 10  # D5: epochs after which G is rebuilt; None: never
     generator_lr: float = 4e-3  # Adam
     generator_betas: tuple[float, float] = (0.5, 0.999)
     alpha_cls: float = 0.5
-    alpha_bn: float = 10.0
-    alpha_adv: float = 1.33
-    adversarial_mask: bool = True  # D7
-    bn_momentum: float = 0.9  # D8
     augment_synthesis: bool = True  # D12: crop and flip before the teacher in synthesis
-    keep: str = "best"  # D11: the images of the round's "best" (lowest loss) or "last" step
-    student_trains_in_synthesis: bool = True  # D13: train mode from an epoch's second round on (a side effect)
-    memory_size: int | None = None  # images; None: all
+    alpha_bn: ClassVar[float] = 0.0
+    alpha_adv: ClassVar[float] = 0.0
+    student_trains_in_synthesis: ClassVar[bool] = False
+    memory_size: ClassVar[int | None] = None
 
-    # Phase 2: the student (lines 12-14; Eq. 6; A.2).
+    # Phase 2: the student (lines 12-14; A.2).
     epochs: int = 100  # E
     warmup_epochs: int = 20  # synthesis alone
     epochs_include_warmup: bool = False  # D6
@@ -69,7 +55,6 @@ class Config:
     student_lr_end: float = 2e-4  # D3
     student_momentum: float = 0.9
     student_weight_decay: float = 1e-4
-    temperature: float = 20.0  # of Eq. 6
 
     @property
     def total_epochs(self) -> int:
@@ -110,62 +95,94 @@ class Config:
         return text_hash(json.dumps(fields, sort_keys=True))
 
 
+@dataclass(frozen=True)
+class GeneratorConfig(Config):
+    """Methods with a generator G (Tables 6 and 7)."""
+
+    noise_dim: int = 1000  # r, numbers that enter G
+    generator_width: int = 128  # channels of G's first feature map
+    generator_layout: str = "released"  # D1
+    spectral_norm: bool = False  # D2
+
+
+@dataclass(frozen=True)
+class NayerConfig(GeneratorConfig):
+    """NAYER: the defaults are the `released` variant's."""
+
+    # The pool P (Section 3.2).
+    encoder: str = "clip"
+    prompt: str = "a"  # D9; an id of text.prompts.PROMPTS
+
+    # What enters the generator (Section 3.3).
+    latent: str = "noisy"  # generator.latents.LATENTS: Table 3's columns
+    latent_beta: float = 1.0  # beta of "sum"
+    latent_concat: int = 100  # width of z in "cat"
+    embedding: str = "text"  # generator.latents.EMBEDDINGS: the text, or a control in its place
+    redraw_norm: bool = False  # D10: a round redraws the noisy layer's BatchNorm too
+    generator_life: int | None = 10  # D5: epochs after which G is rebuilt; None: never
+
+    # Eq. 5 and the images that are kept.
+    alpha_bn: float = 10.0
+    alpha_adv: float = 1.33
+    adversarial_mask: bool = True  # D7
+    bn_momentum: float = 0.9  # D8
+    keep: str = "best"  # D11: the images of the round's "best" (lowest loss) or "last" step
+    student_trains_in_synthesis: bool = True  # D13: train mode from an epoch's second round on (a side effect)
+    memory_size: int | None = None  # images; None: all
+
+    temperature: float = 20.0  # of Eq. 6
+
+
+OPTIONAL = "warmup_rounds generator_life memory_size".split()  # counts that None switches off
+POSITIVE = "latent_beta generator_lr student_lr temperature".split()
+BELOW_ONE = "bn_momentum student_momentum".split()
+CHOICES = {  # field -> what a sentence calls it, and its values
+    "protocol": ("protocol", PROTOCOLS),
+    "latent": ("latent", LATENTS),
+    "embedding": ("embedding", EMBEDDINGS),
+    "keep": ("choice for keep", ("best", "last")),
+}
+
+
 def check(config: Config) -> Config:
     """The config itself, if its values make sense.
 
     Raises:
         UserError: one sentence that names the field.
     """
-    counts = (
-        "noise_dim latent_concat generator_width repeats generator_batch rounds generator_steps epochs student_steps "
-        "student_batch"
-    ).split()
-    optional = "warmup_rounds generator_life memory_size".split()
-    for name in counts + [name for name in optional if getattr(config, name) is not None]:
-        value = getattr(config, name)
-        if type(value) is not int or value < 1:  # a bool is no count
-            raise UserError(f"{name} must be a whole number from 1 up, not {value!r}.")
-    if not isinstance(config.warmup_epochs, int) or config.warmup_epochs < 0:
-        raise UserError(f"warmup_epochs must be a whole number from 0 up, not {config.warmup_epochs!r}.")
+    for field in dataclasses.fields(config):
+        _check(field.name, field.default, getattr(config, field.name))
     if config.distillation_epochs < 1:
         raise UserError(
             f"epochs={config.epochs} with {config.warmup_epochs} warm-up epochs included leaves none for the student "
             "(docs/divergences.md, D6)."
         )
-    ranges = {
-        "be a positive number": ("latent_beta generator_lr student_lr temperature", lambda x: 0 < x < math.inf),
-        "be zero or positive": (
-            "alpha_cls alpha_bn alpha_adv student_lr_end student_weight_decay",
-            lambda x: 0 <= x < math.inf,
-        ),
-        "lie in [0, 1)": ("bn_momentum student_momentum", lambda x: 0 <= x < 1),
-    }
-    for must, (names, holds) in ranges.items():
-        for name in names.split():
-            value = getattr(config, name)
-            if not isinstance(value, int | float) or not holds(value):
-                raise UserError(f"{name} must {must}, not {value!r}.")
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(field.default, bool | str) and not isinstance(value, type(field.default)):
-            raise UserError(f"{field.name} must be a {type(field.default).__name__}, not {value!r}.")
-    betas = config.generator_betas
-    if not isinstance(betas, tuple) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise UserError(f"generator_betas must be a pair of numbers in [0, 1), not {betas!r}.")
-    if config.protocol not in PROTOCOLS:
-        raise unknown("protocol", config.protocol, PROTOCOLS)
-    for field in dataclasses.fields(config)[len(dataclasses.fields(Config)) :]:  # a method's own numbers
-        value = getattr(config, field.name)
-        if isinstance(field.default, float) and not (isinstance(value, int | float) and 0 <= value < math.inf):
-            raise UserError(f"{field.name} must be zero or positive, not {value!r}.")
-        if type(field.default) is int and (type(value) is not int or value < 1):
-            raise UserError(f"{field.name} must be a whole number from 1 up, not {value!r}.")
-    if config.latent not in LATENTS:
-        raise unknown("latent", config.latent, LATENTS)
-    if config.embedding not in EMBEDDINGS:
-        raise unknown("embedding", config.embedding, EMBEDDINGS)
-    if type(config.seed) is not int:
-        raise UserError(f"seed must be a whole number, not {config.seed!r}.")
-    if config.keep not in ("best", "last"):
-        raise unknown("choice for keep", config.keep, ("best", "last"))
     return config
+
+
+def _check(name: str, default: object, value: object) -> None:
+    """One field's value, by what its default is."""
+    whole = type(value) is int  # a bool is none
+    number = value if isinstance(value, int | float) else math.nan
+    if name in CHOICES and value not in CHOICES[name][1]:
+        raise unknown(CHOICES[name][0], value, CHOICES[name][1])
+    if name == "seed":
+        must = None if whole else "be a whole number"
+    elif name == "warmup_epochs":
+        must = None if whole and value >= 0 else "be a whole number from 0 up"
+    elif type(default) is int or name in OPTIONAL:
+        off = value is None and name in OPTIONAL
+        must = None if off or whole and value >= 1 else "be a whole number from 1 up"
+    elif name in BELOW_ONE:
+        must = None if 0 <= number < 1 else "lie in [0, 1)"
+    elif name in POSITIVE:
+        must = None if 0 < number < math.inf else "be a positive number"
+    elif isinstance(default, float):
+        must = None if 0 <= number < math.inf else "be zero or positive"
+    elif name == "generator_betas":
+        pair = isinstance(value, tuple) and len(value) == 2 and all(0 <= beta < 1 for beta in value)
+        must = None if pair else "be a pair of numbers in [0, 1)"
+    else:
+        must = None if isinstance(value, type(default)) else f"be a {type(default).__name__}"
+    if must:
+        raise UserError(f"{name} must {must}, not {value!r}.")

@@ -1,4 +1,4 @@
-"""The numbers of the other methods: a `Config` with their own defaults and fields, and their published schedules.
+"""The numbers of the other methods: a `Config` with the fields that they read, and their published schedules.
 
 Two protocols. `equal` gives every method Table 8's budget: as many student steps and student images, as many images
 through the teacher in synthesis, the same augmentation. `published` is the method's own schedule for CIFAR-10, in
@@ -10,18 +10,24 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .fields import Config
+from .fields import Config, GeneratorConfig, NayerConfig
 
 
 @dataclass(frozen=True)
-class InversionConfig(Config):
-    """Methods that optimise a batch of images a round and keep it in the memory, as NAYER does."""
+class InversionConfig(GeneratorConfig):
+    """Methods that optimise a generator for a batch of images a round and keep it in the memory, as NAYER does."""
 
     generator_lr: float = 1e-3
+    alpha_bn: float = 1.0
+    alpha_adv: float = 1.0
+    adversarial_mask: bool = True
     bn_momentum: float = 0.0
+    keep: str = "best"  # of a round's steps, or "last"
+    student_trains_in_synthesis: bool = False
+    memory_size: int | None = None  # images; None: all
     student_lr: float = 0.1
     student_lr_end: float = 0.0
-    student_trains_in_synthesis: bool = False
+    temperature: float = 20.0  # of the student's loss
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,8 @@ class FMConfig(InversionConfig):
 
 
 @dataclass(frozen=True)
-class DeepInvConfig(InversionConfig):
-    """DeepInversion (Yin et al. 2020), in the setting behind the printed numbers (Fang et al. 2022)."""
+class DeepInvConfig(Config):
+    """DeepInversion (Yin et al. 2020), in the setting behind the printed numbers (Fang et al. 2022); it has no G."""
 
     generator_lr: float = 0.1  # Adam on pixels
     generator_betas: tuple[float, float] = (0.5, 0.99)
@@ -53,6 +59,13 @@ class DeepInvConfig(InversionConfig):
     alpha_adv: float = 1.0  # of the Jensen-Shannon term; 0: without it
     alpha_tv: float = 0.0
     alpha_l2: float = 0.0
+    bn_momentum: float = 0.0
+    keep: str = "best"
+    student_trains_in_synthesis: bool = False
+    memory_size: int | None = None
+    student_lr: float = 0.1
+    student_lr_end: float = 0.0
+    temperature: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -85,21 +98,23 @@ class SpaceshipConfig(InversionConfig):
 
 
 @dataclass(frozen=True)
-class LiveConfig(Config):
+class LiveConfig(GeneratorConfig):
     """Methods whose generator plays on through the whole run: the student sees fresh images; none is kept but to be
     replayed."""
 
     generator_lr: float = 1e-3
     alpha_cls: float = 0.0  # of L_OH: cross-entropy with the class that the teacher itself sees
-    alpha_bn: float = 0.0
-    alpha_adv: float = 0.0
-    adversarial_mask: bool = False
-    bn_momentum: float = 0.0
     augment_synthesis: bool = False
     student_lr: float = 0.1
     student_lr_end: float = 0.0
+
+
+@dataclass(frozen=True)
+class AdversarialConfig(LiveConfig):
+    """Those whose generator plays against the student."""
+
+    alpha_adv: float = 1.0
     student_trains_in_synthesis: bool = False
-    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -112,33 +127,44 @@ class DAFLConfig(LiveConfig):
     alpha_ie: float = 5 / math.log(10)  # 5 with the authors' logarithm to base 10
     alpha_act: float = 0.1
     student_weight_decay: float = 5e-4
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
-class ZSKTConfig(LiveConfig):
+class ZSKTConfig(AdversarialConfig):
     """ZSKT (Micaelli & Storkey 2019), in the setting behind the printed numbers (Fang et al. 2022)."""
 
     noise_dim: int = 256  # of z
-    alpha_adv: float = 1.0
+    adversarial_mask: bool = False
+    temperature: float = 1.0
     alpha_at: float = 0.0  # of attention transfer; the authors' 250 stands beside KL / K, so it is 250 K here
 
 
 @dataclass(frozen=True)
-class DFQChoiConfig(LiveConfig):
+class DFQChoiConfig(AdversarialConfig):
     """DFQ (Choi et al. 2020), in the setting behind the printed numbers (Fang et al. 2022)."""
 
     noise_dim: int = 256  # of z
     alpha_cls: float = 1.0
     alpha_bn: float = 1.0
-    alpha_adv: float = 1.0
+    adversarial_mask: bool = False
     alpha_ie: float = 20.0
+    bn_momentum: float = 0.0
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
-class ReplayConfig(DAFLConfig):
-    """DAFL's numbers and a student that is played against; of each nine of the student's images one is replayed."""
+class ReplayConfig(AdversarialConfig):
+    """DAFL's numbers and a student that is played against; of each nine of the student's images one is replayed.
 
-    alpha_adv: float = 1.0  # of the Jensen-Shannon term
+    alpha_adv is of the Jensen-Shannon term.
+    """
+
+    generator_lr: float = DAFLConfig.generator_lr
+    alpha_cls: float = DAFLConfig.alpha_cls
+    alpha_ie: float = DAFLConfig.alpha_ie
+    alpha_act: float = DAFLConfig.alpha_act
+    student_weight_decay: float = DAFLConfig.student_weight_decay
 
 
 @dataclass(frozen=True)
@@ -147,6 +173,7 @@ class MBDFKDConfig(ReplayConfig):
 
     push_every: int = 5  # epochs between two mini-batches that enter the ring
     ring_batches: int = 10  # mini-batches kept, where memory_size does not say how many images
+    memory_size: int | None = None  # images
 
 
 @dataclass(frozen=True)
@@ -174,29 +201,23 @@ class KAKRGRConfig(PREKDConfig):
 
 
 @dataclass(frozen=True)
-class MADConfig(LiveConfig):
-    """MAD (Do et al. 2022). All weights are guesses; `ema` is from a summary of the paper."""
+class MADConfig(DFQChoiConfig):
+    """MAD (Do et al. 2022): DFQ's terms. All weights are guesses; `ema` is from a summary of the paper."""
 
-    noise_dim: int = 256  # of z
-    alpha_cls: float = 1.0
-    alpha_bn: float = 1.0
-    alpha_adv: float = 1.0
-    alpha_ie: float = 20.0
     alpha_ema: float = 1.0  # lambda_0, of the loss on the slow generator's images
     ema: float = 0.95  # how much of the slow generator stays at each step
 
 
 @dataclass(frozen=True)
-class DFADConfig(LiveConfig):
+class DFADConfig(AdversarialConfig):
     """DFAD (Fang et al. 2019), its numbers for CIFAR-10."""
 
     noise_dim: int = 256  # of z
-    alpha_adv: float = 1.0
     student_weight_decay: float = 5e-4
 
 
 CONFIGS: dict[str, type[Config]] = {
-    "nayer": Config,
+    "nayer": NayerConfig,
     "fm": FMConfig,
     "deepinv": DeepInvConfig,
     "cmi": CMIConfig,

@@ -16,7 +16,7 @@ import torch
 
 from .. import files
 from ..checkpoint import STATE
-from ..config import CONFIGS, Config
+from ..config import CONFIGS, Config, fields_of
 from ..errors import MissingFile, UserError, unknown
 
 REGISTRATION = "NAYER_REGISTRATION"  # the variable of the environment that carries a sweep's to its runs' cards
@@ -50,15 +50,17 @@ def read_card(path: Path) -> dict:
 
 
 def card_config(card: dict) -> Config:
-    """The config of a card; fields that are newer than the card have their defaults, which is what it ran with.
+    """The config of a card; fields that are newer than the card have their defaults, which is what it ran with, and
+    those that its method does not read, which older cards have, are dropped.
 
     Raises:
         UserError: a card of a method that this kit does not have.
     """
-    if card["config"]["method"] not in CONFIGS:
-        raise unknown("method of a run card", card["config"]["method"], CONFIGS)
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in card["config"].items()}
-    return CONFIGS[fields["method"]](**fields)
+    method = card["config"]["method"]
+    if method not in CONFIGS:
+        raise unknown("method of a run card", method, CONFIGS)
+    fields = {name: card["config"][name] for name in fields_of(method) & card["config"].keys()}
+    return CONFIGS[method](**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
 
 
 def local_cards() -> list[dict]:

@@ -387,7 +387,7 @@ def test_its_synthesis_is_compiled_and_its_student_step_is_not(monkeypatch):
     plain = tiny_spaceship()
     plain.synthesize(0)
     monkeypatch.setattr(torch, "compile", patched)
-    method = prepare(plain.config, device="cpu", compute=Compute(compiled=True)).method
+    method = prepare(plain.config, device="cpu", compute=Compute(steps="compiled")).method
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it did not fall back
         method.synthesize(0)

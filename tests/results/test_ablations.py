@@ -149,7 +149,8 @@ def test_a_sweep_runs_the_problem_of_its_name_in_the_papers_pair(stem, dataset):
 def test_the_laptop_sweeps_need_nothing_that_is_not_in_the_clone():
     for sweep in SWEEPS.values():
         for config in (configs[0] for configs in sweep.arms.values() if configs[0].profile == "quick"):
-            assert pool_path(config.dataset, config.encoder, config.prompt).is_file()
+            if METHODS[config.method].reads_text:
+                assert pool_path(config.dataset, config.encoder, config.prompt).is_file()
             assert teacher_path(config.dataset, config.teacher).is_file()
 
 
@@ -170,7 +171,7 @@ def test_table_3s_arms_are_its_inputs(dataset):
 
 @pytest.mark.parametrize("dataset", [dataset for stem, dataset in SWEEPS if stem == "table4"])
 def test_table_4s_arms_are_its_encoders_and_the_controls_are_of_sbert(dataset):
-    for arm in SWEEPS["table4", dataset].arms:
+    for arm in set(SWEEPS["table4", dataset].arms) - {"SOTA"}:
         config = config_of(SWEEPS["table4", dataset], arm)
         assert config.encoder == (arm.lower() if arm in ("Doc2Vec", "CLIP") else "sbert")
         controls = {"permuted text": "permuted", "two-hot": "two_hot", "orthogonal": "orthogonal"}

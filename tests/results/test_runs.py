@@ -14,7 +14,8 @@ from tiny import copy_data, read_json, tiny_setup
 
 from nayer_lib import files
 from nayer_lib.classifiers.teacher import load_classifier
-from nayer_lib.config import Config, make_config
+from nayer_lib.config import fields_of, make_config
+from nayer_lib.config.fields import NayerConfig
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.methods.base import NonFiniteLoss
 from nayer_lib.metrics import convergence, diversity
@@ -359,8 +360,16 @@ def test_fields_newer_than_a_card_have_their_defaults(finished):
     assert len(old) == len(card["config"]) - len(NEWER)
     config = card_config(card | {"config": old})
     assert config == finished.setup.method.config
-    assert {name: getattr(config, name) for name in NEWER} == {name: getattr(Config(), name) for name in NEWER}
+    assert {name: getattr(config, name) for name in NEWER} == {name: getattr(NayerConfig(), name) for name in NEWER}
     assert card_config(card | {"config": old | {"rounds": 7}}).rounds == 7
+
+
+def test_fields_that_a_cards_method_does_not_read_are_dropped(finished):
+    """Cards of other methods once held NAYER's as well."""
+    other = make_config("digits", method="deepinv")
+    old = dataclasses.asdict(make_config("digits")) | dataclasses.asdict(other)
+    assert old.keys() > fields_of("deepinv")
+    assert card_config(finished.card | {"config": old}) == other
 
 
 def test_the_kept_cards_of_the_presets_are_still_those_of_todays_presets():
