@@ -164,16 +164,34 @@ def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(similarity, torch.arange(len(query), device=query.device), reduction="none")
 
 
+def statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """(C,) biased variance and mean of maps (B, C, H, W) over all but C, in 32 bits.
+
+    Of maps in 16 bits as E[x^2] - E[x]^2, summed in 32: no copy of them in 32 bits is made, nor kept for the gradient.
+    What that loses where the mean is large is less than their own rounding.
+    """
+    over = (0, 2, 3)
+    if maps.dtype not in (torch.bfloat16, torch.float16):
+        return torch.var_mean(maps.float(), over, correction=0)
+    mean = maps.mean(over, dtype=torch.float32)
+    norm = torch.linalg.vector_norm(maps, dim=over, dtype=torch.float32)
+    return norm.square() / (maps.numel() / maps.shape[1]) - mean.square(), mean
+
+
 class BatchNormLoss:
     """L_BN of Eq. 5: how far a batch's statistics inside the teacher are from its BatchNorm layers' running ones.
 
         L_BN = sum over layers of ||v_run - v'||_2 + ||mu_run - mu'||_2,   v' = (1 - m) v + m v_mem
 
-    v and mu are the biased variance and the mean of the layer's input over (N, H, W). The memory (v_mem, mu_mem) is
-    empty in the run's first round (v' = v) and is updated once a round by `end_round`. With m = 0.9 the batch's own
+    v and mu are the biased variance and the mean of the layer's input over (N, H, W). In the run's first round m is 0
+    (v' = v), and the memory (v_mem, mu_mem) is updated once a round by `end_round`. With m = 0.9 the batch's own
     share is 0.1, and so is the gradient: the momentum is also a tenfold smaller weight (docs/divergences.md, D8).
 
     The teacher is hooked only inside `with loss.armed():`, so the student phase pays nothing for it.
+
+    Attributes:
+        memory: (v_mem, mu_mem) of each layer, on the teacher's device; zeros before the first round's end.
+        last: (v, mu) of the last pass, likewise, without a gradient.
 
     Raises:
         UserError: the teacher has no BatchNorm2d; the sentence says how to go on without the term.
@@ -186,7 +204,14 @@ class BatchNormLoss:
                 "this teacher has no BatchNorm2d layer for L_BN to look at: set alpha_bn=0 to drop the term."
             )
         self.momentum = momentum
-        self.memory: list[tuple[Tensor, Tensor]] = []
+        # The memory and its share change in place: what is compiled or captured in the first round serves all others.
+        self.memory = [
+            (torch.zeros_like(layer.running_var), torch.zeros_like(layer.running_mean)) for layer in self.layers
+        ]
+        # In 64 bits, so that 1 - m is what it is for a Python number.
+        self._share = torch.zeros((), dtype=torch.float64, device=self.memory[0][0].device)
+        self._empty = True
+        self.last: list[tuple[Tensor, Tensor]] = []
         self._batch: dict[int, tuple[Tensor, Tensor]] = {}
 
     @contextmanager
@@ -195,7 +220,7 @@ class BatchNormLoss:
 
         def watch(index: int):
             def hook(_module, inputs):
-                self._batch[index] = torch.var_mean(inputs[0].float(), (0, 2, 3), correction=0)
+                self._batch[index] = statistics(inputs[0])
 
             return hook
 
@@ -207,8 +232,10 @@ class BatchNormLoss:
                 handle.remove()
             self._batch.clear()
 
-    def forget(self) -> None:
-        """Before a forward pass: a step that always starts with nothing seen is compiled once, not twice."""
+    def settle(self) -> None:
+        """After a step: only numbers stay, in `last`. Its graph need not live on, and the next step starts with nothing
+        seen: it is compiled once, not twice."""
+        self.last = [tuple(x.detach() for x in self._batch[i]) for i in range(len(self.layers))]
         self._batch = {}
 
     def __call__(self) -> Tensor:
@@ -216,30 +243,38 @@ class BatchNormLoss:
         total = []
         for i, layer in enumerate(self.layers):
             var, mean = self._batch[i]
-            if self.memory:
+            if self.momentum:
                 old_var, old_mean = self.memory[i]
-                var = (1 - self.momentum) * var + self.momentum * old_var
-                mean = (1 - self.momentum) * mean + self.momentum * old_mean
+                var = (1 - self._share) * var + self._share * old_var
+                mean = (1 - self._share) * mean + self._share * old_mean
             total += [torch.linalg.vector_norm(layer.running_var - var)]
             total += [torch.linalg.vector_norm(layer.running_mean - mean)]
         return torch.stack(total).sum()
 
     def end_round(self) -> None:
-        """mem <- m * mem + (1 - m) * batch, from the round's last batch; the first time a copy."""
+        """mem <- m * mem + (1 - m) * batch, in place, from the round's last batch; the first time a copy."""
         if not self.momentum:
             return
-        batch = [tuple(x.detach().clone() for x in self._batch[i]) for i in range(len(self.layers))]
-        m = self.momentum
+        if self._batch:
+            self.settle()
         mixed = [
-            tuple(m * old + (1 - m) * new for old, new in zip(*pair, strict=True))
-            for pair in zip(self.memory, batch, strict=False)
+            tuple(self._share * old + (1 - self._share) * new for old, new in zip(*pair, strict=True))
+            for pair in zip(self.memory, self.last, strict=True)
         ]
-        self.memory = mixed or batch
+        self._keep(mixed)
+
+    def _keep(self, memory: list[tuple[Tensor, Tensor]]) -> None:
+        for mine, new in zip(self.memory, memory, strict=True):
+            for x, y in zip(mine, new, strict=True):
+                x.copy_(y)
+        self._share.fill_(self.momentum)
+        self._empty = False
 
     def state_dict(self) -> dict:
-        """The memory, for an exact resume."""
-        return {"memory": self.memory}
+        """The memory, for an exact resume; nothing before the first round's end."""
+        return {"memory": [] if self._empty else self.memory}
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        self.memory = [tuple(pair) for pair in state["memory"]]
+        """The inverse of `state_dict`, onto the teacher's device."""
+        if state["memory"]:
+            self._keep(state["memory"])
