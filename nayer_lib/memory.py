@@ -120,11 +120,14 @@ class Pool:
         self._labels, self._rounds = grown(self._labels), grown(self._rounds)
 
     def state_dict(self) -> dict:
-        """All of it, for an exact resume; rows, labels and rounds stand by age."""
+        """All of it, for an exact resume; rows, labels and rounds stand by age.
+
+        Rows are not copied unless a ring has wrapped: whoever keeps them beyond the next `add` must do that.
+        """
         return {
-            "rows": [column.clone() for column in self.rows],
-            "labels": self.labels.clone(),
-            "rounds": self.rounds.clone(),
+            "rows": self.rows,
+            "labels": self.labels,
+            "rounds": self.rounds,
             "next": self._next,
             "added": self.added,
             "capacity": self.capacity,
