@@ -1,21 +1,27 @@
-"""How a run is computed: number format, memory layout, compiled steps. *What* it computes stands in `Config`.
+"""How a run is computed: number format, memory layout, how its steps run. *What* it computes stands in `Config`.
 
 None of this may change a result by more than rounding; a card records it, and cards that differ in it are not averaged.
 Losses, BatchNorm statistics and optimisers are in 32 bits whatever the networks compute in.
 """
 
 import copy
+import functools
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .classifiers import build
 from .classifiers.teacher import Classifier
 from .errors import UserError, unknown
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STEPS = ("eager", "graphs", "compiled")
 
 
 @dataclass(frozen=True)
@@ -25,19 +31,29 @@ class Compute:
     Attributes:
         precision: of the networks' forward and backward passes: "fp32", "bf16", or "fp16" with a scaled loss.
         channels_last: the networks' memory layout.
-        compiled: one step's forward pass through torch.compile, on CUDA as a CUDA graph; where that fails, a warning.
+        steps: "eager"; "graphs", whole steps replayed as CUDA graphs (`Graphs`); or "compiled", one step's forward pass
+            through torch.compile (`Step`). Where one of the latter fails, the run goes on eagerly and says so.
 
     Raises:
-        UserError: unknown precision.
+        UserError: unknown precision or steps.
     """
 
     precision: str = "fp32"
     channels_last: bool = False
-    compiled: bool = False
+    steps: str = "eager"
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
+        if self.steps not in STEPS:
+            raise unknown("steps", self.steps, STEPS)
+
+    def check(self, device: torch.device, processes: int) -> None:
+        """Raise a `UserError` for steps that this device, or a run on several processes, cannot do."""
+        if self.steps == "graphs" and device.type != "cuda":
+            raise UserError(f"CUDA graphs need a CUDA device, not the {device.type}: take eager or compiled steps.")
+        if self.steps == "graphs" and processes > 1:
+            raise UserError("steps of several processes, which wait for each other, are not captured: take eager ones.")
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
         """The context in which networks run."""
@@ -48,56 +64,254 @@ class Compute:
         # Gradients of Eq. 5 are large: from torch's own start, 2^16, the first steps would all be skipped.
         return torch.amp.GradScaler(device.type, init_scale=2.0**10, enabled=self.precision == "fp16")
 
-    def lay_out(self, module: torch.nn.Module) -> torch.nn.Module:
+    def lay_out(self, module: nn.Module) -> nn.Module:
         """The module, its weights in the chosen memory layout."""
         return module.to(memory_format=torch.channels_last) if self.channels_last else module
 
 
-def fastest(device: torch.device, processes: int = 1, profile: str = "full") -> Compute:
-    """What suits a device: plain 32 bits on a CPU (bfloat16 is many times slower without hardware for it).
+def compute_of(card: dict) -> Compute:
+    """How the run of a card was computed; cards from before they said so were computed plainly."""
+    how = dict(card.get("compute", {}))
+    if "compiled" in how:  # a card from before there were graphs
+        how["steps"] = "compiled" if how.pop("compiled") else "eager"
+    return Compute(**how)
 
-    Steps of several processes are not compiled: SyncBatchNorm exchanges statistics in the middle of them. Nor are those
-    of the profile "quick": compiling takes longer than such a run.
+
+# --- what suits a device ----------------------------------------------------------------------------------------------
+
+
+def fastest(device: torch.device, processes: int = 1, profile: str = "full", **given) -> Compute:
+    """What suits a device, but for what is `given`, by the names of `Compute`'s fields.
+
+    A GPU computes in 16 bits, channels last. For a CPU a second of measuring decides, once a process: some have fast
+    units for bfloat16, others are many times slower with it. Not where several processes must agree, and not in the
+    profile "quick": there a CPU computes plainly, so that equal runs are equal bit by bit. Steps are eager: graphs have
+    not been tried on a GPU yet, and on a CPU torch.compile gained nothing over channels last.
     """
-    if device.type != "cuda":
-        return Compute()
-    bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # a T4 has none
-    return Compute("bf16" if bf16 else "fp16", channels_last=True, compiled=processes == 1 and profile != "quick")
+    if device.type == "cuda":
+        bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # a T4 has none
+        chosen = Compute("bf16" if bf16 else "fp16", channels_last=True)
+    elif profile == "quick" or processes > 1 or {"precision", "channels_last"} <= given.keys():
+        chosen = Compute()
+    else:
+        chosen = _measured()
+    return replace(chosen, **given)
+
+
+REPEATS = 3
+NOT_SLOWER, FASTER = 1.0, 0.8  # of the time of what is simpler
+
+
+@functools.cache
+def _measured() -> Compute:
+    """What trains a small network soonest on this CPU; what is less plain must win two of three repeats."""
+    plain, layout, half = Compute(), Compute(channels_last=True), Compute("bf16", channels_last=True)
+    best = plain
+    for candidate, share in ((layout, NOT_SLOWER), (half, FASTER)):
+        calls, lost = [_training_step(each) for each in (best, candidate)], 0
+        for call in calls:
+            _seconds(call)
+        for _ in range(REPEATS):
+            of_best, of_candidate = map(_seconds, calls)
+            lost += of_candidate > share * of_best
+            if 2 * lost > REPEATS:  # where there is no fast bfloat16 each repeat is a long one
+                break
+        else:
+            best = candidate
+    return best
+
+
+def _training_step(compute: Compute) -> Callable[[], None]:
+    """One step of ResNet-20 on eight images of 32 px."""
+    device = torch.device("cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network, images = compute.lay_out(build("resnet20", 10)).train(), torch.rand(8, 3, 32, 32)
+
+    def step() -> None:
+        with compute.autocast(device):
+            logits = network(images)
+        logits.float().square().mean().backward()
+
+    return step
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    """Of the process, all its threads together: other programs disturb that less than they do a clock."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def fix_shapes(device: torch.device) -> None:
+    """For whoever sends the same shapes through a network again and again: cuDNN may try out its algorithms first."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+
+
+# --- how steps run ----------------------------------------------------------------------------------------------------
+
+
+class Running:
+    """How a method's steps run: as its `Compute` says, until one cannot be compiled or captured; then eagerly, all.
+
+    Args:
+        what: whose steps these are: a later run of the same shares what was compiled, whatever its seed.
+
+    Attributes:
+        compute: as they really run.
+        reason: why that is not as it was asked for; "".
+        scaler: of the losses.
+    """
+
+    def __init__(self, compute: Compute, device: torch.device, what: Hashable):
+        self.compute, self.device, self.reason = compute, device, ""
+        self.scaler = compute.scaler(device)
+        if compute.steps == "compiled":
+            _forget_others(what)
+
+    def fall_back(self, error: Exception) -> None:
+        """Go on eagerly, with one warning."""
+        self.reason = f"{self.compute.steps} steps failed ({type(error).__name__}: {error})"
+        warnings.warn(f"{self.reason}: going on with eager ones.", stacklevel=4)
+        self.compute = replace(self.compute, steps="eager")
+        scale, self.scaler = self.scaler.state_dict(), self.compute.scaler(self.device)  # the old one is in mid-step
+        self.scaler.load_state_dict(scale)
+
+
+@functools.lru_cache(maxsize=1)  # so that it does nothing where it was called for the same thing last
+def _forget_others(what: Hashable) -> None:
+    """torch.compile bounds a function's variants, and those of other methods and configs count."""
+    torch.compiler.reset()
 
 
 class Step:
-    """A function that is called once a training step, compiled if asked for; where compiling fails it runs as it is.
+    """The function whose gradient a training step follows, compiled if asked for.
 
     Args:
         forward: of tensors and plain values to tensors. What it returns is overwritten by the next call when compiled
             for CUDA: clone what is to stay.
+        compilable: False leaves it as it is: torch.compile has no second derivatives.
     """
 
-    def __init__(self, forward: Callable, compute: Compute, device: torch.device):
+    def __init__(self, forward: Callable, running: Running, compilable: bool = True):
         self.forward = self.plain = forward
-        if compute.compiled:
-            torch.compiler.reset()  # what was compiled for another run counts against this one's number of variants
-            mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs
+        self.running = running
+        if running.compute.steps == "compiled" and compilable:
+            mode = "reduce-overhead" if running.device.type == "cuda" else None  # with inductor's own CUDA graphs
             self.forward = torch.compile(forward, mode=mode, dynamic=False)
 
-    def backward(self, *args, scaler: torch.amp.GradScaler, loss_of: Callable = lambda out: out):
+    def backward(self, *args, loss_of: Callable = lambda out: out):
         """Call it, and backward through the loss that `loss_of` finds in what it returns; returns that."""
-        if self.forward is self.plain:
-            return self._run(args, scaler, loss_of)
+        if self.running.compute.steps != "compiled" or self.forward is self.plain:
+            return self._run(self.plain, args, loss_of)
         torch.compiler.cudagraph_mark_step_begin()
         try:
-            return self._run(args, scaler, loss_of)
+            return self._run(self.forward, args, loss_of)
         except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # dynamo's, inductor's, a missing compiler's
-            warnings.warn(f"torch.compile failed ({type(error).__name__}): going on without it.", stacklevel=3)
-            self.forward = self.plain
-            return self._run(args, scaler, loss_of)
+            self.running.fall_back(error)
+            return self._run(self.plain, args, loss_of)
 
-    def _run(self, args, scaler, loss_of):
-        out = self.forward(*args)
-        scaler.scale(loss_of(out)).backward()
+    def _run(self, forward, args, loss_of):
+        out = forward(*args)
+        self.running.scaler.scale(loss_of(out)).backward()
         return out
+
+
+@dataclass
+class _Kind:
+    """The calls of a step that one graph can serve, and that graph with the tensors that it reads and writes."""
+
+    moments: list[dict]
+    calls: int = 0
+    graph: "torch.cuda.CUDAGraph | None" = None
+    inputs: list[Tensor] = field(default_factory=list)
+    rates: list[Tensor] = field(default_factory=list)
+    outputs: object = None
+
+
+class Graphs:
+    """A whole training step, losses, gradients and update, as CUDA graphs where that is asked for.
+
+    There is a graph for each kind of call: shapes, plain values and the mode. The first calls of a kind are ordinary
+    steps on a side stream, as torch asks for: what a graph must find in place (moments, cuDNN's choices) is there then.
+    The next is captured, in which nothing runs; it and all that follow copy their tensors and the optimisers' rates to
+    where the graph reads them, and replay it.
+
+    Args:
+        step: of tensors, plain values and `optimizers` to tensors. All that differs from one call to the next of a
+            kind enters through these; it draws no random number and never waits for the device. What it returns is
+            overwritten by the next call: clone what is to stay.
+        mode: what else decides which operations it does.
+    """
+
+    WARMUP = 3
+
+    def __init__(self, step: Callable, running: Running, mode: Callable[[], Hashable]):
+        self.step, self.running, self.mode = step, running, mode
+        self._kinds: dict[tuple, _Kind] = {}
+        self._pool = None  # one for all: what a graph returns is read before another one runs
+
+    def __call__(self, *args, optimizers: Sequence[torch.optim.Optimizer]):
+        if self.running.compute.steps != "graphs":
+            return self.step(*args, optimizers=optimizers)
+        leaves, form = tree_flatten(args)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        key = tuple((x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x for x in leaves)
+        key = (self.mode(), *key)
+        kind, moments = self._kinds.get(key), [optimizer.state for optimizer in optimizers]
+        if kind is None or any(mine is not given for mine, given in zip(kind.moments, moments, strict=True)):
+            kind = self._kinds[key] = _Kind(moments)  # anew for other optimisers, and where a state was loaded
+        kind.calls += 1
+        if kind.calls <= self.WARMUP:
+            return self._aside(args, optimizers)
+        if kind.graph is None:
+            kind.inputs = [tensor.clone() for tensor in tensors]
+            static = iter(kind.inputs)
+            args = tree_unflatten([next(static) if isinstance(x, Tensor) else x for x in leaves], form)
+            try:
+                self._capture(kind, args, optimizers)
+            except UserError:
+                raise
+            except Exception as error:  # whatever waits for the device, or has no place in a graph
+                self._kinds.clear()
+                self.running.fall_back(error.__context__ or error)  # ending a capture that failed is a second error
+                return self.step(*args, optimizers=optimizers)
+        for mine, given in zip(kind.inputs, tensors, strict=True):
+            mine.copy_(given)
+        for rate, group in zip(kind.rates, _groups(optimizers), strict=True):
+            rate.fill_(group["lr"])
+        kind.graph.replay()
+        return kind.outputs
+
+    def _aside(self, args, optimizers):
+        stream, main = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(main)
+        with torch.cuda.stream(stream):
+            outputs = self.step(*args, optimizers=optimizers)
+        main.wait_stream(stream)
+        return outputs
+
+    def _capture(self, kind: _Kind, args, optimizers) -> None:
+        groups = _groups(optimizers)
+        kind.rates = [torch.tensor(group["lr"], device=self.running.device) for group in groups]
+        before, graph = [dict(group) for group in groups], torch.cuda.CUDAGraph()
+        try:
+            for group, rate in zip(groups, kind.rates, strict=True):
+                group |= {"lr": rate, "capturable": True}
+            with torch.cuda.graph(graph, pool=self._pool):
+                kind.outputs = self.step(*args, optimizers=optimizers)
+        finally:
+            for group, entries in zip(groups, before, strict=True):  # numbers again, for schedules and saved states
+                group.clear()
+                group.update(entries)
+        kind.graph, self._pool = graph, graph.pool()
+
+
+def _groups(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict]:
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
 @torch.no_grad()
@@ -105,20 +319,29 @@ def folded(teacher: Classifier, image_shape: tuple[int, int, int]) -> Classifier
     """A teacher that gives the same answers sooner: BatchNorm folded into the convolutions, channels last.
 
     For the student phase, where nobody looks at its BatchNorm inputs. A network that torch.fx cannot trace, or whose
-    folded form gives other answers, is returned as it is.
+    folded form gives other answers, is returned as it is. The two are compared in 64 bits: a GPU's rounding of 32-bit
+    products, to 10 bits, is no other answer.
 
     Args:
         image_shape: (C, H, W), to compare the two on.
     """
     from torch.fx.experimental.optimization import fuse
 
+    def quick(one: Classifier) -> Classifier:
+        fused, other = dict(fuse(one.net).named_modules()), copy.deepcopy(one)
+        for name, module in list(other.net.named_modules()):
+            # A GraphModule has a class of its own, and would be compiled anew in each run.
+            if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+                other.net.set_submodule(name, fused.get(name) or nn.Identity())
+        return other
+
     device = next(teacher.parameters()).device
-    images = torch.rand(8, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.rand(8, *image_shape, generator=torch.Generator().manual_seed(0)).to(device).double()
     try:
-        quick = copy.copy(teacher)
-        quick._modules = dict(teacher._modules)  # copy.copy shares the dict of submodules
-        quick.net = fuse(teacher.net).to(memory_format=torch.channels_last)
-        close = torch.allclose(quick(images), teacher(images), rtol=1e-3, atol=1e-3)
+        exact = copy.deepcopy(teacher).double()
+        close = torch.allclose(quick(exact)(images), exact(images), rtol=1e-3, atol=1e-3)
+        fast = quick(teacher)
     except Exception:  # fx raises many kinds for what it cannot trace
         return teacher
-    return quick.freeze() if close else teacher
+    fast.net.to(memory_format=torch.channels_last)
+    return fast.freeze() if close else teacher

@@ -1,21 +1,27 @@
-"""How it is computed changes nothing but rounding: precision, memory layout, compiled steps, the folded teacher."""
+"""How it is computed changes nothing but rounding: precision, memory layout, how steps run, the folded teacher."""
 
+import dataclasses
 import io
 import warnings
 
 import pytest
 import torch
-from tiny import run_all, tiny_config
+from fake_graphs import without_a_gpu
+from tiny import run_all, same, tiny_config
 from torch import nn
 
+from nayer_lib import compute as computing
 from nayer_lib.classifiers import build
 from nayer_lib.classifiers.teacher import Classifier, load_teacher
-from nayer_lib.compute import Compute, Step, fastest, folded
+from nayer_lib.compute import Compute, Graphs, Running, Step, compute_of, fastest, folded
 from nayer_lib.distill import distill, prepare
 from nayer_lib.errors import UserError
+from nayer_lib.methods import METHODS
 from nayer_lib.methods.base import Batch
+from nayer_lib.results.record import Run
 
 CPU = torch.device("cpu")
+MEASURED = computing._measured  # other tests measure nothing
 EAGER = Compute()
 
 
@@ -77,20 +83,227 @@ def test_float16_scales_its_loss_and_leaves_out_steps_that_overflow():
     assert method.scaler.get_scale() < 2.0**100
 
 
-def test_an_unknown_precision_is_told():
+def test_unknown_precision_and_steps_are_told():
     with pytest.raises(UserError, match="unknown precision 'fp8'. Did you mean 'fp"):
         Compute("fp8")
+    with pytest.raises(UserError, match="unknown steps 'graph'. Did you mean 'graphs'"):
+        Compute(steps="graph")
 
 
-def test_a_cpu_computes_plainly_and_a_gpu_in_16_bits(monkeypatch):
-    assert fastest(CPU) == Compute("fp32", channels_last=False, compiled=False)
+def test_a_card_says_how_it_was_computed_also_where_it_is_old():
+    assert compute_of({}) == Compute()
+    graphs = Compute("bf16", True, "graphs")
+    assert compute_of({"compute": dataclasses.asdict(graphs)}) == graphs
+    old = {"precision": "bf16", "channels_last": True, "compiled": True}
+    assert compute_of({"compute": old}) == Compute("bf16", True, "compiled") and "compiled" in old
+    assert compute_of({"compute": old | {"compiled": False}}).steps == "eager"
+
+
+# --- what suits a device
+
+
+def test_a_gpu_computes_in_16_bits(monkeypatch):
     for capability, precision in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        assert fastest(torch.device("cuda")) == Compute(precision, channels_last=True, compiled=True)
-        assert not fastest(torch.device("cuda"), profile="quick").compiled
+        assert fastest(torch.device("cuda")) == Compute(precision, channels_last=True)
+        assert fastest(torch.device("cuda"), steps="graphs").steps == "graphs"
 
 
-# --- compiled steps
+@pytest.fixture
+def clocks(monkeypatch):
+    """Have a CPU's steps last as long as it is told: seconds by kind, a list where repeats differ."""
+    plain, layout, half = Compute(), Compute(channels_last=True), Compute("bf16", channels_last=True)
+    asked = []
+
+    def set_to(of_plain, of_layout, of_half):
+        times = {plain: of_plain, layout: of_layout, half: of_half}
+        done = dict.fromkeys(times, -1)  # the first call warms up
+
+        def seconds(compute):
+            asked.append(compute)
+            done[compute] += 1
+            told = times[compute]
+            return told[max(0, done[compute]) % len(told)] if isinstance(told, list) else told
+
+        asked.clear()
+        MEASURED.cache_clear()
+        monkeypatch.setattr(computing, "_measured", MEASURED)
+        monkeypatch.setattr(computing, "_training_step", lambda compute: compute)
+        monkeypatch.setattr(computing, "_seconds", seconds)
+        return asked
+
+    yield set_to
+    MEASURED.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen"),
+    [
+        ((1.0, 1.1, 9.0), Compute()),  # no fast bfloat16
+        ((1.0, 0.9, 9.0), Compute(channels_last=True)),
+        ((1.0, 1.0, 0.81), Compute(channels_last=True)),  # faster by less than a fifth is not faster
+        ((1.0, 0.9, 0.5), Compute("bf16", channels_last=True)),
+        ((1.0, 1.1, 0.5), Compute("bf16", channels_last=True)),
+        ((1.0, [1.5, 0.9, 0.9], 9.0), Compute(channels_last=True)),  # two of three
+        ((1.0, [0.9, 1.5, 1.5], 9.0), Compute()),
+        ((1.0, 1.1, [0.5, 0.9, 0.9]), Compute()),
+    ],
+    ids=str,
+)
+def test_a_cpu_takes_what_it_is_faster_with(clocks, times, chosen):
+    asked = clocks(*times)
+    assert fastest(CPU) == chosen
+    before = len(asked)
+    assert fastest(CPU) == chosen and len(asked) == before  # measured once a process
+
+
+def test_what_is_many_times_slower_is_not_measured_to_the_end(clocks):
+    asked = clocks(1.0, 1.1, 9.0)
+    fastest(CPU)
+    assert [c.precision for c in asked].count("bf16") == 3  # a warm-up and two repeats
+
+
+def test_nothing_is_measured_where_somebody_said_or_bits_must_be_equal(clocks):
+    asked = clocks(1.0, 0.5, 0.1)
+    assert fastest(CPU, profile="quick") == fastest(CPU, processes=2) == Compute()
+    assert fastest(CPU, profile="quick", precision="bf16") == Compute("bf16")
+    assert fastest(CPU, precision="fp32", channels_last=False) == Compute() and not asked
+    assert fastest(CPU, precision="fp32") == Compute(channels_last=True) and asked
+
+
+def test_the_measurement_itself_changes_no_random_number(monkeypatch):
+    state = torch.get_rng_state()
+    computing._training_step(Compute(channels_last=True))()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- how steps run
+
+
+def test_graphs_are_refused_without_a_gpu():
+    with pytest.raises(UserError, match="CUDA graphs need a CUDA device, not the cpu: take eager or compiled steps"):
+        setup(Compute(steps="graphs"))
+
+
+def told_of(name: str, compute: Compute) -> tuple[list, list]:
+    """All losses and the student's weights of a run of a method, with rates that are the same in 32 bits and in 64."""
+    options = {"method": name, "rounds": 2, "generator_steps": 5, "student_steps": 5, "generator_lr": 2.0**-9}
+    options |= {"student_lr": 2.0**-3, "student_lr_end": 2.0**-3}
+    options |= {"fm": {"latent_lr": 2.0**-6}, "nayer": {"generator_life": 1}}.get(name, {})
+    made = prepare(tiny_config(**options), device="cpu", compute=compute)
+    reports = [(epoch.rounds, epoch.student_loss) for epoch in run_all(made)]
+    losses = [([(r.ce_per_step, r.bn, r.adv, r.extra) for r in rounds], loss) for rounds, loss in reports]
+    return losses, list(made.method.student.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("nayer", "fm") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
+def test_a_replayed_run_is_the_eager_one_bit_by_bit(name, monkeypatch):
+    """So no step of any method depends on what Python does in it, and all that it changes is changed in place."""
+    expected = told_of(name, EAGER)
+    graphs = without_a_gpu(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # it did not fall back
+        losses, student = told_of(name, Compute(steps="graphs"))
+    assert losses == expected[0] and same(student, expected[1])
+    assert len(graphs) >= 2 and sum(graph.replays for graph in graphs) > 10
+
+
+class Line:
+    """A step that walks down a line: x <- x - rate * slope."""
+
+    def __init__(self, running):
+        self.x = nn.Parameter(torch.zeros(2))
+        self.optimizer = torch.optim.SGD([self.x], 1.0, fused=True)
+        self.trains, self.called = True, 0
+        self.step = Graphs(self.walk, running, lambda: self.trains)
+
+    def walk(self, slope, sign, optimizers):
+        self.called += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        (sign * slope * self.x).sum().backward()
+        self.optimizer.step()
+        return self.x.detach() + 0
+
+    def __call__(self, slope, sign=1):
+        return self.step(torch.full((2,), float(slope)), sign, optimizers=[self.optimizer]).tolist()[0]
+
+
+def running(steps: str) -> Running:
+    return Running(Compute(steps=steps), CPU, "a test")
+
+
+def test_a_graph_reads_new_arguments_and_rates_and_there_is_one_for_each_kind(monkeypatch):
+    graphs = without_a_gpu(monkeypatch)
+    line = Line(running("graphs"))
+    assert [line(1) for _ in range(Graphs.WARMUP)] == [-1, -2, -3] and not graphs
+    assert line(10) == -13 and line(100) == -113  # the first of them was captured, which ran nothing
+    line.optimizer.param_groups[0]["lr"] = 2.0
+    assert line(1) == -115 and [graph.replays for graph in graphs] == [3]
+    assert line.called == Graphs.WARMUP + 1  # a replay runs no Python
+    assert line.optimizer.param_groups[0]["lr"] == 2.0 and "capturable" not in line.optimizer.param_groups[0]
+    for other in ({"sign": -1}, {}):  # another plain value, another mode
+        line.trains = bool(other)
+        for _ in range(Graphs.WARMUP + 1):
+            line(1, **other)
+    assert len(graphs) == 3 and line.x[0].item() == -115  # as many steps up as down
+    line.optimizer.load_state_dict(line.optimizer.state_dict())  # what was captured does not see what was loaded
+    assert line(1) == -117 and graphs[-1].replays == 1
+
+
+def test_eager_steps_make_no_graph(monkeypatch):
+    graphs, line = without_a_gpu(monkeypatch), Line(running("eager"))
+    assert [line(1) for _ in range(9)][-1] == -9 and not graphs and line.called == 9
+
+
+def test_what_cannot_be_captured_goes_on_eagerly_and_loses_no_step(monkeypatch):
+    """A step that asks for a number; a scaler that was in the middle of a step goes on as well."""
+    graphs, how = without_a_gpu(monkeypatch), running("graphs")
+    line = Line(how)
+    monkeypatch.setattr(line, "step", Graphs(lambda *a, **b: (line.walk(*a, **b), line.x[0].item())[0], how, lambda: 0))
+    seen = [line(1) for _ in range(Graphs.WARMUP)]
+    with pytest.warns(UserWarning, match=r"graphs steps failed \(RuntimeError: .* waits for the device.*going on with"):
+        seen += [line(1), line(1)]
+    assert seen == [-1, -2, -3, -4, -5] and [graph.replays for graph in graphs] == [0]
+    assert how.compute.steps == "eager" and "waits for the device" in how.reason
+    assert line.optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_a_scaler_that_was_in_mid_step_is_replaced_by_an_equal_one():
+    how = Running(Compute("fp16", steps="compiled"), CPU, "a test")
+    x = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([x], 0.1)
+    how.scaler.load_state_dict(how.scaler.state_dict() | {"scale": 64.0})
+    how.scaler.scale(x.sum()).backward()
+    how.scaler.step(optimizer)
+    with pytest.warns(UserWarning):
+        how.fall_back(RuntimeError("the compiler"))
+    how.scaler.scale(x.sum()).backward()
+    how.scaler.step(optimizer)  # the old one would refuse a second step
+    assert how.scaler.get_scale() == 64.0
+
+
+def test_the_card_says_what_really_ran_and_why(monkeypatch, tmp_path):
+    without_a_gpu(monkeypatch)
+    made = setup(Compute(steps="graphs"), generator_steps=5)
+    run = Run(made, tmp_path / "run")
+    assert run.card["compute"]["steps"] == "graphs" and "fell_back" not in run.card
+    monkeypatch.setattr(made.method, "after_backward", lambda: torch.zeros(1).item())
+    with pytest.warns(UserWarning, match="going on with eager ones"):
+        list(run)
+    assert run.card["compute"] == dataclasses.asdict(Compute()) and "waits for the device" in run.card["fell_back"]
+
+
+def test_runs_that_differ_in_their_seed_share_what_was_compiled(monkeypatch):
+    """dynamo bounds the variants of a function: those of another method or config are forgotten."""
+    resets = []
+    computing._forget_others.cache_clear()
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    compile_with("eager", monkeypatch)
+    for count, options in ((1, {"seed": 0}), (1, {"seed": 1}), (2, {"bn_momentum": 0.5})):
+        setup(Compute(steps="compiled"), **options)
+        assert len(resets) == count
 
 
 def compile_with(backend, monkeypatch) -> list:
@@ -111,7 +324,7 @@ def test_a_compiled_run_computes_what_a_plain_one_does(monkeypatch):
     asked = compile_with("aot_eager", monkeypatch)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it did not fall back
-        seen = told(setup(Compute(compiled=True)))
+        seen = told(setup(Compute(steps="compiled")))
     assert sorted(asked) == [("_objective", None, False), ("_student_loss", None, False)]
     for (ce, bn, loss), (ce_, bn_, loss_) in zip(expected, seen, strict=True):
         assert ce == [pytest.approx(one, rel=1e-3) for one in ce_] and bn == pytest.approx(bn_, rel=1e-3)
@@ -120,7 +333,7 @@ def test_a_compiled_run_computes_what_a_plain_one_does(monkeypatch):
 
 @pytest.mark.slow
 def test_so_does_generated_code():
-    assert told(setup(Compute(compiled=True)))[0][0][0] == pytest.approx(told(setup())[0][0][0], rel=1e-2)
+    assert told(setup(Compute(steps="compiled")))[0][0][0] == pytest.approx(told(setup())[0][0][0], rel=1e-2)
 
 
 def test_where_compiling_fails_it_goes_on_plainly_with_one_warning(monkeypatch):
@@ -133,10 +346,11 @@ def test_where_compiling_fails_it_goes_on_plainly_with_one_warning(monkeypatch):
         return fails
 
     monkeypatch.setattr(torch, "compile", broken)
-    made = setup(Compute(compiled=True))
-    with pytest.warns(UserWarning, match=r"torch.compile failed \(RuntimeError\)") as caught:
+    made = setup(Compute(steps="compiled"))
+    with pytest.warns(UserWarning, match=r"compiled steps failed \(RuntimeError: no compiler\)") as caught:
         assert told(made) == expected
-    assert len([w for w in caught if "torch.compile failed" in str(w.message)]) == 2  # one for each phase's step
+    assert len([w for w in caught if "steps failed" in str(w.message)]) == 1  # for both phases
+    assert made.method.compute == EAGER
 
 
 def test_a_users_mistake_is_no_failure_to_compile(monkeypatch):
@@ -144,9 +358,9 @@ def test_a_users_mistake_is_no_failure_to_compile(monkeypatch):
         raise UserError("the mistake")
 
     monkeypatch.setattr(torch, "compile", lambda function, mode=None, dynamic=None: lambda *args: function(*args))
-    step = Step(forward, Compute(compiled=True), CPU)
+    step = Step(forward, running("compiled"))
     with pytest.raises(UserError, match="the mistake"):
-        step.backward(scaler=EAGER.scaler(CPU))
+        step.backward()
 
 
 # --- the folded teacher
@@ -196,10 +410,33 @@ def test_a_teacher_that_cannot_be_traced_is_taken_as_it_is():
     assert folded(teacher, (3, 8, 8)) is teacher
 
 
+def test_a_gpus_rounding_is_no_reason_not_to_fold(monkeypatch):
+    """As with TensorFloat-32: of what enters a 32-bit convolution 10 bits of the mantissa count."""
+    convolve = nn.Conv2d._conv_forward
+
+    def coarse(self, x, weight, bias):
+        if x.dtype == torch.float32:
+            x, weight = ((t.contiguous().view(torch.int32) & -8192).view(torch.float32) for t in (x, weight))
+        return convolve(self, x, weight, bias)
+
+    teacher = trained_looking("resnet20")
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", coarse)
+    assert norms(folded(teacher, (3, 32, 32))) == 0
+
+
+def test_the_folded_teachers_of_two_runs_are_of_one_class():
+    """Else what was compiled with one does not serve the other."""
+    one, other = (folded(load_teacher("digits", "wrn10_1"), (1, 8, 8)) for _ in range(2))
+    assert type(one.net) is type(other.net) and norms(one) < norms(load_teacher("digits", "wrn10_1"))
+
+
 def test_a_folding_that_changes_answers_is_not_taken(monkeypatch):
     from torch.fx.experimental import optimization
 
-    monkeypatch.setattr(optimization, "fuse", lambda net: build("wrn10_1", 10, channels=1).eval())
+    def other(net):
+        return build("wrn10_1", 10, channels=1).eval().to(next(net.parameters()).dtype)
+
+    monkeypatch.setattr(optimization, "fuse", other)
     teacher = load_teacher("digits", "wrn10_1")
     assert folded(teacher, (1, 8, 8)) is teacher
 

@@ -12,9 +12,9 @@ import torch
 from tiny import TINY, run_all, same, tiny_config
 from torch import distributed
 
-from nayer_lib import cli
+from nayer_lib import cli, compute
 from nayer_lib.classifiers.teacher import load_classifier
-from nayer_lib.compute import fastest
+from nayer_lib.compute import Compute, fastest
 from nayer_lib.distill import Setup, prepare
 from nayer_lib.errors import UserError
 from nayer_lib.generator.latents import LATENTS, build_latent
@@ -211,9 +211,12 @@ def test_several_processes_do_not_resume_and_save_no_state(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_steps_of_several_processes_are_not_compiled(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert not fastest(torch.device("cuda"), 2).compiled and fastest(torch.device("cuda")).compiled
+def test_several_processes_do_not_measure_each_for_itself_nor_capture(monkeypatch):
+    monkeypatch.setattr(compute, "_measured", lambda: pytest.fail("it measured"))
+    assert fastest(CPU, processes=2) == Compute()
+    with pytest.raises(UserError, match="steps of several processes, .*, are not captured: take eager ones"):
+        Compute(steps="graphs").check(torch.device("cuda"), 2)
+    Compute(steps="graphs").check(torch.device("cuda"), 1)
 
 
 # --- the command

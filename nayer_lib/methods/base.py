@@ -4,8 +4,9 @@
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from .. import losses
 from ..augment import crop_and_flip
 from ..classifiers.teacher import Classifier
-from ..compute import Compute, Step, folded
+from ..compute import Compute, Graphs, Running, Step, fix_shapes, folded
 from ..config import Config
 from ..datasets import DataSet, dataset
 from ..errors import UserError
@@ -47,8 +48,7 @@ class SynthesisReport:
     extra: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """What the student sees in one step.
 
     Attributes:
@@ -91,10 +91,11 @@ class Method:
         config: the run; its device is the teacher's.
         table: (K, e), the pool P, for methods that read label text.
         facts: image size, crop and flip; None takes those of the config's data set.
-        compute: number format, memory layout, compiled steps; None: 32 bits, plain.
+        compute: number format, memory layout, how steps run; None: 32 bits, plain.
         ranks: this process among those that share the run; None: it is alone.
 
     Attributes:
+        running: how its steps really run.
         name, citation: the row's label, and the paper in author-year form.
         reads_text: whether it needs the pool P.
         student_first: whether the student's steps come before the synthesis rounds.
@@ -104,7 +105,8 @@ class Method:
             labels; None: nothing is traced.
 
     Raises:
-        UserError: other classes than the teacher's; a batch or a memory that the ranks cannot share.
+        UserError: other classes than the teacher's; a batch or a memory that the ranks cannot share; steps that the
+            device cannot do.
     """
 
     name: ClassVar[str]
@@ -129,6 +131,10 @@ class Method:
         self.facts = facts or dataset(config.dataset)
         self.device = next(teacher.parameters()).device
         self.ranks = ranks or Ranks()
+        compute = compute or Compute()
+        compute.check(self.device, self.ranks.size)
+        self.running = Running(compute, self.device, (type(self), dataclasses.replace(config, seed=0)))
+        fix_shapes(self.device)
         for name in ("generator_batch", "student_batch"):
             self.ranks.share(getattr(config, name), name)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
@@ -136,14 +142,22 @@ class Method:
         capacity = config.memory_size and self.ranks.share(config.memory_size, "memory_size")
         self.memory: Pool = Memory(self.facts.image_shape, self.device, capacity)
         self.trace: list[tuple[Tensor, Tensor]] | None = None
-        self.compute = compute or Compute()
         self.compute.lay_out(self.teacher)
         self.compute.lay_out(self.ranks.synchronised(self.student))
-        self.scaler = self.compute.scaler(self.device)
         self.student_optimizer = self.make_student_optimizer()
         self._answering = folded(self.teacher, self.facts.image_shape)  # the teacher of the student phase
-        plain = dataclasses.replace(self.compute, compiled=False)  # torch.compile has no second derivatives
-        self._learn = Step(self._student_loss, plain if self.second_derivatives else self.compute, self.device)
+        self._learn = Step(self._student_loss, self.running, compilable=not self.second_derivatives)
+        self._teach = Graphs(self._update_student, self.running, lambda: self.student.training)
+
+    @property
+    def compute(self) -> Compute:
+        """How it is computed."""
+        return self.running.compute
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler:
+        """Of the losses; it does nothing but for 16-bit floats."""
+        return self.running.scaler
 
     # Phase 1.
 
@@ -177,13 +191,18 @@ class Method:
 
     def student_step(self, batch: Batch) -> Tensor:
         """One update of the student: Algorithm 1, line 14. Returns the loss, a scalar still on the device."""
-        self.student_optimizer.zero_grad(set_to_none=True)
-        loss = self._learn.backward(batch, scaler=self.scaler)
+        loss = self._teach(batch, optimizers=[self.student_optimizer])
+        return self.ranks.mean(loss.clone())
+
+    def _update_student(self, batch: Batch, optimizers: Sequence[torch.optim.Optimizer]) -> Tensor:
+        [optimizer] = optimizers
+        optimizer.zero_grad(set_to_none=True)
+        loss = self._learn.backward(batch)
         self.ranks.average_gradients(self.student)
-        self.before_update(self.student_optimizer)
-        self.scaler.step(self.student_optimizer)
+        self.before_update(optimizer)
+        self.scaler.step(optimizer)
         self.scaler.update()
-        return self.ranks.mean(loss.detach().clone())
+        return loss.detach()
 
     def _student_loss(self, batch: Batch) -> Tensor:
         with self.compute.autocast(self.device):

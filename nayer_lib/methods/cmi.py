@@ -96,11 +96,11 @@ class CMI(Inversion):
         latent, network = self.generator
         latent.redraw(self.rng)
         redraw_weights(network, self.rng)
-        return [self.adam(self.generator.parameters(), self.config.generator_lr), self.head_optimizer]
+        return [self.fresh_adam(self.generator.parameters(), self.config.generator_lr), self.head_optimizer]
 
     def steps(
         self, epoch: int, entering: Callable[[], Tensor], optimizers: Sequence[torch.optim.Optimizer]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
         """The round's steps, with an eye on what enters the BatchNorm layers."""
         with self._watched() as self._inputs:
             yield from super().steps(epoch, entering, optimizers)

@@ -77,7 +77,7 @@ class DeepInversion(Inversion):
     def begin_round(self) -> list[torch.optim.Optimizer]:
         """New noise, a fresh Adam."""
         self.generator.redraw(self.rng)
-        return [self.adam(self.generator.parameters(), self.config.generator_lr)]
+        return [self.fresh_adam(self.generator.parameters(), self.config.generator_lr)]
 
     def draw_view(self, batch: int) -> Tensor:
         """(H * W,) where each pixel of the jittered images comes from: one roll and one flip for the whole batch."""

@@ -61,15 +61,16 @@ class FM(Inversion):
                 mine.load_state_dict(new.state_dict())
 
     def begin_round(self) -> list[torch.optim.Optimizer]:
-        """G' <- G and new z, both in place: what was compiled sees them."""
+        """G' <- G and new z, in place as all else here: what was compiled or captured sees them."""
         noise, adapted = self.generator[0], self.generator[1:]
         noise.redraw(self.rng)
         adapted.load_state_dict(self.meta.state_dict())
         for parameter in self.meta.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.zero_()
         groups = [{"params": adapted.parameters()}, {"params": noise.parameters(), "lr": self.config.latent_lr}]
-        self._adam = self.adam(groups, self.config.generator_lr)
-        return [self._adam]
+        return [self.fresh_adam(groups, self.config.generator_lr)]
 
     def after_backward(self) -> None:
         """Add G''s gradient to G's, but for a step that overflows in 16 bits: the scaler leaves it out as well."""

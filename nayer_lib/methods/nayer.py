@@ -61,7 +61,7 @@ class Nayer(Inversion):
     def begin_round(self) -> list[torch.optim.Optimizer]:
         """Redraw the noisy layer; a fresh Adam."""
         self.generator[0].redraw(self.rng)
-        return [self.adam(self.generator.parameters(), self.config.generator_lr)]
+        return [self.fresh_adam(self.generator.parameters(), self.config.generator_lr)]
 
     def _new_generator(self) -> nn.Sequential:
         """A new G with PyTorch's default initialisation, and a new latent, unless its heads are meant to persist."""
@@ -71,7 +71,7 @@ class Nayer(Inversion):
         def make() -> nn.Sequential:
             latent = kept or build_latent(
                 config.latent,
-                self.table.cpu(),
+                self.table,
                 config.noise_dim,
                 config.generator_batch,
                 config.latent_beta,

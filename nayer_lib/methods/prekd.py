@@ -48,7 +48,7 @@ class PREKD(Replay):
         r, facts = config.noise_dim, self.facts
         self.vae = self.build(lambda: VAE(self.network(r), r, facts.size, facts.channels, config.generator_width))
         self.vae_optimizer = self.adam(self.vae.parameters(), config.vae_lr)
-        self._remember = Step(self._vae_loss, self.compute, self.device)
+        self._remember = Step(self._vae_loss, self.running)
         self._step_of_turn = 0  # at an epoch's end 0 again
         self._vae_losses: list[Tensor] = []  # L_V since the last round, on the device
         if config.vae_share > 1:
@@ -87,7 +87,7 @@ class PREKD(Replay):
             own = self.vae.decoder(self._draw(replayed)).float() if replayed else self.no_images
         images = torch.cat([self.made(max(2, (n - replayed) // 2)), own])
         self.vae_optimizer.zero_grad(set_to_none=True)
-        loss = self._remember.backward(images, self._draw(len(images)), scaler=self.scaler)
+        loss = self._remember.backward(images, self._draw(len(images)))
         self.ranks.average_gradients(self.vae)
         self.before_update(self.vae_optimizer)
         self.scaler.step(self.vae_optimizer)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import losses
 from ..augment import draw_pixels, take
-from ..compute import Step
+from ..compute import Graphs, Step
 from ..generator.networks import Generator
 from ..memory import Memory
 from .base import Batch, Examples, Method, NonFiniteLoss, SynthesisReport
@@ -76,7 +76,8 @@ class Rounds(Method):
         self.bn_loss = losses.BatchNormLoss(self.teacher, config.bn_momentum) if watched else None
         self.round = 0  # of the run
         self._round_of_epoch = 0
-        self._generate = Step(self._objective, self.compute, self.device)
+        self._generate = Step(self._objective, self.running)
+        self._improve = Graphs(self._update, self.running, lambda: self.student.training)
 
     def begin_epoch(self, epoch: int) -> None:
         """Start counting the epoch's rounds."""
@@ -98,15 +99,24 @@ class Rounds(Method):
         """The images as the teacher sees them."""
         return take(images, drawn, self.facts.crop_padding)
 
+    def after_backward(self) -> None:
+        """Called in every step between its backward pass and its update."""
+
     def after_update(self) -> None:
         """Called after each of the generator's updates."""
+
+    def worth_keeping(self, images: Tensor) -> list[Tensor]:
+        """What a round keeps of a step: its images. Each tensor (B, ...), one row an image."""
+        return [images]
 
     # The round.
 
     def steps(
         self, epoch: int, entering: Callable[[], Tensor], optimizers: Sequence[torch.optim.Optimizer]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """g steps. Each is yielded between its backward pass and its update, as (loss, images), both detached.
+    ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+        """g steps. Each is yielded as its loss, its images and what is worth keeping, all as before its update.
+
+        The next step may overwrite them: clone what is to stay.
 
         Args:
             entering: what enters the generator in the next step: labels (B,) or z (B, r).
@@ -121,23 +131,29 @@ class Rounds(Method):
             for _ in range(config.generator_steps):
                 enters = entering()
                 view = self.draw_view(len(enters)) if config.augment_synthesis else None  # D12
-                for optimizer in optimizers:
-                    optimizer.zero_grad(set_to_none=True)
-                loss, terms, images = self._generate.backward(
-                    enters, view, adversarial, scaler=self.scaler, loss_of=operator.itemgetter(0)
-                )
-                self.ranks.average_gradients(self.generator)
-                self._parts.append(terms.detach().clone())
-                yield self.ranks.mean(loss.detach()), images.detach()
-                for optimizer in optimizers:
-                    self.before_update(optimizer)
-                    self.scaler.step(optimizer)
-                self.scaler.update()
-                self.after_update()
+                loss, terms, images, kept, statistics = self._improve(enters, view, adversarial, optimizers=optimizers)
+                self._parts.append(terms.clone())
+                yield self.ranks.mean(loss), images, kept
             if self.bn_loss:
+                self.bn_loss.last = statistics  # where a graph was replayed no hook has run
                 self.bn_loss.end_round()
                 self.ranks.average(x for pair in self.bn_loss.memory for x in pair)
         self.student.requires_grad_(True).train()
+
+    def _update(self, entering: Tensor, view, adversarial: bool, optimizers: Sequence[torch.optim.Optimizer]):
+        """One step of the generator: loss, terms, images, what is worth keeping, and what L_BN saw, all detached."""
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss, terms, images = self._generate.backward(entering, view, adversarial, loss_of=operator.itemgetter(0))
+        self.ranks.average_gradients(self.generator)
+        self.after_backward()
+        for optimizer in optimizers:
+            self.before_update(optimizer)
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self.after_update()
+        images = images.detach()
+        return loss.detach(), terms.detach(), images, self.worth_keeping(images), self.bn_loss and self.bn_loss.last
 
     def report(self, epoch: int, images: int, start: float) -> SynthesisReport:
         """What the round's steps did; it counts the round, and waits for the device once.
@@ -168,11 +184,11 @@ class Rounds(Method):
 
     def _objective(self, entering: Tensor, view, adversarial: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The weighted sum of the terms on images made from what enters, the terms, and the images (B, C, H, W)."""
-        if self.bn_loss:
-            self.bn_loss.forget()
         with self.compute.autocast(self.device):
             images = self.generator(entering)  # Eq. 4
         terms = self._terms(images, entering, view, adversarial)
+        if self.bn_loss:
+            self.bn_loss.settle()
         weights = [getattr(self.config, weight) for weight in self.terms.values()]
         return sum(alpha * term for alpha, term in zip(weights, terms, strict=True)), terms, images
 
@@ -204,8 +220,9 @@ class Rounds(Method):
 
     def build(self, make: Callable[[], nn.Module]) -> nn.Module:
         """What `make` makes, its weights drawn from this run's random numbers, on the device, in train mode."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (), generator=self.rng, device=self.device)))
+        seed = int(torch.randint(2**31, (), generator=self.rng, device=self.device))
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.device:
+            torch.manual_seed(seed)
             built = make()
         return self.compute.lay_out(self.ranks.synchronised(built.to(self.device))).train()
 
@@ -252,6 +269,10 @@ class Inversion(Rounds):
     terms = {"L_CE": "alpha_cls", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
     balanced: ClassVar[bool] = True
 
+    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
+        self._adam: torch.optim.Adam | None = None
+
     def values(self, seen: Seen) -> list[Tensor]:
         """The three terms of Eq. 5, the adversarial one with its minus."""
         ce = losses.classification(seen.t, seen.labels)
@@ -261,12 +282,15 @@ class Inversion(Rounds):
         """Make the generator ready for new images, and its optimisers."""
         raise NotImplementedError
 
-    def after_backward(self) -> None:
-        """Called in every step between its backward pass and its update."""
-
-    def worth_keeping(self, images: Tensor) -> list[Tensor]:
-        """What a round keeps of a step: its images. Each tensor (B, ...), one row an image."""
-        return [images]
+    def fresh_adam(self, parameters, rate: float) -> torch.optim.Adam:
+        """A.2's optimiser for one round: the same one each time, its moments made zero in place, so that what was
+        captured with it goes on."""
+        if self._adam is None:
+            self._adam = self.adam(parameters, rate)
+        for moments in self._adam.state.values():
+            for moment in moments.values():
+                moment.zero_()
+        return self._adam
 
     def remember(self, kept: list[Tensor], labels: Tensor) -> None:
         """Put what the round kept into the memory: Algorithm 1, line 11."""
@@ -278,18 +302,16 @@ class Inversion(Rounds):
         optimizers = self.begin_round()  # line 5
         labels = self.pseudo_labels()
         best, traced = torch.full((), math.inf, device=self.device), []
-        for step, (loss, images) in enumerate(self.steps(epoch, lambda: labels, optimizers)):  # lines 6-10
+        for step, (loss, images, made) in enumerate(self.steps(epoch, lambda: labels, optimizers)):  # lines 6-10
             # D11: chosen on the device, without waiting for the loss's value.
             better = loss < best
             best = torch.where(better, loss, best)
-            made = self.worth_keeping(images)
             if step == 0 or self.config.keep == "last":
                 kept = [new.clone() for new in made]
             else:
                 kept = [torch.where(better, *pair) for pair in zip(made, kept, strict=True)]
             if self.trace is not None:
                 traced.append(Memory.as_bytes(images))
-            self.after_backward()
         if self.trace is not None:
             self.trace.append((torch.stack(traced), labels))
         report = self.report(epoch, self.config.generator_batch, start)

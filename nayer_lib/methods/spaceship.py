@@ -22,7 +22,7 @@ The authors' code fills the last incomplete set of labels in order (here: at ran
 Grad-CAM is differentiated with its weights; one random half of the channels for a whole batch; a fresh Adam in each
 round; the convolutions' outputs before their BatchNorm; which maps stand for a stage. Activations are 16-bit floats
 here: 213 KB an image of 32 px, so the memory is bounded by the published run's 51,200 images (10.9 GB) also where more
-are made. Saving a state copies them on the device, and the file of a stopped run holds all that were made. Their best
+are made. The file of a stopped run holds all that were made. Their best
 of six seeds is the printed 77.41 on CIFAR-100 (ResNet-34 to 18), by their README, whose mean is 77.15. For a pair whose
 maps do not fit each other, such as VGG-11 and ResNet-18, we do not know what they compare.
 """
@@ -99,11 +99,11 @@ class SpaceshipNet(Inversion):
     def begin_round(self) -> list[torch.optim.Optimizer]:
         """A new z, and a fresh Adam for G as it is."""
         self.generator[0].redraw(self.rng)
-        return [self.adam(self.generator[1].parameters(), self.config.generator_lr)]
+        return [self.fresh_adam(self.generator[1].parameters(), self.config.generator_lr)]
 
     def steps(
         self, epoch: int, entering: Callable[[], Tensor], optimizers: Sequence[torch.optim.Optimizer]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
         """The round's steps, with an eye on the three layers."""
         with tapped([self.generator[1].layers[i] for i in self.layers]) as self._maps:
             yield from super().steps(epoch, entering, optimizers)

@@ -160,5 +160,5 @@ def test_batch_norm_shared_between_gpus_is_refused(name):
 
 
 def test_its_student_step_is_not_compiled(name):
-    method = prepare(tiny_config(method=name), device="cpu", compute=Compute(compiled=True)).method
+    method = prepare(tiny_config(method=name), device="cpu", compute=Compute(steps="compiled")).method
     assert method._learn.forward is method._learn.plain and method._generate.forward is not method._generate.plain

@@ -126,10 +126,10 @@ def test_it_holds_the_activations_of_the_best_step(keep):
     losses_, made, steps = [], [], method.steps
 
     def watched(*args):
-        for loss, images in steps(*args):
+        for loss, images, kept in steps(*args):
             losses_.append(loss.item())
-            made.append([method._maps[depth].clone() for depth in range(3)])
-            yield loss, images
+            made.append([maps.clone() for maps in kept])
+            yield loss, images, kept
 
     method.steps = watched
     method.synthesize(0)
@@ -387,7 +387,7 @@ def test_its_synthesis_is_compiled_and_its_student_step_is_not(monkeypatch):
     plain = tiny_spaceship()
     plain.synthesize(0)
     monkeypatch.setattr(torch, "compile", patched)
-    method = prepare(plain.config, device="cpu", compute=Compute(compiled=True)).method
+    method = prepare(plain.config, device="cpu", compute=Compute(steps="compiled")).method
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it did not fall back
         method.synthesize(0)
