@@ -1,5 +1,6 @@
 """How a teacher is made: supervised training on real data (appendix A.1) that can be interrupted and resumed."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import files
-from ..compute import fastest
+from ..compute import Compute, fastest, fix_shapes
 from ..errors import MissingFile, UserError
 from .teacher import Classifier
 
@@ -40,13 +41,13 @@ RECIPES = {
 class Training:
     """Supervised training of a classifier, in place: iterate over it, each epoch yields its mean loss.
 
-    Images stay on their device as bytes and are augmented there. It computes as `compute.fastest` says: on a GPU in 16
-    bits, channels last; on a CPU in 32, where a seed decides every bit.
+    Images stay on their device as bytes and are augmented there.
 
     Args:
         images: (N, C, H, W) uint8, on the classifier's device.
         labels: (N,) class ids.
         augment: a batch in [0, 1] and a generator -> the augmented batch.
+        compute: how it is computed; None takes what is fastest on the device.
 
     Attributes:
         epoch: epochs done.
@@ -63,12 +64,13 @@ class Training:
         augment: Callable[[Tensor, torch.Generator], Tensor],
         recipe: Recipe,
         seed: int,
+        compute: Compute | None = None,
     ):
         self.classifier, self.images, self.labels = classifier, images, labels
         self.augment, self.recipe, self.epoch = augment, recipe, 0
         device = images.device
-        self.compute = fastest(device)
-        self.compute.lay_out(classifier)
+        self._compute_as(compute or fastest(device))
+        fix_shapes(device)
         self.rng = torch.Generator(device).manual_seed(seed)
         self.optimizer = torch.optim.SGD(
             classifier.parameters(),
@@ -83,7 +85,10 @@ class Training:
             if recipe.one_cycle
             else torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
         )
-        self.scaler = self.compute.scaler(device)
+
+    def _compute_as(self, compute: Compute) -> None:
+        self.compute, self.scaler = compute, compute.scaler(self.images.device)
+        compute.lay_out(self.classifier)
 
     def __iter__(self) -> Iterator[float]:
         while self.epoch < self.recipe.epochs:
@@ -119,6 +124,7 @@ class Training:
         """Everything that decides what happens next."""
         return {
             "epoch": self.epoch,
+            "compute": dataclasses.asdict(self.compute),
             "weights": self.classifier.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -127,8 +133,9 @@ class Training:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`, on a training built with the same arguments."""
+        """The inverse of `state_dict`, on a training built with the same arguments; it goes on as it was computed."""
         self.epoch = state["epoch"]
+        self._compute_as(Compute(**state.get("compute", {})))
         self.classifier.net.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -10,6 +10,7 @@ from .. import datasets, files
 from ..augment import crop_and_flip
 from ..classifiers.teacher import Classifier, make_classifier, save_classifier, teacher_path
 from ..classifiers.training import RECIPES, Training, resume_training, save_partial
+from ..compute import Compute
 from ..config import PRESETS, Config
 from ..distill import choose_device
 from ..errors import MissingFile, UserError, unknown
@@ -66,6 +67,7 @@ def train(
         lambda images, rng: crop_and_flip(images, facts.crop_padding, facts.flip, rng),
         chosen,
         seed,
+        Compute() if dataset in SHIPPED else None,  # so that a seed decides every bit of what the kit brings
     )
     made = {"dataset": dataset, "split": split, "recipe": dataclasses.asdict(chosen), "seed": seed}
     about = {"network": network, **made, "device": on.type}
