@@ -3,7 +3,8 @@
 A sweep file is JSON: "preset", "variant" and "profile" (as in `make_config`), "seeds", "common" overrides, and "arms",
 a name -> overrides map. Arms of unequal budgets cannot be compared, so a file that wants them says
 "unequal_budgets": true. A file that is there to choose a setting says "split": "validation", on which its runs are
-scored then, in place of the test split.
+scored then, in place of the test split. "compute": {"precision": "bf16", "channels_last": true} has all runs computed
+alike (fields of `Compute`); what it does not name each run chooses for itself.
 
 Every run is a process of its own, the `distill` command: one that dies takes no other with it, no setting of one
 reaches the next, and what it prints stands in log.txt in its run folder. A run that has finished is known by its card
@@ -32,22 +33,25 @@ from queue import SimpleQueue
 import torch
 
 from . import files
+from .compute import Compute
 from .config import Config, make_config
 from .errors import MissingFile, UserError, unknown
 from .results.runs import card_config, device_name, kept_cards, local_cards, new_id, read_card, resumable, split_of
 
-FIELDS = {"preset", "variant", "profile", "seeds", "common", "arms", "unequal_budgets", "split"}
+FIELDS = {"preset", "variant", "profile", "seeds", "common", "arms", "unequal_budgets", "split", "compute"}
 BACKENDS = ("local", "ray")
 _PROCESSES = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Arms of a sweep file: name -> one config a seed; and the split on which its runs are scored."""
+    """Arms of a sweep file: name -> one config a seed; the split on which its runs are scored, and the options of
+    `distill` that say how they are computed."""
 
     name: str
     arms: dict[str, list[Config]]
     split: str = "test"
+    computed: tuple[str, ...] = ()
 
     def runs(self, share: str | None = None) -> list[tuple[str, Config]]:
         """Every run once, as (arm, config), seed by seed: a sweep that is cut short has every arm with fewer seeds.
@@ -102,7 +106,7 @@ def read_sweep(path: Path) -> Sweep:
         raise UserError(
             f"{path}: 'seeds' is a list of numbers, 'arms' maps names to config fields ({error})."
         ) from error
-    sweep = Sweep(path.stem, arms, spec.get("split", "test"))
+    sweep = Sweep(path.stem, arms, spec.get("split", "test"), _computed(path, spec.get("compute", {})))
     if sweep.split not in ("test", "validation"):
         raise unknown("split of a sweep", sweep.split, ("test", "validation"))
     budgets = {arm: budget(config) for arm, config in sweep.runs()}
@@ -115,6 +119,18 @@ def read_sweep(path: Path) -> Sweep:
                 'all arms one budget, or say "unequal_budgets": true in the file.'
             )
     return sweep
+
+
+def _computed(path: Path, compute: dict) -> tuple[str, ...]:
+    """The options of `distill` for what a file says of how its runs are computed."""
+    known = [field.name for field in dataclasses.fields(Compute)]
+    sound = isinstance(compute, dict) and compute.keys() <= set(known)
+    if not sound or not isinstance(compute.get("channels_last", True), bool):
+        raise UserError(f"{path}: 'compute' may have {known}, channels_last true or false, not {compute!r}.")
+    named = {name: value for name, value in dataclasses.asdict(Compute(**compute)).items() if name in compute}
+    last = named.pop("channels_last", None)
+    layout = () if last is None else ("--channels-last",) if last else ("--no-channels-last",)
+    return (*layout, *(word for name, value in named.items() for word in (f"--{name}", value)))
 
 
 def budget(config: Config) -> dict[str, int]:
@@ -183,7 +199,9 @@ def run_sweep(
         return []
     folder = files.runs_dir().resolve()
     with parallel_config(**where):
-        results = Parallel(batch_size=1)(delayed(_run)(arm, config, folder, gpus, sweep.split) for arm, config in left)
+        results = Parallel(batch_size=1)(
+            delayed(_run)(arm, config, folder, gpus, sweep.split, sweep.computed) for arm, config in left
+        )
     return [sentence for sentence in results if sentence]
 
 
@@ -270,13 +288,16 @@ def _on_ray(jobs: int | None) -> tuple[dict, None]:
     return {"backend": "ray", "n_jobs": jobs, "ray_remote_args": {"num_gpus": min(1, gpus / jobs)}}, None
 
 
-def _run(arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None, split: str) -> str | None:
+def _run(
+    arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None, split: str, computed: tuple[str, ...]
+) -> str | None:
     """One run in a process of its own. Prints how it ended; returns that sentence if it failed."""
     new = new_id(config) if split == "test" else f"{new_id(config)}-{split}"
     log = (resumable(config, split) or runs_dir / new) / "log.txt"  # what stopped half-way goes on
     gpu = gpus.get() if gpus else None
     try:
-        status = _process(_command(config, log.parent, split), log, {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+        command = _command(config, log.parent, split, computed)
+        status = _process(command, log, {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
         card = read_card(log.parent) if status == 0 else {"status": _reason(status, log)}
     except Exception as error:  # whatever it is, the other runs go on
         card = {"status": f"{type(error).__name__}: {error}"}
@@ -290,11 +311,11 @@ def _run(arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None, spl
     return sentence if failed else None
 
 
-def _command(config: Config, folder: Path, split: str) -> list[str]:
+def _command(config: Config, folder: Path, split: str, computed: tuple[str, ...]) -> list[str]:
     """The `distill` command that runs a config in a folder; every field is given, so no preset matters."""
     fields = dataclasses.asdict(config)
     options = ("variant", "profile", "method", "protocol", "seed")
-    own = [word for name in options for word in (f"--{name}", str(fields.pop(name)))] + ["--split", split]
+    own = [word for name in options for word in (f"--{name}", str(fields.pop(name)))] + ["--split", split, *computed]
     overrides = [f"{name}={value!r}" for name, value in fields.items()]
     return [sys.executable, "-m", "nayer_lib", "distill", "--out", str(folder), "--resume", *own, "--set", *overrides]
 

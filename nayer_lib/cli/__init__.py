@@ -15,7 +15,7 @@ from tyro.extras import SubcommandApp
 
 from .. import datasets, files
 from ..budget import in_words, rehearse
-from ..compute import fastest
+from ..compute import Compute, compute_of, fastest
 from ..config import make_config
 from ..demo import demo
 from ..distill import choose_device, prepare
@@ -29,6 +29,8 @@ from ..text.lte_pool import load_pool
 from . import lte as pools
 from . import teacher as teachers
 from .common import own_teacher
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 def distill(
@@ -53,7 +55,9 @@ def distill(
     resume: bool = False,
     max_minutes: float | None = None,
     precision: str | None = None,
-    compiled: bool | None = None,
+    channels_last: Flag = False,
+    no_channels_last: Flag = False,
+    steps: str | None = None,
     dry_run: bool = False,
 ) -> Run | None:
     """Distil a student without data and leave a run folder. docs/your_own_model.md shows how with your own teacher.
@@ -82,8 +86,11 @@ def distill(
         out: the run folder; default: a new one under runs/.
         resume: go on where the run in --out stopped; start one where there is none.
         max_minutes: stop after so many minutes, at the end of an epoch and resumable; so does SIGTERM.
-        precision: "fp32", "bf16" or "fp16"; default: what is fastest on the device.
-        compiled: steps through torch.compile, on a GPU as CUDA graphs; default: on a GPU yes, but for quick.
+        precision: "fp32", "bf16" or "fp16"; default: what is fastest on the device (quick on a CPU: fp32), or what the
+            run that is resumed has; so with the layout and the steps.
+        channels_last: the networks' memory layout.
+        no_channels_last: the other one.
+        steps: "eager"; "graphs", whole steps as CUDA graphs; or "compiled", through torch.compile.
         dry_run: only rehearse: everything at its real size, two random images a batch, on the CPU; and say how much
             memory the run would hold, and how long a run like it took. It needs neither data nor weights.
     """
@@ -107,10 +114,16 @@ def distill(
         print(in_words(config, rehearse(config, own, pool, test)))
         print(f"{'time':26}{time_in_words([projected(config, finished_runs())]):>20}")
         return None
-    given = {name: value for name, value in (("precision", precision), ("compiled", compiled)) if value is not None}
+    if channels_last and no_channels_last:
+        raise UserError("--channels-last and --no-channels-last are two layouts: give one.")
+    given = {name: value for name, value in (("precision", precision), ("steps", steps)) if value is not None}
+    if channels_last or no_channels_last:
+        given["channels_last"] = channels_last
     chosen = choose_device(device)
     ranks = find_ranks(chosen)
-    compute = dataclasses.replace(fastest(chosen, ranks.size, config.profile), **given)
+    if resume and (out / "card.json").is_file():
+        given = dataclasses.asdict(_as_before(out, chosen)) | given
+    compute = fastest(chosen, ranks.size, config.profile, **given)
     setup = prepare(config, own, pool, test, device, compute, ranks)
     run = Run(setup, out, resume, max_minutes=max_minutes)
     if ranks.rank:
@@ -235,6 +248,12 @@ def _app(commands: dict) -> SubcommandApp:
         else:
             app.command(command, name=name)
     return app
+
+
+def _as_before(folder: Path, device) -> Compute:
+    """How the run in a folder was computed, as far as this device can."""
+    before = compute_of(cards.read_card(folder))
+    return dataclasses.replace(before, steps="eager") if before.steps == "graphs" and device.type != "cuda" else before
 
 
 def _overrides(pairs: tuple[str, ...]) -> dict:

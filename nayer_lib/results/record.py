@@ -22,6 +22,7 @@ import torch
 from .. import files
 from ..checkpoint import Checkpoint
 from ..classifiers.teacher import Classifier, load_judge, save_classifier
+from ..compute import compute_of
 from ..distill import Epoch, Setup, distill
 from ..errors import UserError
 from ..evaluate import in_batches
@@ -109,7 +110,7 @@ class Run:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "device": device_name(method.device) + (f", {ranks.size} processes" if ranks.size > 1 else ""),
             "processes": ranks.size,
-            "compute": dataclasses.asdict(method.compute),
+            **self._computed(),
             "threads": torch.get_num_threads(),
             "curve": [],
         }
@@ -171,7 +172,7 @@ class Run:
             raise
         finally:
             self._seconds["total"] = before + time.perf_counter() - begun
-            self.card |= {"status": status, "seconds": self._seconds}
+            self.card |= {"status": status, "seconds": self._seconds, **self._computed()}
             self._write_card()
             if status == "finished":
                 self._checkpoint.remove()
@@ -189,6 +190,12 @@ class Run:
         """
         self._stop = True
 
+    def _computed(self) -> dict:
+        """The card's entries on how the steps really ran, and why not as they were asked for."""
+        running = self.setup.method.running
+        fell_back = {"fell_back": running.reason} if running.reason else {}
+        return {"compute": dataclasses.asdict(running.compute), **fell_back}
+
     def _progress(self) -> dict:
         return {"card": self.card, "seconds": self._seconds, "rounds": self._rounds}
 
@@ -205,6 +212,7 @@ class Run:
         mine, saved = self.card, self._checkpoint.read()
         progress = saved["progress"]
         card = progress["card"]
+        card["compute"] = dataclasses.asdict(compute_of(card))  # it may be older than the switches of today
         here = json.loads(json.dumps(mine["config"]))  # tuples are lists in a card
         there = json.loads(json.dumps(card["config"]))
         other = [name for name in here if here[name] != there.get(name)]
@@ -241,6 +249,7 @@ class Run:
             "seconds": sum(epoch.seconds.values()),
         }
         self.card["curve"].append(row)
+        self.card |= self._computed()
         self._append([_blank(row[name]) for name in CURVE])
         if epoch.scores:
             scored = [r for r in self.card["curve"] if r["accuracy"] is not None]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import files
-from ..compute import Compute
+from ..compute import Compute, compute_of
 from ..config import PRESETS, PUBLISHED, Config, make_config
 from ..errors import UserError
 from ..methods import METHODS
@@ -94,13 +94,9 @@ def cells(cards: list[dict]) -> list[Cell]:
 
 
 def _protocol(card: dict) -> tuple[str, str, str]:
-    """Teacher, test split, and the device with what is not plain in the "compute" entry, of a card.
-
-    Cards from before there was such an entry were computed plainly.
-    """
-    plain = dataclasses.asdict(Compute())
-    compute = sorted((name, value) for name, value in card.get("compute", {}).items() if value != plain.get(name))
-    told = ", ".join(f"{name} {value}" for name, value in compute)
+    """Teacher, test split, and the device with what is not plain in how it computed, of a card."""
+    plain, how = dataclasses.asdict(Compute()), dataclasses.asdict(compute_of(card))
+    told = ", ".join(f"{name} {value}" for name, value in how.items() if value != plain[name])
     device = f"{card['device']} ({told})" if told else card["device"]
     return card["teacher"]["sha256"], card["test_split"]["sha256"], device
 

@@ -88,12 +88,22 @@ def test_different_protocols_are_never_averaged(card, change):
 
 
 def test_how_a_card_was_computed_is_told_beside_its_device(card):
-    kinds = [{"precision": "bf16", "compiled": True}, {"precision": "bf16"}, {"compiled": True}, {"compiled": False}]
+    kinds = [{"precision": "bf16", "steps": "graphs"}, {"precision": "bf16"}, {"steps": "compiled"}, {"steps": "eager"}]
     cards = [like(card, seed=s, compute=kind) for kind in kinds for s in (0, 1)]
-    found = cells([*cards, like(cards[0], seed=2, compute={"compiled": True, "precision": "bf16"})])
+    found = cells([*cards, like(cards[0], seed=2, compute={"steps": "graphs", "precision": "bf16"})])
     assert [len(cell.last) for cell in found] == [3, 2, 2, 2]  # the order in a card does not matter
-    beside = [" (compiled True, precision bf16)", " (precision bf16)", " (compiled True)", ""]
+    beside = [" (precision bf16, steps graphs)", " (precision bf16)", " (steps compiled)", ""]
     assert [cell.device for cell in found] == [card["device"] + words for words in beside]
+
+
+def test_a_card_with_the_switch_of_old_stands_with_those_of_today(card):
+    """Before there were graphs steps were "compiled" or not."""
+    for old, new in ((False, "eager"), (True, "compiled")):
+        same = [
+            like(card, seed=8, compute={"precision": "fp32", "channels_last": False, "compiled": old}),
+            like(card, seed=9, compute=dataclasses.asdict(Compute(steps=new))),
+        ]
+        assert [len(cell.last) for cell in cells(same)] == [2]
 
 
 def test_a_card_from_before_the_compute_entry_stands_with_those_computed_plainly(card):
