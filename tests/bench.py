@@ -1,9 +1,10 @@
 """`make bench`: the library's inner loops against plain ones, alternately, on the same device with the same nets.
 
 WRN-40-2 -> WRN-16-2 on 32 px images with random weights: time does not depend on them. On the CPU the clock is the
-process's CPU seconds, so that other programs disturb less. On a GPU it is synchronised wall time, ours is the fast path
-(`compute.fastest`) unless --precision or --eager say otherwise, and with --batch 400 the whole run is projected and set
-beside two floors.
+process's CPU seconds, so that other programs disturb less, and ours computes plainly in 32 bits unless told otherwise.
+On a GPU it is synchronised wall time, ours is the fast path (`compute.fastest`) unless told otherwise, and with
+--batch 400 the whole run is projected and set beside two floors. Then our own steps in other number formats and layouts
+are set beside plain ones.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch
 from plain_loop import PlainLoop
 
 from nayer_lib import files, losses
-from nayer_lib.classifiers.teacher import make_classifier
+from nayer_lib.classifiers.teacher import Classifier, make_classifier
 from nayer_lib.compute import Compute, fastest
 from nayer_lib.config import make_config
 from nayer_lib.datasets import dataset
@@ -30,6 +31,11 @@ from nayer_lib.methods.nayer import Nayer
 from nayer_lib.results.runs import device_name
 
 DRAW = 512  # images of a memory draw: Table 8's student batch
+FORMATS = {
+    "fp32, channels last": Compute(channels_last=True),
+    "bfloat16, channels last": Compute("bf16", channels_last=True),
+}
+HOPELESS = 3  # times as long as plain: measured no further
 
 # The work of CIFAR-10, E = 100 with both networks frozen where they can be: arithmetic from the layers' sizes. A GPU by
 # a word in its name: dense 16-bit FLOP/s and bytes/s of its memory, 80 to 90 % of the data sheet.
@@ -37,29 +43,33 @@ WORK = {"FLOP": 36.7e15, "bytes moved, fused bfloat16": 336e12}
 GPUS = {"H200": (798e12, 4.3e12), "H100": (798e12, 3.0e12), "A100": (311e12, 1.7e12), "T4": (65e12, 0.26e12)}
 
 
-def build(device: str, batch: int, compute: Compute):
-    """Our method and the plain loop with equal weights, and a folder for the plain one's PNG files."""
+def net(name: str, seed: int, device: str) -> Classifier:
+    """A random network whose BatchNorm layers have seen some images, so that its logits are of an ordinary size."""
+    facts = dataset("cifar10")
+    classifier = make_classifier(name, facts.class_names, facts.mean, facts.std, seed).train()
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _ in range(20):
+            classifier(torch.rand(16, 3, 32, 32, generator=rng))
+    return classifier.to(device)
+
+
+def build(device: str, batch: int, compute: Compute) -> Nayer:
+    """Our method."""
     config = make_config(
         "cifar10-wrn40_2-wrn16_2", profile="full", generator_batch=batch, student_batch=batch, generator_steps=3
     )
-    facts, names = dataset("cifar10"), dataset("cifar10").class_names
-
-    def net(name, seed):
-        """A random network whose BatchNorm layers have seen some images, so that its logits are of an ordinary size."""
-        classifier = make_classifier(name, names, facts.mean, facts.std, seed).train()
-        rng = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for _ in range(20):
-                classifier(torch.rand(16, 3, 32, 32, generator=rng))
-        return classifier.to(device)
-
     # Student 3 agrees with teacher 0 on some images, so that the masked adversarial term is not just zero.
     table = torch.randn(10, 512, generator=torch.Generator().manual_seed(0)).to(device)
-    ours = Nayer(net("wrn40_2", 0), net("wrn16_2", 3), config, table, compute=compute)
-    folder = tempfile.TemporaryDirectory()
+    return Nayer(net("wrn40_2", 0, device), net("wrn16_2", 3, device), config, table, compute=compute)
+
+
+def build_plain(ours: Nayer, device: str) -> tuple[PlainLoop, tempfile.TemporaryDirectory]:
+    """The plain loop with equal weights, and a folder for its PNG files."""
+    folder, config, facts = tempfile.TemporaryDirectory(), ours.config, ours.facts
     network = Generator(config.noise_dim, facts.size, facts.channels).to(device)
-    plain = PlainLoop(net("wrn40_2", 0).eval(), net("wrn16_2", 3), table, network, config, folder.name)
-    return ours, plain, folder
+    teacher, student = net("wrn40_2", 0, device).eval(), net("wrn16_2", 3, device)
+    return PlainLoop(teacher, student, ours.table, network, config, folder.name), folder
 
 
 def same_losses(ours: Nayer, plain: PlainLoop) -> dict[str, tuple[float, float]]:
@@ -82,8 +92,9 @@ def same_losses(ours: Nayer, plain: PlainLoop) -> dict[str, tuple[float, float]]
 
 
 def measure(ours: Nayer, plain: PlainLoop, repeats: int) -> dict[str, tuple[list[float], list[float]]]:
-    """Milliseconds of each phase, (ours, plain), one pair a repeat; the first pair warms up and is dropped."""
+    """Milliseconds of each phase, (ours, plain), one pair a repeat; the first pairs warm up and are dropped."""
     config, device = ours.config, ours.device
+    warmup = warmup_of(ours)
     steps, labels = config.generator_steps, torch.arange(config.generator_batch, device=device) % 10
     stored = torch.rand(2 * DRAW, 3, 32, 32, device=device)
     ours.memory.add(stored, torch.arange(len(stored), device=device) % 10, 0)
@@ -102,13 +113,44 @@ def measure(ours: Nayer, plain: PlainLoop, repeats: int) -> dict[str, tuple[list
         "memory draw": (lambda: ours.sample(DRAW), lambda: next(stream), 1),
     }
     times = {name: ([], []) for name in phases}
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats + warmup):
         for name, (mine, theirs, per) in phases.items():
             for place, call in enumerate((mine, theirs)):
                 took = clock(call, device) / per
-                if repeat:
+                if repeat >= warmup:
                     times[name][place].append(1000 * took)
     return times
+
+
+def warmup_of(method: Nayer) -> int:
+    """Repeats until nothing is compiled, captured or tried out any more: the student's mode changes after the first."""
+    return 1 if method.device.type == "cpu" and method.compute.steps == "eager" else 6
+
+
+def formats(device: str, batch: int, repeats: int = 3) -> dict[str, dict[str, float]]:
+    """Our eager steps in other formats and layouts: their time over that in plain 32 bits, median of alternate calls.
+
+    What is hopeless in one phase (bfloat16, on a CPU without units for it) is not measured in the next.
+    """
+    plain, told = build(device, batch, Compute()), {}
+    images = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(device)
+    seen = Batch(images, None, "bench")
+    phases = {"student step": lambda m: m.student_step(seen), "synthesis step": lambda m: m.synthesize(20)}
+    for name, compute in FORMATS.items():
+        method, told[name] = build(device, batch, compute), {}
+        for phase, call in phases.items():
+            for each in (plain, method):
+                clock(lambda each=each, call=call: call(each), plain.device)
+            ratios = []
+            for _ in range(repeats):
+                one, other = (clock(lambda each=each, call=call: call(each), plain.device) for each in (plain, method))
+                ratios.append(other / one)
+                if ratios[-1] > HOPELESS:
+                    break
+            told[name][phase] = statistics.median(ratios)
+            if ratios[-1] > HOPELESS:
+                break
+    return told
 
 
 def projection(phases: dict) -> dict[str, float]:
@@ -147,19 +189,18 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--precision", help="of our loop: fp32, bf16 or fp16; default: what is fastest here")
-    parser.add_argument("--eager", action="store_true", help="our loop without torch.compile")
+    parser.add_argument("--precision", help="of our loop: fp32, bf16 or fp16; default: fp32 on a CPU, else the fastest")
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="our loop's layout; likewise")
+    parser.add_argument("--steps", help="of our loop: eager, graphs or compiled; default: eager")
     parser.add_argument("--keep", action="store_true", help="write the card to data/bench.json, for the README")
     arguments = parser.parse_args()
     if arguments.device == "cpu":
         torch.set_num_threads(1)
-    compute = fastest(torch.device(arguments.device))
-    compute = dataclasses.replace(
-        compute,
-        precision=arguments.precision or compute.precision,
-        compiled=compute.compiled and not arguments.eager,
-    )
-    ours, plain, folder = build(arguments.device, arguments.batch, compute)
+    asked = {name: getattr(arguments, name) for name in ("precision", "channels_last", "steps")}
+    given = {name: value for name, value in asked.items() if value is not None}
+    compute = fastest(torch.device(arguments.device), profile="quick", **given)
+    ours = build(arguments.device, arguments.batch, compute)
+    plain, folder = build_plain(ours, arguments.device)
     with folder:
         pairs = same_losses(ours, plain)
         times = measure(ours, plain, arguments.repeats)
@@ -189,6 +230,10 @@ def main() -> int:
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"\npeak memory {peak:.0f} MiB")
+    ratios = formats(arguments.device, arguments.batch)
+    print("\nour eager steps in other formats, time over that in fp32, contiguous:")
+    for name, row in ratios.items():
+        print(f"  {name:26}{', '.join(f'{phase} {ratio:.2f}' for phase, ratio in row.items())}")
     whole = projection(phases) if ours.device.type == "cuda" and arguments.batch == 400 else {}
     for name, value in whole.items():
         print(f"{name}: {value:.3g}")
@@ -204,7 +249,8 @@ def main() -> int:
         "phases": phases,
         "losses": pairs,
         "peak_mib": peak,
-        "compute": dataclasses.asdict(compute),
+        "compute": dataclasses.asdict(ours.compute),
+        "formats": ratios,
         "projection": whole,
     }
     path = files.runs_dir() / time.strftime("bench-%Y%m%d-%H%M%S.json")
