@@ -38,6 +38,16 @@ def is_local(host) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def nothing_measured():
+    """A CPU computes plainly: what it would be faster with is no test's business but test_compute's."""
+    from nayer_lib import compute
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compute, "_measured", compute.Compute)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_network():
     """Looking up or connecting to another machine raises; loopback and unix sockets stay (kernels, pytest-xdist)."""
 

@@ -329,6 +329,22 @@ def test_the_command_stops_with_status_0_and_says_how_to_go_on(tmp_path, capsys,
     assert "--resume needs --out" in capsys.readouterr().err
 
 
+def test_the_command_goes_on_as_the_run_was_computed_unless_told_otherwise(tmp_path, capsys):
+    """Also where its card is from before there were graphs."""
+    run = command(tmp_path / "run", "epochs=2")
+    first = [*run[:1], "--precision", "bf16", "--channels-last", "--max-minutes", "0", *run[1:]]
+    assert cli.main(first) == 0
+    assert cli.main([*run[:1], "--resume", "--no-channels-last", "--max-minutes", "0", *run[1:]]) == 0
+    card = read_card(tmp_path / "run")
+    assert card["compute"] == {"precision": "bf16", "channels_last": False, "steps": "eager"}
+    card["compute"] = {"precision": "bf16", "channels_last": False, "compiled": False}
+    (tmp_path / "run" / "card.json").write_text(json.dumps(card))
+    assert cli.main([*run[:1], "--resume", *run[1:]]) == 0
+    card = read_card(tmp_path / "run")
+    assert card["status"] == "finished"
+    assert card["compute"] == {"precision": "bf16", "channels_last": False, "steps": "eager"}
+
+
 def killed_at(folder, moments) -> None:
     """Run it in another process that is killed after so many seconds, again and again; then let it end."""
     fork = multiprocessing.get_context("fork")  # torch is imported already: a new interpreter takes many seconds

@@ -164,6 +164,10 @@ def test_a_mistake_is_one_sentence_on_stderr_and_status_2(arguments, sentence, c
         (["distill", "--method", "fm", "--variant", "paper"], "the variant 'paper' is NAYER's text"),
         (["distill", "--set", "variant=paper"], "variant has its own option: use --variant paper"),
         (["distill", "--device", "gpu"], "unknown device 'gpu'"),
+        (["distill", "--precision", "fp8"], "unknown precision 'fp8'"),
+        (["distill", "--steps", "graph"], "unknown steps 'graph'. Did you mean 'graphs'"),
+        (["distill", "--device", "cpu", "--steps", "graphs"], "CUDA graphs need a CUDA device, not the cpu"),
+        (["distill", "--channels-last", "--no-channels-last"], "are two layouts: give one"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
 )

@@ -21,6 +21,7 @@ from nayer_lib.methods.base import Batch
 from nayer_lib.results.record import Run
 
 CPU = torch.device("cpu")
+MEASURED = computing._measured  # other tests measure nothing
 EAGER = Compute()
 
 
@@ -135,13 +136,14 @@ def clocks(monkeypatch):
             return told[max(0, done[compute]) % len(told)] if isinstance(told, list) else told
 
         asked.clear()
-        computing._measured.cache_clear()
+        MEASURED.cache_clear()
+        monkeypatch.setattr(computing, "_measured", MEASURED)
         monkeypatch.setattr(computing, "_training_step", lambda compute: compute)
         monkeypatch.setattr(computing, "_seconds", seconds)
         return asked
 
     yield set_to
-    computing._measured.cache_clear()
+    MEASURED.cache_clear()
 
 
 @pytest.mark.parametrize(

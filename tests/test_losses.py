@@ -29,6 +29,7 @@ from nayer_lib.losses import (
     kl_per_image,
     logit_distance,
     posterior_divergence,
+    statistics,
     total_variation,
 )
 
@@ -477,6 +478,45 @@ def test_batches_like_the_running_statistics_cost_nothing():
         teacher(images)
         value = loss()
     assert value.item() < 1e-5 and gradients(value, images)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_of_16_bits_are_those_of_the_same_numbers_in_32_with_their_gradient(dtype):
+    """A mean of many deviations among the maps too."""
+    means = torch.tensor([0.0, 1.0, 5.0, 20.0]).view(4, 1, 1)
+    given = (torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(0)) + means).to(dtype)
+    found = []
+    for maps in (given.clone().requires_grad_(), given.float().requires_grad_()):
+        var, mean = statistics(maps)
+        (var.square().sum() + mean.square().sum()).backward()
+        assert var.dtype == mean.dtype == torch.float32
+        found.append((var, mean, maps.grad.float()))
+    for half, full, tolerance in zip(*found, (1e-3, 1e-5, 2e-2), strict=True):
+        torch.testing.assert_close(half, full, rtol=tolerance, atol=tolerance * full.detach().abs().max().item())
+
+
+def test_a_step_keeps_no_graph_of_what_was_seen():
+    teacher, (images,) = small_teacher(), batches(1)
+    loss = BatchNormLoss(teacher, 0.9)
+    with loss.armed():
+        teacher(images)
+        loss()
+        loss.settle()
+        assert not loss._batch and not any(x.requires_grad for pair in loss.last for x in pair)
+
+
+def test_the_memory_changes_in_place_and_comes_back_on_the_teachers_device():
+    """On "meta", which has no numbers, as a GPU: what a file gives is on the CPU."""
+    teacher, (images,) = small_teacher(), batches(1)
+    loss = BatchNormLoss(teacher, 0.9)
+    places = [x.data_ptr() for pair in loss.memory for x in pair]
+    with loss.armed():
+        teacher(images)
+        loss.end_round()
+    assert places == [x.data_ptr() for pair in loss.memory for x in pair]
+    far = BatchNormLoss(copy.deepcopy(teacher).to("meta"), 0.9)
+    far.load_state_dict(loss.state_dict())
+    assert {x.device.type for pair in far.state_dict()["memory"] for x in pair} == {"meta"}
 
 
 def test_the_teacher_is_hooked_only_inside_the_block():

@@ -469,7 +469,7 @@ def fork_server():
 def play(monkeypatch, no_runs, nothing_kept, fork_server, tmp_path):
     """Run arms that are named for what their process does, in place of a distillation; returns their cards too."""
 
-    def command(config: Config, folder: Path, split: str) -> list[str]:
+    def command(config: Config, folder: Path, split: str, computed: tuple[str, ...]) -> list[str]:
         card = json.dumps(card_of(config, accuracy_last=0.5))
         return [sys.executable, "-m", "played", str(folder), does[config.generator_lr], card]
 
@@ -745,6 +745,31 @@ def test_a_sweep_that_chooses_is_scored_on_validation_and_its_cards_stand_for_no
     assert run_sweep(reporting) == [] and len(local_cards()) == 2  # by its own kind alone
 
 
+def test_a_file_may_say_how_its_runs_are_computed(write, no_runs, in_process):
+    spec = SPEC | {"seeds": [5], "arms": {"text": {}}, "compute": {"precision": "bf16", "channels_last": True}}
+    assert run_sweep(read_sweep(write(spec))) == []
+    [card] = local_cards()
+    assert card["compute"] == {"precision": "bf16", "channels_last": True, "steps": "eager"}
+    assert read_sweep(write(spec | {"compute": {"channels_last": False}})).computed == ("--no-channels-last",)
+    assert read_sweep(write(SPEC)).computed == ()
+
+
+@pytest.mark.parametrize(
+    ("compute", "sentence"),
+    [
+        ({"compiled": True}, "'compute' may have .'precision', 'channels_last', 'steps'., channels_last true or false"),
+        ({"channels_last": "yes"}, "channels_last true or false, not {'channels_last': 'yes'}"),
+        ("bf16", "channels_last true or false, not 'bf16'"),
+        ({"precision": "bf"}, "unknown precision 'bf'"),
+        ({"steps": "fast"}, "unknown steps 'fast'"),
+    ],
+    ids=str,
+)
+def test_what_runs_cannot_be_computed_with_is_told(write, compute, sentence):
+    with pytest.raises(UserError, match=sentence):
+        read_sweep(write(SPEC | {"compute": compute}))
+
+
 def test_a_sweep_is_scored_on_no_other_split(write):
     with pytest.raises(UserError, match="unknown split of a sweep 'train'"):
         read_sweep(write(SPEC | {"split": "train"}))
@@ -814,7 +839,7 @@ def test_ctrl_c_ends_the_runs_too(write, no_runs):
 def test_a_run_that_is_told_to_stop_goes_on_with_the_next_sweep(no_runs, fork_server, capsys):
     config = tiny_config(epochs=100)
     with ThreadPoolExecutor() as pool:
-        run = pool.submit(sweep._run, "text", config, no_runs, None, "test")
+        run = pool.submit(sweep._run, "text", config, no_runs, None, Sweep("mine", {}))
         while not list(no_runs.glob("*/student.safetensors")):
             assert not run.done()
             time.sleep(0.1)
@@ -823,7 +848,7 @@ def test_a_run_that_is_told_to_stop_goes_on_with_the_next_sweep(no_runs, fork_se
         assert run.result().startswith("text, seed 0: stopped before its last epoch")
     [log] = no_runs.glob("*/log.txt")
     epochs = re.search(r"stopped after epoch (\d+) of 101\nresume with: python -m nayer_lib distill", log.read_text())
-    assert sweep._run("text", config, no_runs, None, "test") is None
+    assert sweep._run("text", config, no_runs, None, "test", ()) is None
     [card] = local_cards()
     assert card["status"] == "finished" and card["resumed"] == [int(epochs[1])] and card["threads"] == 1
 

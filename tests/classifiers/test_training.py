@@ -209,6 +209,20 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_by_bit(drawings, one_cycle
     assert tensors_hash(second.classifier.state_dict()) == expected
 
 
+def test_a_training_goes_on_as_it_was_computed(drawings, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_file, "fastest", lambda device: Compute("fp16", channels_last=True))
+    recipe = Recipe(epochs=2, batch=32)
+    first = begun(drawings, recipe)
+    next(iter(first))
+    save_partial(tmp_path / "t.partial", ABOUT, first)
+    monkeypatch.undo()
+    second = begun(drawings, recipe)
+    assert second.compute == Compute()
+    resume_training(tmp_path / "t.partial", ABOUT, second)
+    assert second.compute == first.compute and second.scaler.get_scale() == first.scaler.get_scale()
+    assert second.classifier.net.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize(
     ("about", "sentence"),
     [

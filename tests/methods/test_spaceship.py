@@ -126,10 +126,10 @@ def test_it_holds_the_activations_of_the_best_step(keep):
     losses_, made, steps = [], [], method.steps
 
     def watched(*args):
-        for loss, images in steps(*args):
+        for loss, images, kept in steps(*args):
             losses_.append(loss.item())
-            made.append([method._maps[depth].clone() for depth in range(3)])
-            yield loss, images
+            made.append([maps.clone() for maps in kept])
+            yield loss, images, kept
 
     method.steps = watched
     method.synthesize(0)

@@ -51,7 +51,7 @@ def test_l_oh_is_looked_at_and_has_no_weight():
 def test_a_gradient_is_cut_as_a_whole_to_norm_5_of_the_authors_kl_over_ten_classes(optimizer, scaled):
     """Where the loss is scaled for 16-bit floats too."""
     method = tiny_zskt()
-    method.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+    method.running.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
     method.scaler.scale(torch.zeros(()))  # makes the scale
     optimizer = getattr(method, optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
