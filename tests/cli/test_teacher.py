@@ -81,6 +81,26 @@ def test_a_teacher_goes_where_distill_finds_it(call, capsys):
     assert cli.main(["distill", "--device", "cpu", "--set", *tiny, "teacher=wrn10_half"]) == 0
 
 
+def test_another_cycle_goes_on_from_the_weights_of_a_teacher(clone, call):
+    first, second, still = (clone / f"{name}.safetensors" for name in ("first", "second", "still"))
+    assert call("train", *WRN, "--out", first)[0] == 0
+    assert call("train", *WRN, "--start", first, "--lr", 0.02, "--out", second)[0] == 0
+    before, after = (files.load_tensors(path)[1] for path in (first, second))
+    assert after["start"] == {name: before[name] for name in ("sha256", "recipe", "accuracy")}
+    assert after["recipe"] == before["recipe"] | {"lr": 0.02}
+    assert call("train", *WRN, "--start", first, "--lr", 1e-12, "--out", still)[0] == 0
+    learned = dict(load_classifier(first).net.named_parameters())
+    for name, weight in load_classifier(still).net.named_parameters():  # it began with these
+        torch.testing.assert_close(weight, learned[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_cycle_begins_from_no_other_network_and_no_senseless_rate(clone, call):
+    other = clone / "other.safetensors"
+    save_classifier(other, make_classifier("wrn10_1", DATASETS["digits"].class_names, (0.3,), (0.4,), seed=0))
+    assert "is a wrn10_1: say --network wrn10_1, or leave --start out" in call("train", *WRN, "--start", other)[1]
+    assert "--lr must be a positive number, not 0." in call("train", *WRN, "--lr", 0)[1]
+
+
 def interrupt_at(epoch, monkeypatch):
     """Ctrl-C right after an epoch was kept."""
     save = teachers.save_partial
