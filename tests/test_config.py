@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nayer_lib import files
+from nayer_lib.base_config import NayerConfig
 from nayer_lib.config import (
     CONFIGS,
     DEFAULT_PRESETS,
@@ -20,7 +21,6 @@ from nayer_lib.config import (
     fields_of,
     make_config,
 )
-from nayer_lib.config.fields import NayerConfig
 from nayer_lib.errors import UserError
 from nayer_lib.results import paper
 

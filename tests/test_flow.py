@@ -17,7 +17,7 @@ text.labels text.prompts text.corpora text.hub text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks generator.vae
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
 compute ranks classifiers.training
-image_files datasets augment losses memory evaluate geometry metrics config.fields config.methods config
+image_files datasets augment losses memory evaluate geometry metrics base_config config.methods config
 algorithm1
 methods.base methods.rounds methods.nayer methods.fm methods.deepinv methods.cmi
 methods.dafl methods.zskt methods.dfq_choi methods.mad methods.spaceship methods.dfad

@@ -15,8 +15,8 @@ import dataclasses
 import re
 from typing import Any
 
+from ..base_config import PROTOCOLS, Config, check
 from ..errors import UserError, unknown
-from .fields import PROTOCOLS, Config, check
 from .methods import CONFIGS, PUBLISHED, LiveConfig, in_turns
 
 # Rows of Table 8. The digit sets are ours: CIFAR-10's row with small networks and an encoder that works offline; what

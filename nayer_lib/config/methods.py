@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .fields import Config, GeneratorConfig, NayerConfig
+from ..base_config import Config, GeneratorConfig, NayerConfig
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .. import losses
 from ..augment import crop_and_flip
+from ..base_config import Config
 from ..classifiers.teacher import Classifier
 from ..compute import Compute, Graphs, Running, Step, fix_shapes, folded
-from ..config import Config
 from ..datasets import DataSet, dataset
 from ..errors import UserError
 from ..memory import Memory, Pool

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..errors import UserError, unknown
-from ..files import text_hash
-from ..generator.latents import EMBEDDINGS, LATENTS
+from .errors import UserError, unknown
+from .files import text_hash
+from .generator.latents import EMBEDDINGS, LATENTS
 
 PROTOCOLS = ("equal", "published")
 
