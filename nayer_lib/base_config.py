@@ -107,7 +107,7 @@ class GeneratorConfig(Config):
 
 @dataclass(frozen=True)
 class NayerConfig(GeneratorConfig):
-    """NAYER: the defaults are the `released` variant's."""
+    """NAYER as `released`. It stands here, not in methods/nayer.py, because algorithm1.py imports no method."""
 
     # The pool P (Section 3.2).
     encoder: str = "clip"
