@@ -33,7 +33,9 @@ def outcome(setup) -> tuple:
 
 def test_it_says_what_it_is(name):
     method = METHODS[name]
-    assert issubclass(method, Method) and type(make_config(method=name)) is method.config_class
+    config = make_config(profile="full", method=name, protocol="published")
+    assert issubclass(method, Method) and type(config) is method.config_class
+    assert {field: getattr(config, field) for field in method.published} == method.published
     assert method.name and method.citation[-4:].isdigit()
 
 
