@@ -11,8 +11,8 @@ from torch import Tensor
 
 from . import losses
 from .augment import crop_and_flip
+from .base_config import NayerConfig
 from .classifiers.teacher import Classifier
-from .config.fields import NayerConfig
 from .datasets import DataSet
 from .errors import UserError
 from .generator.networks import Generator

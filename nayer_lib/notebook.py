@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import files
+from .base_config import NayerConfig
 from .config import PROFILES, TABLE8, Config, differences
-from .config.fields import NayerConfig
 from .distill import Epoch
 from .errors import unknown
 from .results.figures import learning_curve, new_figure

@@ -36,8 +36,9 @@ import torch
 
 from . import files
 from .compute import Compute
-from .config import CONFIGS, Config, fields_of, make_config
+from .config import Config, fields_of, make_config
 from .errors import MissingFile, UserError, unknown
+from .methods import METHODS
 from .results.runs import (
     REGISTRATION,
     card_config,
@@ -164,7 +165,7 @@ def _read_by(overrides: dict, spec: dict) -> dict:
 
     def read(arm: dict) -> set[str]:
         method = {"method": "nayer", **common, **arm}["method"]
-        return fields_of(method) if method in CONFIGS else set()  # `make_config` refuses the unknown
+        return fields_of(method) if method in METHODS else set()  # `make_config` refuses the unknown
 
     elsewhere = set().union(*map(read, spec["arms"].values())) - read(overrides)
     return {name: value for name, value in common.items() if name not in elsewhere}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from nayer_lib.config import CONFIGS, PUBLISHED
 from nayer_lib.methods import METHODS
 from nayer_lib.sweep import read_sweep
 
@@ -39,7 +38,7 @@ def test_the_blocks_are_all_that_a_method_needs():
             line.strip() for line in path.read_text(encoding="utf-8").splitlines() if re.search("dfad", line, re.I)
         }
         assert named <= lines, path
-    assert METHODS["dfad"].__name__ == "DFAD" and {"dfad"} <= CONFIGS.keys() & PUBLISHED.keys()
+    assert METHODS["dfad"].__name__ == "DFAD"
 
 
 def test_its_sweeps_have_the_methods_arms():

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nayer_lib import files
+from nayer_lib.base_config import NayerConfig
 from nayer_lib.config import (
-    CONFIGS,
     DEFAULT_PRESETS,
     DIVERGENCES,
     PRESETS,
@@ -20,8 +20,8 @@ from nayer_lib.config import (
     fields_of,
     make_config,
 )
-from nayer_lib.config.fields import NayerConfig
 from nayer_lib.errors import UserError
+from nayer_lib.methods import METHODS
 from nayer_lib.results import paper
 
 IDS = [f"D{i}" for i in range(1, 14)]
@@ -171,10 +171,10 @@ def test_a_profile_shrinks_a_methods_own_counts_too():
     assert make_config("digits", method="cmi", bank_draw=300).bank_draw == 300
 
 
-@pytest.mark.parametrize("method", [name for name in CONFIGS if name != "nayer"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "nayer"])
 def test_another_methods_weights_and_rates_are_its_own_on_every_data_set(method):
     """ImageNet's row of Table 8 has other weights, Tiny-ImageNet's another rate: they are NAYER's."""
-    own = CONFIGS[method]()
+    own = METHODS[method].config_class()
     for preset in PRESETS:
         config = make_config(preset, profile="full", method=method)
         for name in ("alpha_cls", "alpha_bn", "alpha_adv", "generator_lr", "student_lr", "student_lr_end"):

@@ -17,13 +17,13 @@ text.labels text.prompts text.corpora text.hub text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks generator.vae
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
 compute ranks classifiers.training
-image_files datasets augment losses memory evaluate geometry metrics config.fields config.methods config
+image_files datasets augment losses memory evaluate geometry metrics base_config
 algorithm1
 methods.base methods.rounds methods.nayer methods.fm methods.deepinv methods.cmi
 methods.dafl methods.zskt methods.dfq_choi methods.mad methods.spaceship methods.dfad
 methods.replay methods.prekd methods.mbdfkd methods.bilevel methods.kakr_mb methods.kakr_gr
 methods.with_data methods
-checkpoint distill budget
+config checkpoint distill budget
 results.paper results.embeddings results.figures results.runs results.record results.tables results.comparison
 sweep results.ablations notebook demo cli.common cli.lte cli.teacher cli preload __main__
 """.split()

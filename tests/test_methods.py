@@ -9,7 +9,7 @@ from tiny import over, run_all, same, through_a_file, tiny_config, tiny_setup
 
 from nayer_lib.classifiers.teacher import load_teacher
 from nayer_lib.compute import Compute
-from nayer_lib.config import CONFIGS, fields_of, make_config
+from nayer_lib.config import fields_of, make_config
 from nayer_lib.datasets import Split, load_split
 from nayer_lib.distill import distill, prepare
 from nayer_lib.errors import UserError
@@ -33,7 +33,9 @@ def outcome(setup) -> tuple:
 
 def test_it_says_what_it_is(name):
     method = METHODS[name]
-    assert issubclass(method, Method) and isinstance(make_config(method=name), CONFIGS[name])
+    config = make_config(profile="full", method=name, protocol="published")
+    assert issubclass(method, Method) and type(config) is method.config_class
+    assert {field: getattr(config, field) for field in method.published} == method.published
     assert method.name and method.citation[-4:].isdigit()
 
 
@@ -140,7 +142,7 @@ def test_every_field_of_its_config_changes_the_run_or_is_refused(name):
 
 @pytest.mark.parametrize("field", ["generator_life", "temperature", "alpha_tv"])
 def test_a_field_that_it_does_not_read_is_refused_with_the_methods_that_do(name, field):
-    readers = [other for other in CONFIGS if field in fields_of(other)]
+    readers = [other for other in METHODS if field in fields_of(other)]
     if name in readers:
         assert getattr(make_config(method=name, **{field: 3}), field) == 3
         return

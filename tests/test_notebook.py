@@ -12,8 +12,8 @@ import torch
 from tiny import tiny_config, tiny_setup
 
 from nayer_lib import notebook
+from nayer_lib.base_config import NayerConfig
 from nayer_lib.config import PROFILES, VARIANTS, make_config
-from nayer_lib.config.fields import NayerConfig
 from nayer_lib.distill import distill
 from nayer_lib.errors import UserError
 from nayer_lib.generator.noisy_layer import NoisyLayer

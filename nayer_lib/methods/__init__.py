@@ -1,4 +1,4 @@
-"""Every method behind one seam (`base.Method`): a new paper is one file and its name here."""
+"""Every method behind one seam (`base.Method`): a new paper is its file, one line of METHODS and its test."""
 
 from .cmi import CMI
 from .dafl import DAFL

@@ -6,16 +6,16 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import losses
 from ..augment import crop_and_flip
+from ..base_config import Config
 from ..classifiers.teacher import Classifier
 from ..compute import Compute, Graphs, Running, Step, fix_shapes, folded
-from ..config import Config
 from ..datasets import DataSet, dataset
 from ..errors import UserError
 from ..memory import Memory, Pool
@@ -97,6 +97,8 @@ class Method:
     Attributes:
         running: how its steps really run.
         name, citation: the row's label, and the paper in author-year form.
+        config_class: a `Config` with the fields that it reads, and the authors' values.
+        published: its own schedule for CIFAR-10, by Section 4 of its paper or the code behind the printed numbers.
         reads_text: whether it needs the pool P.
         student_first: whether the student's steps come before the synthesis rounds.
         second_derivatives: whether the student's loss contains gradients.
@@ -111,6 +113,8 @@ class Method:
 
     name: ClassVar[str]
     citation: ClassVar[str]
+    config_class: ClassVar[type[Config]]
+    published: ClassVar[dict[str, Any]]
     reads_text: ClassVar[bool] = False
     student_first: ClassVar[bool] = False
     second_derivatives: ClassVar[bool] = False

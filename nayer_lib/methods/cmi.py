@@ -25,6 +25,7 @@ numbers differ between scripts: alpha_cls 1 or 0.5, T 0.1 or 0.2.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +35,27 @@ from .. import losses
 from ..augment import draw_windows, enlarge
 from ..classifiers.teacher import Classifier, tapped
 from ..compute import Compute
-from ..config.methods import CMIConfig
 from ..datasets import DataSet
 from ..errors import UserError
 from ..generator.latents import LearnedNoise
 from ..generator.networks import redraw_weights
 from ..memory import FeatureBank
 from ..ranks import Ranks
-from .rounds import Inversion, Seen, parameter_bytes
+from .rounds import Inversion, InversionConfig, Seen, parameter_bytes
+
+
+@dataclass(frozen=True)
+class CMIConfig(InversionConfig):
+    """CMI (Fang et al. 2021), its numbers for WRN pairs."""
+
+    noise_dim: int = 256  # of z
+    alpha_cls: float = 1.0
+    alpha_bn: float = 1.0
+    alpha_adv: float = 0.5
+    alpha_cr: float = 0.8
+    temperature_cr: float = 0.1
+    bank_size: int = 40_960  # features kept
+    bank_draw: int = 4_096  # of them compared with in a step
 
 
 class CMI(Inversion):
@@ -56,6 +70,9 @@ class CMI(Inversion):
 
     name = "CMI"
     citation = "Fang et al. 2021"
+    config_class = CMIConfig
+    published = {"rounds": 1, "warmup_rounds": None, "generator_steps": 200, "generator_batch": 256}
+    published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 400, "student_batch": 128}
     terms = Inversion.terms | {"L_cr": "alpha_cr"}
     balanced = False
 

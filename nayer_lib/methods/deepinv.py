@@ -18,12 +18,14 @@ only the memory cuts it. Both write JS with the arguments of KL exchanged (`loss
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .. import losses
 from ..augment import take
+from ..base_config import Config
 from .rounds import Inversion, Seen
 
 
@@ -62,11 +64,34 @@ class Pixels(nn.Module):
         return (images - self.mean) / self.std
 
 
+@dataclass(frozen=True)
+class DeepInvConfig(Config):
+    """DeepInversion (Yin et al. 2020), in the setting behind the printed numbers (Fang et al. 2022); it has no G."""
+
+    generator_lr: float = 0.1  # Adam on pixels
+    generator_betas: tuple[float, float] = (0.5, 0.99)
+    alpha_cls: float = 1.0
+    alpha_bn: float = 10.0
+    alpha_adv: float = 1.0  # of the Jensen-Shannon term; 0: without it
+    alpha_tv: float = 0.0
+    alpha_l2: float = 0.0
+    bn_momentum: float = 0.0
+    keep: str = "best"
+    student_trains_in_synthesis: bool = False
+    memory_size: int | None = None
+    student_lr: float = 0.1
+    student_lr_end: float = 0.0
+    temperature: float = 20.0
+
+
 class DeepInversion(Inversion):
     """Adaptive DeepInversion; with alpha_adv = 0, DeepInversion."""
 
     name = "DeepInv"
     citation = "Yin et al. 2020"
+    config_class = DeepInvConfig
+    published = {"rounds": 1, "warmup_rounds": None, "generator_steps": 1000, "generator_batch": 256}
+    published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 400, "student_batch": 256}
     terms = {"L_CE": "alpha_cls", "L_BN": "alpha_bn", "L_JS": "alpha_adv", "L_TV": "alpha_tv", "L_2": "alpha_l2"}
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):

@@ -11,11 +11,21 @@ divide both rates by ten every 100 epochs is a cosine for the student here. Not 
 its L_S, ZAQ both losses.
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from .. import losses
 from .base import Batch
-from .rounds import Live, Seen
+from .rounds import AdversarialConfig, Live, Seen
+
+
+@dataclass(frozen=True)
+class DFADConfig(AdversarialConfig):
+    """DFAD (Fang et al. 2019), its numbers for CIFAR-10."""
+
+    noise_dim: int = 256  # of z
+    student_weight_decay: float = 5e-4
 
 
 class DFAD(Live):
@@ -23,6 +33,9 @@ class DFAD(Live):
 
     name = "DFAD"
     citation = "Fang et al. 2019"
+    config_class = DFADConfig
+    published = {"repeats": 50, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 256}
+    published |= {"epochs": 500, "warmup_epochs": 0, "student_steps": 5, "student_batch": 256}
     terms = {"L_OH": "alpha_cls", "L_1": "alpha_adv"}
     student_first = True
 

@@ -10,9 +10,24 @@ G, several generators and students, and a quantised student. As in theirs, and n
 when it makes images for the student. On several ranks L_IE and L_BN see each rank's own images.
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
-from .rounds import Live
+from .rounds import AdversarialConfig, Live
+
+
+@dataclass(frozen=True)
+class DFQChoiConfig(AdversarialConfig):
+    """DFQ (Choi et al. 2020), in the setting behind the printed numbers (Fang et al. 2022)."""
+
+    noise_dim: int = 256  # of z
+    alpha_cls: float = 1.0
+    alpha_bn: float = 1.0
+    adversarial_mask: bool = False
+    alpha_ie: float = 20.0
+    bn_momentum: float = 0.0
+    temperature: float = 1.0
 
 
 class DFQChoi(Live):
@@ -23,6 +38,9 @@ class DFQChoi(Live):
 
     name = "DFQ"
     citation = "Choi et al. 2020"
+    config_class = DFQChoiConfig
+    published = {"repeats": 40, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 256}
+    published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 10, "student_batch": 256}
 
     def fresh(self, n: int, generator: nn.Module | None = None) -> Tensor:
         """(n, C, H, W) images that the generator makes now, in eval mode, augmented."""

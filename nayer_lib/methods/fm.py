@@ -20,13 +20,32 @@ Guesses: for g > 10, also in Table 8's budget, the rates of g = 10; in Table 11,
 """
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..generator.latents import LearnedNoise
-from .rounds import Inversion, parameter_bytes
+from .rounds import Inversion, InversionConfig, parameter_bytes
+
+
+@dataclass(frozen=True)
+class FMConfig(InversionConfig):
+    """FM (Fang et al. 2022), its numbers for WRN pairs at g = 10."""
+
+    noise_dim: int = 256  # of z
+    nayer_generator: bool = False  # z enters G through a further Linear, as the text's vectors do in NAYER (Table 11)
+    nayer_noise_dim: int = 1000  # r of that Linear
+    generator_lr: float = 2e-3  # of the round's copy; the meta step's is g times that
+    latent_lr: float = 0.01
+    alpha_cls: float = 0.4
+    alpha_bn: float = 10.0
+    alpha_adv: float = 1.1
+    bn_momentum: float = 0.9
+    student_lr: float = 0.2
+    student_lr_end: float = 2e-4
+    reset_after: float = 0.6  # of the distillation epochs: G's first layers start over then
 
 
 class FM(Inversion):
@@ -39,6 +58,9 @@ class FM(Inversion):
 
     name = "FM"
     citation = "Fang et al. 2022"
+    config_class = FMConfig
+    published = {"rounds": 1, "warmup_rounds": 1, "generator_steps": 10, "generator_batch": 256}
+    published |= {"epochs": 200, "warmup_epochs": 20, "student_steps": 400, "student_batch": 256}
     balanced = False
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):

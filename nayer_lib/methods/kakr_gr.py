@@ -3,8 +3,17 @@
 Apart from the step the authors' code differs from its PREKD in the schedule: twice the turns, half the images.
 """
 
+from dataclasses import dataclass
+
 from .bilevel import Bilevel
-from .prekd import PREKD
+from .prekd import PREKD, PREKDConfig
+
+
+@dataclass(frozen=True)
+class KAKRGRConfig(PREKDConfig):
+    """KAKR over PREKD's VAE (Patel et al. 2023)."""
+
+    inner_lr: float = 0.9  # as KAKR_MB's
 
 
 class KAKRGR(Bilevel, PREKD):
@@ -12,3 +21,4 @@ class KAKRGR(Bilevel, PREKD):
 
     name = "KAKR_GR"
     citation = "Patel et al. 2023"
+    config_class = KAKRGRConfig

@@ -3,8 +3,17 @@
 Apart from the step the authors' code differs from its MBDFKD in the schedule: twice the turns, half the images.
 """
 
+from dataclasses import dataclass
+
 from .bilevel import Bilevel
-from .mbdfkd import MBDFKD
+from .mbdfkd import MBDFKD, MBDFKDConfig
+
+
+@dataclass(frozen=True)
+class KAKRMBConfig(MBDFKDConfig):
+    """KAKR over MBDFKD's ring (Patel et al. 2023)."""
+
+    inner_lr: float = 0.9  # of the step towards the new images, through which the replayed ones are judged
 
 
 class KAKRMB(Bilevel, MBDFKD):
@@ -12,3 +21,4 @@ class KAKRMB(Bilevel, MBDFKD):
 
     name = "KAKR_MB"
     citation = "Patel et al. 2023"
+    config_class = KAKRMBConfig

@@ -17,6 +17,7 @@ take for large data sets.
 """
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,7 +25,16 @@ from torch import Tensor
 from .. import losses
 from ..errors import UserError
 from .base import Batch
+from .dfq_choi import DFQChoi, DFQChoiConfig
 from .rounds import Live, parameter_bytes
+
+
+@dataclass(frozen=True)
+class MADConfig(DFQChoiConfig):
+    """MAD (Do et al. 2022): DFQ's terms. All weights are guesses; `ema` is from a summary of the paper."""
+
+    alpha_ema: float = 1.0  # lambda_0, of the loss on the slow generator's images
+    ema: float = 0.95  # how much of the slow generator stays at each step
 
 
 class MAD(Live):
@@ -39,6 +49,8 @@ class MAD(Live):
 
     name = "MAD"
     citation = "Do et al. 2022"
+    config_class = MADConfig
+    published = DFQChoi.published  # a guess
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)

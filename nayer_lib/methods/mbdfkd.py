@@ -12,12 +12,22 @@ and more are out of its reach. On several ranks each has a ring for its share of
 """
 
 import math
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..errors import UserError
 from ..memory import BatchRing
-from .replay import Replay, replayed_of
+from .replay import Replay, ReplayConfig, replayed_of
+
+
+@dataclass(frozen=True)
+class MBDFKDConfig(ReplayConfig):
+    """MBDFKD (Binici et al. 2022, WACV), its numbers as the code of KAKR has them."""
+
+    push_every: int = 5  # epochs between two mini-batches that enter the ring
+    ring_batches: int = 10  # mini-batches kept, where memory_size does not say how many images
+    memory_size: int | None = None  # images
 
 
 class MBDFKD(Replay):
@@ -32,6 +42,7 @@ class MBDFKD(Replay):
 
     name = "MBDFKD"
     citation = "Binici et al. 2022"
+    config_class = MBDFKDConfig
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)

@@ -7,9 +7,9 @@ the released code's `synthesize`, and with `variant="paper"` the text's lines 5-
 import torch
 from torch import Tensor, nn
 
+from ..base_config import Config, NayerConfig
 from ..classifiers.teacher import Classifier
 from ..compute import Compute
-from ..config import Config
 from ..datasets import DataSet
 from ..errors import UserError
 from ..generator.latents import COLUMNS, build_latent, control_table
@@ -32,6 +32,8 @@ class Nayer(Inversion):
 
     name = "NAYER"
     citation = "Tran et al. 2024"
+    config_class = NayerConfig
+    published = {}  # Table 8
     reads_text = True
 
     def __init__(

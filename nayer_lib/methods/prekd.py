@@ -20,6 +20,7 @@ own images.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,8 +30,18 @@ from ..compute import Step
 from ..errors import UserError
 from ..generator.vae import VAE
 from .base import Batch, NonFiniteLoss, SynthesisReport
-from .replay import Replay, replayed_of
+from .replay import Replay, ReplayConfig, replayed_of
 from .rounds import parameter_bytes
+
+
+@dataclass(frozen=True)
+class PREKDConfig(ReplayConfig):
+    """PREKD (Binici et al. 2022, AAAI), its numbers for CIFAR."""
+
+    vae_lr: float = 0.02 / 40  # Adam
+    vae_share: float = 0.4  # of a turn's student steps, from the first on: the VAE learns beside these
+    alpha_kld: float = 1e-5  # of the VAE's posterior
+    latent_lr: float = 0.02  # of the one Adam step that readies a z for replay
 
 
 class PREKD(Replay):
@@ -42,6 +53,7 @@ class PREKD(Replay):
 
     name = "PREKD"
     citation = "Binici et al. 2022"
+    config_class = PREKDConfig
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)

@@ -15,13 +15,15 @@ that, PREKD's VAE above all, is not in the budget of "equal".
 Their G ends in Tanh and BatchNorm, has spectral norm and starts from U(-0.08, 0.08); here it is this kit's (`Live`).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from .. import losses
 from .base import Batch
-from .dafl import DAFL
-from .rounds import Seen
+from .dafl import DAFL, DAFLConfig
+from .rounds import AdversarialConfig, Seen
 
 ONE_IN = 9  # images of a batch is replayed: 128 beside 1,024
 
@@ -31,9 +33,23 @@ def replayed_of(n: int) -> int:
     return max(2, n // ONE_IN) if n >= 4 else 0
 
 
+@dataclass(frozen=True)
+class ReplayConfig(AdversarialConfig):
+    """DAFL's numbers and a student that is played against: alpha_adv is of the Jensen-Shannon term."""
+
+    generator_lr: float = DAFLConfig.generator_lr
+    alpha_cls: float = DAFLConfig.alpha_cls
+    alpha_ie: float = DAFLConfig.alpha_ie
+    alpha_act: float = DAFLConfig.alpha_act
+    student_weight_decay: float = DAFLConfig.student_weight_decay
+
+
 class Replay(DAFL):
     """A generator that plays against the student, and a memory that reminds the student. A subclass has the memory."""
 
+    # 1,024 new images and 128 replayed ones a student step.
+    published = {"repeats": 36, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 1024}
+    published |= {"epochs": 400, "warmup_epochs": 0, "student_steps": 10, "student_batch": 1152}
     terms = DAFL.terms | {"L_JS": "alpha_adv"}
     holds_z = False
 

@@ -7,19 +7,21 @@
 """
 
 import copy
+import dataclasses
 import math
 import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from .. import losses
 from ..augment import draw_pixels, take
+from ..base_config import GeneratorConfig
 from ..compute import Graphs, Step
 from ..generator.networks import Generator
 from ..memory import Memory
@@ -259,6 +261,23 @@ class Rounds(Method):
         self.round = state["round"]
 
 
+@dataclass(frozen=True)
+class InversionConfig(GeneratorConfig):
+    """Methods that optimise a generator for a batch of images a round and keep it in the memory, as NAYER does."""
+
+    generator_lr: float = 1e-3
+    alpha_bn: float = 1.0
+    alpha_adv: float = 1.0
+    adversarial_mask: bool = True
+    bn_momentum: float = 0.0
+    keep: str = "best"  # of a round's steps, or "last"
+    student_trains_in_synthesis: bool = False
+    memory_size: int | None = None  # images; None: all
+    student_lr: float = 0.1
+    student_lr_end: float = 0.0
+    temperature: float = 20.0  # of the student's loss
+
+
 class Inversion(Rounds):
     """A round optimises one batch of images for pseudo-labels and keeps it. Its terms are Eq. 5's.
 
@@ -340,6 +359,47 @@ class Inversion(Rounds):
         """How much of the batch is this rank's, and where in it that begins."""
         share = self.ranks.share(self.config.generator_batch, "generator_batch")
         return share, self.ranks.rank * share
+
+
+@dataclass(frozen=True)
+class LiveConfig(GeneratorConfig):
+    """Methods whose generator plays on through the whole run."""
+
+    generator_lr: float = 1e-3
+    alpha_cls: float = 0.0  # of L_OH: cross-entropy with the class that the teacher itself sees
+    augment_synthesis: bool = False
+    student_lr: float = 0.1
+    student_lr_end: float = 0.0
+
+    def in_turns(self) -> Self:
+        """Table 8's budget for a live generator: an epoch in turns of a few generator and as many student steps.
+
+        Published turns are of 1 and 5 or 10 steps; here both sides get up to five, so that with the same student steps
+        about as many images go through the teacher in synthesis as in NAYER's warm-up and rounds together.
+        """
+        turn = max(steps for steps in range(1, 6) if self.student_steps % steps == 0)
+        repeats = self.student_steps // turn
+        steps = self.distillation_epochs * repeats * turn
+        return dataclasses.replace(
+            self,
+            repeats=repeats,
+            rounds=1,
+            warmup_rounds=None,
+            warmup_epochs=0,
+            epochs=self.distillation_epochs,
+            epochs_include_warmup=False,
+            generator_steps=turn,
+            generator_batch=max(2, round(self.synthesis_passes / steps)),
+            student_steps=turn,
+        )
+
+
+@dataclass(frozen=True)
+class AdversarialConfig(LiveConfig):
+    """Those whose generator plays against the student."""
+
+    alpha_adv: float = 1.0
+    student_trains_in_synthesis: bool = False
 
 
 class Live(Rounds):

@@ -29,6 +29,7 @@ maps do not fit each other, such as VGG-11 and ResNet-18, we do not know what th
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ from ..evaluate import in_batches
 from ..generator.latents import LearnedNoise
 from ..memory import Memory, Pool
 from .base import Batch, Examples
-from .rounds import Inversion
+from .rounds import Inversion, InversionConfig
 
 
 def exchange(maps: Tensor, rate: float, rng: torch.Generator) -> Tensor:
@@ -51,6 +52,21 @@ def exchange(maps: Tensor, rate: float, rng: torch.Generator) -> Tensor:
     drawn = torch.rand(1 + maps.shape[1], generator=rng, device=maps.device)
     half = drawn[1:].argsort() < maps.shape[1] // 2
     return torch.where((half & (drawn[0] < rate)).view(-1, 1, 1), maps.flip(0), maps)
+
+
+@dataclass(frozen=True)
+class SpaceshipConfig(InversionConfig):
+    """SpaceshipNet (Yu et al. 2023), its numbers for CIFAR."""
+
+    noise_dim: int = 256  # of z
+    alpha_cls: float = 0.5
+    alpha_bn: float = 1.0
+    alpha_adv: float = 0.0
+    exchange_rate: float = 0.7  # how often a student batch swaps channels
+    alpha_cam: float = 1.0
+    alpha_gradcam: float = 1.0
+    temperature: float = 30.0
+    memory_size: int | None = 51_200  # all of the published run's; on 32 px 213 KB each, 10.9 GB together
 
 
 class SpaceshipNet(Inversion):
@@ -68,6 +84,9 @@ class SpaceshipNet(Inversion):
 
     name = "SpaceshipNet"
     citation = "Yu et al. 2023"
+    config_class = SpaceshipConfig
+    published = {"rounds": 1, "warmup_rounds": None, "generator_steps": 200, "generator_batch": 256}
+    published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 2000, "student_batch": 256}
     second_derivatives = True
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):

@@ -1,7 +1,7 @@
 """Distillation WITH the data: the ceiling that every data-free method is measured against. Not one of METHODS."""
 
+from ..base_config import Config
 from ..classifiers.teacher import Classifier
-from ..config import Config
 from ..datasets import Split
 from .base import Method, SynthesisReport
 

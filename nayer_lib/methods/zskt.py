@@ -14,15 +14,27 @@ here, and their weight of attention transfer, 250, would be 250 K. That term is 
 shrink: on the 8 px digits a weight counts sixteen times as much as on 32 px.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from .. import losses
 from ..classifiers.teacher import Classifier, check_paired, tapped
 from .base import Batch
-from .rounds import Live, Seen
+from .rounds import AdversarialConfig, Live, Seen
 
 LARGEST_NORM = 5.0  # of a gradient of KL / K
+
+
+@dataclass(frozen=True)
+class ZSKTConfig(AdversarialConfig):
+    """ZSKT (Micaelli & Storkey 2019), in the setting behind the printed numbers (Fang et al. 2022)."""
+
+    noise_dim: int = 256  # of z
+    adversarial_mask: bool = False
+    temperature: float = 1.0
+    alpha_at: float = 0.0  # of attention transfer; the authors' 250 stands beside KL / K, so it is 250 K here
 
 
 class ZSKT(Live):
@@ -34,6 +46,9 @@ class ZSKT(Live):
 
     name = "ZSKT"
     citation = "Micaelli & Storkey 2019"
+    config_class = ZSKTConfig
+    published = {"repeats": 80, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 256}
+    published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 5, "student_batch": 256}
     terms = {"L_OH": "alpha_cls", "L_KL": "alpha_adv"}
     holds_z = True
 

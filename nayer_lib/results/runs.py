@@ -16,8 +16,9 @@ import torch
 
 from .. import files
 from ..checkpoint import STATE
-from ..config import CONFIGS, Config, fields_of
+from ..config import Config, fields_of
 from ..errors import MissingFile, UserError, unknown
+from ..methods import METHODS
 
 REGISTRATION = "NAYER_REGISTRATION"  # the variable of the environment that carries a sweep's to its runs' cards
 
@@ -57,10 +58,11 @@ def card_config(card: dict) -> Config:
         UserError: a card of a method that this kit does not have.
     """
     method = card["config"]["method"]
-    if method not in CONFIGS:
-        raise unknown("method of a run card", method, CONFIGS)
+    if method not in METHODS:
+        raise unknown("method of a run card", method, METHODS)
     fields = {name: card["config"][name] for name in fields_of(method) & card["config"].keys()}
-    return CONFIGS[method](**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return METHODS[method].config_class(**fields)
 
 
 def local_cards() -> list[dict]:

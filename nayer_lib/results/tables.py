@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .. import files
 from ..compute import Compute, compute_of
-from ..config import PRESETS, PUBLISHED, Config, make_config
+from ..config import PRESETS, Config, make_config
 from ..errors import UserError
 from ..methods import METHODS
 from . import paper
@@ -201,9 +201,10 @@ def answers(config: Config, row) -> bool:
 
     A row without a number of epochs is answered by those of the method's own schedule.
     """
-    ran = (METHODS[config.method].name, config.dataset, config.teacher, config.student)
+    method = METHODS[config.method]
+    ran = (method.name, config.dataset, config.teacher, config.student)
     asked = (row.method, row.dataset, row.teacher, row.student)
-    epochs = row.epochs or PUBLISHED[config.method].get("epochs")
+    epochs = row.epochs or method.published.get("epochs")
     return config.profile == "full" and ran == asked and config.epochs == epochs
 
 

@@ -8,11 +8,10 @@ from tiny import TINY, run_all, tiny_setup
 from torch import nn
 
 from nayer_lib.config import make_config
-from nayer_lib.config.methods import LiveConfig
 from nayer_lib.distill import prepare
 from nayer_lib.losses import BatchNormLoss
 from nayer_lib.methods import METHODS
-from nayer_lib.methods.rounds import Live
+from nayer_lib.methods.rounds import Live, LiveConfig
 
 LIVE = [name for name, method in METHODS.items() if issubclass(method, Live)]
 HOLDING = [name for name in LIVE if METHODS[name].holds_z]

@@ -13,9 +13,9 @@ import torch
 from tiny import copy_data, read_json, tiny_setup
 
 from nayer_lib import files
+from nayer_lib.base_config import NayerConfig
 from nayer_lib.classifiers.teacher import load_classifier
 from nayer_lib.config import fields_of, make_config
-from nayer_lib.config.fields import NayerConfig
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.methods.base import NonFiniteLoss
 from nayer_lib.metrics import convergence, diversity

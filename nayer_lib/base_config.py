@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..errors import UserError, unknown
-from ..files import text_hash
-from ..generator.latents import EMBEDDINGS, LATENTS
+from .errors import UserError, unknown
+from .files import text_hash
+from .generator.latents import EMBEDDINGS, LATENTS
 
 PROTOCOLS = ("equal", "published")
 
@@ -107,7 +107,7 @@ class GeneratorConfig(Config):
 
 @dataclass(frozen=True)
 class NayerConfig(GeneratorConfig):
-    """NAYER: the defaults are the `released` variant's."""
+    """NAYER as `released`. It stands here, not in methods/nayer.py, because algorithm1.py imports no method."""
 
     # The pool P (Section 3.2).
     encoder: str = "clip"

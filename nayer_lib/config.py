@@ -1,7 +1,11 @@
-"""Table 8 and appendix A.1-A.2 as data, and what a `Config` is made of.
+"""Table 8 and appendix A.1-A.2 as data, and how a `Config` is made.
 
 In this order: the method's own numbers, the data set's row of Table 8 (or the method's published schedule), the
 variant, the profile, what the user overrides.
+
+* Two protocols. `equal` gives every method Table 8's budget: as many student steps and student images, as many images
+  through the teacher in synthesis, the same augmentation. `published` is the method's own schedule for CIFAR-10. Loss
+  weights and rates are the method's own under both.
 
 * Two variants: `released` (what the authors' code does, the default) and `paper` (the text). They differ in exactly the
   fields of DIVERGENCES; rule: a component that the text does not name is off in `paper`, a number that it does not
@@ -15,9 +19,10 @@ import dataclasses
 import re
 from typing import Any
 
-from ..errors import UserError, unknown
-from .fields import PROTOCOLS, Config, check
-from .methods import CONFIGS, PUBLISHED, LiveConfig, in_turns
+from .base_config import PROTOCOLS, Config, check
+from .errors import UserError, unknown
+from .methods import METHODS
+from .methods.rounds import LiveConfig
 
 # Rows of Table 8. The digit sets are ours: CIFAR-10's row with small networks and an encoder that works offline; what
 # else differs in them was chosen on their validation part.
@@ -142,51 +147,46 @@ def make_config(
     `preset` None takes the profile's own: digits on a laptop, CIFAR-10 with ResNet-20 -> WRN-16-1 in an hour of a CPU,
     with WRN-40-2 -> WRN-16-2 on a GPU. Under the
     protocol "equal" all counts are given as NAYER's, and a method whose generator plays on spreads them over turns
-    (`methods.in_turns`); whoever sets `repeats` sets its counts as they are.
+    (`LiveConfig.in_turns`); whoever sets `repeats` sets its counts as they are.
 
     Raises:
         UserError: an unknown name (the nearest is named), a field that the method does not read, a value that makes no
             sense (`check`), or the variant "paper", which is NAYER's text, for another method.
     """
-    if profile not in PROFILES:
-        raise unknown("profile", profile, PROFILES)
-    if variant not in VARIANTS:
-        raise unknown("variant", variant, VARIANTS)
-    if method not in CONFIGS:
-        raise unknown("method", method, CONFIGS)
-    if protocol not in PROTOCOLS:
-        raise unknown("protocol", protocol, PROTOCOLS)
+    preset = DEFAULT_PRESETS.get(profile) if preset is None else preset
+    named = {"profile": (profile, PROFILES), "variant": (variant, VARIANTS), "method": (method, METHODS)}
+    for kind, (name, known) in (named | {"protocol": (protocol, PROTOCOLS), "preset": (preset, PRESETS)}).items():
+        if name not in known:
+            raise unknown(kind, name, known)
     if variant != "released" and method != "nayer":
         raise UserError(f"the variant {variant!r} is NAYER's text: leave it out for {method}.")
-    preset = DEFAULT_PRESETS[profile] if preset is None else preset
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
     for name in overrides:
-        readers = [other for other in CONFIGS if name in fields_of(other)]
+        readers = [other for other in METHODS if name in fields_of(other)]
         if readers and method not in readers:
             raise UserError(f"{method} does not read {name}: of all methods {', '.join(readers)} do.")
         if not readers:
             raise unknown(f"config field of {method}", name, fields_of(method))
 
     overrides = {name: tuple(v) if isinstance(v, list) else v for name, v in overrides.items()}  # JSON has no tuples
-    schedule = PUBLISHED[method] if protocol == "published" else {}
+    schedule = METHODS[method].published if protocol == "published" else {}
     row = PRESETS[preset]
     if method != "nayer":  # of Table 8 another method has names and counts alone: its weights and rates are its own
         own = fields_of(method) - {name for name in row if re.match(r"alpha_|.*_lr$", name)}
         row = {name: value for name, value in row.items() if name in own}
     rows = {**row, **VARIANTS[variant], **schedule}
-    config = CONFIGS[method](**{**rows, "method": method, "protocol": protocol, "variant": variant, "profile": profile})
+    rows |= {"method": method, "protocol": protocol, "variant": variant, "profile": profile}
+    config = METHODS[method].config_class(**rows)
     given = {name: getattr(config, name, None) for name in PROFILES[profile]}  # a method may lack one of them
     shrunk = {name: min(PROFILES[profile][name], value) for name, value in given.items() if value is not None}
     config = check(dataclasses.replace(config, **{**shrunk, **overrides}))
     if protocol == "equal" and isinstance(config, LiveConfig) and "repeats" not in overrides:
-        return check(in_turns(config))
+        return check(config.in_turns())
     return config
 
 
 def fields_of(method: str) -> set[str]:
     """The config fields that a method reads."""
-    return {field.name for field in dataclasses.fields(CONFIGS[method])}
+    return {field.name for field in dataclasses.fields(METHODS[method].config_class)}
 
 
 def differences(config: Config, other: Config) -> dict[str, tuple[Any, Any]]:
