@@ -9,12 +9,13 @@ import time
 
 import pytest
 import torch
-from tiny import TINY, over, tiny_setup
+from tiny import TINY, over, tiny_config, tiny_setup
 
 from nayer_lib import cli, files
 from nayer_lib.checkpoint import IMAGES, STATE, VERSION
 from nayer_lib.classifiers.teacher import load_classifier
 from nayer_lib.config import make_config
+from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods.base import NonFiniteLoss
 from nayer_lib.results.record import Run
@@ -25,7 +26,9 @@ SET = [f"{name}={value}" for name, value in {**TINY, **LONGER}.items()]
 
 
 def started(folder, resume=False, save_every=0.0, max_minutes=None, **overrides) -> Run:
-    return Run(tiny_setup(**over(LONGER, overrides)), folder, resume, save_every, max_minutes)
+    """A run that is scored as often as the command's."""
+    setup = prepare(tiny_config(**over(LONGER, overrides)), device="cpu")
+    return Run(setup, folder, resume, save_every, max_minutes)
 
 
 def left(folder) -> tuple:
