@@ -105,7 +105,7 @@ def test_what_algorithm_1_does_not_have_is_refused(overrides, teacher):
 
 
 def test_it_is_made_of_the_papers_parts_alone():
-    parts = "text generator classifiers losses memory augment datasets config errors".split()
+    parts = "text generator classifiers losses memory augment datasets base_config errors".split()
     assert {name.split(".")[0] for name in imports("algorithm1")} <= set(parts)
 
 
