@@ -102,7 +102,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "warmup_epochs": 4,
         "epochs": 30,
         "student_steps": 330,
-        "student_batch": 256,
+        "student_batch": 128,
         "push_every": 1,
     },
     "lab": {"warmup_epochs": 6, "epochs": 25, "push_every": 1},
