@@ -20,7 +20,7 @@ from .distill import distill, prepare
 from .errors import UserError
 from .methods import METHODS
 from .methods.base import Method
-from .methods.rounds import Live
+from .methods.live import Live
 from .ranks import Ranks
 from .text.lte_pool import LTEPool, load_pool, pool_path
 
@@ -68,7 +68,7 @@ def budget(method: Method) -> Budget:
 def check_fits(method: Method) -> None:
     """Raise a `UserError` if this process, at the end of the run, would hold more than its device has free now."""
     free, counted = free_memory(method.device), budget(method).bytes
-    held = sum(counted.values()) - counted["memory"] + counted["memory"] // method.ranks.size  # each has its shard
+    held = sum(counted.values())
     if free is not None and held > free:
         raise UserError(
             f"this run would hold {_mb(held)} at its end, activations not counted, and {_mb(free)} are free "

@@ -22,7 +22,7 @@ from typing import Any
 from .base_config import PROTOCOLS, Config, check
 from .errors import UserError, unknown
 from .methods import METHODS
-from .methods.rounds import LiveConfig
+from .methods.live import LiveConfig
 
 # Rows of Table 8. The digit sets are ours: CIFAR-10's row with small networks and an encoder that works offline; what
 # else differs in them was chosen on their validation part.

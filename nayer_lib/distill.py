@@ -57,18 +57,6 @@ def distill(
         NonFiniteLoss: a loss became NaN or infinite; the epochs before were yielded.
     """
     config = method.config
-
-    def make_images() -> None:
-        with _timed(seconds, "synthesis", method.device):
-            for _ in range(config.synthesis_rounds(epoch)):  # lines 4-11
-                rounds.append(method.synthesize(epoch))
-
-    def teach() -> None:
-        with _timed(seconds, "student", method.device):
-            for _ in range(0 if warmup else config.student_steps):  # lines 12-14
-                losses.append(method.student_step(method.sample(config.student_batch)))
-
-    turn = (teach, make_images) if method.student_first else (make_images, teach)
     for epoch in range(start, config.total_epochs):  # line 3
         warmup = epoch < config.warmup_epochs
         rounds, losses, seconds = [], [], {"synthesis": 0.0, "student": 0.0, "evaluation": 0.0}
@@ -77,18 +65,22 @@ def distill(
                 group["lr"] = config.lr(epoch)
         method.begin_epoch(epoch)
         for _ in range(config.repeats):
-            for phase in turn:
-                phase()
-        student_loss, scores = None, None
-        if not warmup:
-            student_loss = torch.stack(losses).mean().item()
-            if not math.isfinite(student_loss):
-                raise NonFiniteLoss(
-                    f"L_S became NaN or infinite in epoch {epoch}: lower student_lr. What was saved before is whole."
-                )
-            if (epoch + 1 - config.total_epochs) % score_every == 0:
-                with _timed(seconds, "evaluation", method.device):
-                    scores = evaluate(method.student)
+            for phase in ("student", "synthesis") if method.student_first else ("synthesis", "student"):
+                with _timed(seconds, phase, method.device):
+                    if phase == "synthesis":
+                        rounds += [method.synthesize(epoch) for _ in range(config.synthesis_rounds(epoch))]  # 4-11
+                    elif not warmup:
+                        for _ in range(config.student_steps):  # lines 12-14
+                            losses.append(method.student_step(method.sample(config.student_batch)))
+        student_loss = None if warmup else torch.stack(losses).mean().item()
+        if student_loss is not None and not math.isfinite(student_loss):
+            raise NonFiniteLoss(
+                f"L_S became NaN or infinite in epoch {epoch}: lower student_lr. What was saved before is whole."
+            )
+        scores = None
+        if not warmup and (epoch + 1 - config.total_epochs) % score_every == 0:
+            with _timed(seconds, "evaluation", method.device):
+                scores = evaluate(method.student)
         yield Epoch(epoch, rounds, method.held, student_loss, scores, seconds)
 
 
@@ -112,10 +104,12 @@ class Setup:
     """Everything a run needs, ready to go: `distill(setup.method, setup.evaluate)`.
 
     Attributes:
+        config: of the run; the method's own is that of one process's part of it.
         pool: of a method that reads text.
         score_every: epochs from one evaluation to the next, for which see `scoring_interval`.
     """
 
+    config: Config
     method: Method
     evaluate: Evaluator
     pool: LTEPool | None
@@ -185,7 +179,7 @@ def prepare(
             "and the order of its classes.",
             stacklevel=2,
         )
-    return Setup(method, evaluate, pool, scoring_interval(config, len(test.labels)))
+    return Setup(config, method, evaluate, pool, scoring_interval(config, len(test.labels)))
 
 
 def scoring_interval(config: Config, images: int) -> int:

@@ -1,11 +1,14 @@
 """One run on several processes, each with its own GPU: what every one does for itself, and what they agree on.
 
-Each process (a rank) makes its share of a round's images, keeps them in its own shard of the memory M and draws its
-share of a student batch from there. The mean over a batch is the mean over its equal shares, so gradients are averaged
-before every optimiser step, and weights stay equal on all ranks.
+Each process (a rank) is a run of its own with a share of the batch: it draws its own labels, heads and crops, makes its
+own images and keeps them in its own part of the memory M, from which it draws its share of a student batch. What is
+trained through the whole run is trained together: its gradients are averaged before every optimiser step, so that its
+weights stay equal on all ranks. What is drawn anew for a round belongs to the rank that drew it. BatchNorm and L_BN see
+a rank's own images.
 """
 
 import atexit
+import dataclasses
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +17,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .base_config import Config
 from .errors import UserError
+
+SHARED = ("generator_batch", "student_batch", "memory_size", "bank_size")  # fields that count images of all ranks
 
 
 @dataclass(frozen=True)
@@ -29,38 +35,36 @@ class Ranks:
     rank: int = 0
     size: int = 1
 
-    def share(self, count: int, name: str) -> int:
-        """How many of `count` fall to each rank.
-
-        Args:
-            name: what is shared, for the sentence.
+    def local(self, config: Config) -> Config:
+        """The config of each rank's own part of a run.
 
         Raises:
-            UserError: it cannot be shared equally, or leaves a rank a single one, which BatchNorm has nothing to
-                compare with.
+            UserError: a count that cannot be shared equally, or that leaves a rank a single image, which BatchNorm has
+                nothing to compare with.
         """
-        if self.size > 1 and (count % self.size or count < 2 * self.size):
-            raise UserError(
-                f"{self.size} processes cannot share {name}={count}: choose a multiple of {self.size} from "
-                f"{2 * self.size} up, or another number of processes."
-            )
-        return count // self.size
-
-    def own(self, shared: torch.Generator) -> torch.Generator:
-        """Random numbers that must differ between ranks, seeded from those that agree; alone, the same generator."""
         if self.size == 1:
-            return shared
-        seed = int(torch.randint(2**62, (), generator=shared.clone_state(), device=shared.device))
-        return torch.Generator(shared.device).manual_seed(seed + self.rank)
+            return config
+        counts = {name: getattr(config, name) for name in SHARED if getattr(config, name, None) is not None}
+        for name, count in counts.items():
+            if count % self.size or count < 2 * self.size:
+                raise UserError(
+                    f"{self.size} processes cannot share {name}={count}: choose a multiple of {self.size} from "
+                    f"{2 * self.size} up, or another number of processes."
+                )
+        return dataclasses.replace(config, **{name: count // self.size for name, count in counts.items()})
 
-    def synchronised(self, module: nn.Module) -> nn.Module:
-        """BatchNorm over the images of all ranks, changed in place.
+    def generator(self, seed: int, device: torch.device) -> torch.Generator:
+        """Random numbers that differ between ranks; the first rank's are those of a process that is alone."""
+        rng = torch.Generator(device).manual_seed(seed)
+        for _ in range(self.rank):
+            rng.manual_seed(int(torch.randint(2**31, (), generator=rng, device=device)))
+        return rng
 
-        Only on CUDA: SyncBatchNorm refuses the tensors of a CPU, where each rank's share has its own statistics.
-        """
-        if self.size == 1 or not next(module.parameters()).is_cuda:
-            return module
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    def agree(self, number: Tensor) -> int:
+        """The first rank's number, on all of them."""
+        if self.size > 1:
+            distributed.broadcast(number, 0)
+        return int(number)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over ranks of a tensor that all of them have; alone, the tensor itself."""
@@ -70,25 +74,29 @@ class Ranks:
         distributed.all_reduce(total)
         return total / self.size
 
-    def average(self, tensors: Iterable[Tensor]) -> None:
-        """Put the mean over ranks in the place of each tensor, all in one exchange."""
-        tensors = list(tensors)
-        if self.size == 1 or not tensors:
+    def average_gradients(self, modules: Iterable[nn.Module], own: Iterable[Tensor] = ()) -> None:
+        """Between backward and the optimiser's step: average gradients, and the running statistics of BatchNorm too.
+
+        The latter are means over time, so that averaging them later would come to the same.
+
+        Args:
+            modules: whose weights are equal on all ranks.
+            own: parameters that the same optimiser changes and that are not averaged. A gradient of theirs that is not
+                finite is passed on to all ranks, so that all leave out the same steps in 16 bits.
+        """
+        if self.size == 1:
             return
+        parts = [part for module in modules for part in module.modules()]
+        gradients = [p.grad for part in parts for p in part.parameters(recurse=False) if p.grad is not None]
+        running = [x for part in parts if isinstance(part, _BatchNorm) for x in (part.running_mean, part.running_var)]
+        if not gradients:
+            return
+        for p in own:
+            gradients[0] += 0 * p.grad.sum()
+        tensors = gradients + running
         mean = self.mean(torch.cat([tensor.flatten() for tensor in tensors]))
         for tensor, part in zip(tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
-
-    def average_gradients(self, module: nn.Module) -> None:
-        """Between backward and the optimiser's step: average a module's gradients, and its running statistics too.
-
-        The latter are means over time, so that averaging them later would come to the same.
-        """
-        norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-        self.average(
-            [p.grad for p in module.parameters() if p.grad is not None]
-            + [running for norm in norms for running in (norm.running_mean, norm.running_var)]
-        )
 
 
 def find_ranks(device: torch.device) -> Ranks:
@@ -97,10 +105,16 @@ def find_ranks(device: torch.device) -> Ranks:
     They are connected here if nobody has done so: by NCCL, each with the GPU of its number, or by gloo on a CPU.
 
     Raises:
-        UserError: there are several, and accelerate is not installed.
+        UserError: there are several, and accelerate is not installed; `accelerate launch` on a CPU, which starts one
+            process however many it is asked for.
     """
     if not distributed.is_available():
         return Ranks()
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "accelerate launch starts one process on a CPU, whatever its --num_processes says: take "
+            "`python -m torch.distributed.run --nproc_per_node 2 -m nayer_lib ...`, or python alone."
+        )
     if not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         try:
             from accelerate import PartialState

@@ -13,12 +13,13 @@ from torch import nn
 from nayer_lib import compute as computing
 from nayer_lib.classifiers import build
 from nayer_lib.classifiers.teacher import Classifier, load_teacher
-from nayer_lib.compute import Compute, Graphs, Running, Step, compute_of, fastest, folded
+from nayer_lib.compute import Compute, compute_of, fastest, folded
 from nayer_lib.distill import distill, prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.base import Batch
 from nayer_lib.results.record import Run
+from nayer_lib.steps import Graphs, Running, Step
 
 CPU = torch.device("cpu")
 MEASURED = computing._measured  # other tests measure nothing

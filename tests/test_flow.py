@@ -16,10 +16,10 @@ errors files
 text.labels text.prompts text.corpora text.hub text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks generator.vae
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
-compute ranks classifiers.training
-image_files datasets augment losses memory evaluate geometry metrics base_config
+base_config compute steps ranks classifiers.training
+image_files datasets augment losses memory evaluate geometry metrics
 algorithm1
-methods.base methods.rounds methods.nayer methods.fm methods.deepinv methods.cmi
+methods.base methods.round methods.inversion methods.live methods.nayer methods.fm methods.deepinv methods.cmi
 methods.dafl methods.zskt methods.dfq_choi methods.mad methods.spaceship methods.dfad
 methods.replay methods.prekd methods.mbdfkd methods.bilevel methods.kakr_mb methods.kakr_gr
 methods.with_data methods

@@ -15,7 +15,7 @@ from nayer_lib.distill import distill, prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.base import Batch, Method, SynthesisReport
-from nayer_lib.methods.rounds import Inversion
+from nayer_lib.methods.inversion import Inversion
 
 KEEPING = [name for name, method in METHODS.items() if issubclass(method, Inversion)]  # what they make, in a memory
 

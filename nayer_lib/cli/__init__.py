@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         done = _app(COMMANDS).cli(prog="nayer_lib", args=arguments)
         if isinstance(done, Run) and done.stopped:
-            print(f"stopped after epoch {len(done.card['curve'])} of {done.setup.method.config.total_epochs}")
+            print(f"stopped after epoch {len(done.card['curve'])} of {done.setup.config.total_epochs}")
             print(f"resume with: python -m nayer_lib {_resuming(arguments, done.folder)}")
     except UserError as error:
         print(f"nayer_lib: {error}", file=sys.stderr)

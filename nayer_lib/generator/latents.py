@@ -59,7 +59,6 @@ class LabelLatent(nn.Module):
         beta: of "sum": BN(e) has variance 1, so beta = 1 is as much noise as signal.
         concat_dim: width of z in "cat".
         redraw_norm: start the BatchNorm over at each redraw too (docs/divergences.md, D10).
-        first: where in the batch the labels begin that are passed in here; another process has those before.
     """
 
     def __init__(
@@ -71,11 +70,10 @@ class LabelLatent(nn.Module):
         beta: float = 1.0,
         concat_dim: int = 100,
         redraw_norm: bool = False,
-        first: int = 0,
     ):
         super().__init__()
         table = torch.eye(len(table)) if column.source == "onehot" else table
-        self.column, self.beta, self.redraw_norm, self.first = column, beta, redraw_norm, first
+        self.column, self.beta, self.redraw_norm = column, beta, redraw_norm
         self.register_buffer("table", table, persistent=False)  # constant: the pool's file is its home
         per_head = {"classes": len(table), "image": 1, "batch": batch}[column.heads]
         concat_dim = concat_dim if column.noise == "cat" else 0
@@ -92,21 +90,19 @@ class LabelLatent(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         """(B,) -> (B, r)."""
-        z = self.z[self.first : self.first + len(labels)].clone()  # `redraw` writes in place
+        z = self.z[: len(labels)].clone()  # `redraw` writes in place
         return self.layer(
             self.table[labels],
             added=self.beta * z if self.column.noise == "sum" else None,
             appended=z if self.column.noise == "cat" else None,
-            first=self.first,
         )
 
 
 class Noise(nn.Module):
     """The classic source (Fig. 2a): z ~ N(0, I_r), one vector an image, drawn once a round and not optimised."""
 
-    def __init__(self, noise_dim: int, batch: int, first: int = 0):
+    def __init__(self, noise_dim: int, batch: int):
         super().__init__()
-        self.first = first
         self.register_buffer("z", torch.empty(batch, noise_dim))
         self.redraw()
 
@@ -116,15 +112,14 @@ class Noise(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         """(B,) -> (B, r); the labels do not enter."""
-        return self.z[self.first : self.first + len(labels)].clone()  # `redraw` writes in place
+        return self.z[: len(labels)].clone()  # `redraw` writes in place
 
 
 class LearnedNoise(nn.Module):
     """z ~ N(0, I_r) at a redraw, one vector an image, and optimised from there along with the generator (FM, CMI)."""
 
-    def __init__(self, noise_dim: int, batch: int, first: int = 0):
+    def __init__(self, noise_dim: int, batch: int):
         super().__init__()
-        self.first = first
         self.z = nn.Parameter(torch.empty(batch, noise_dim))
         self.redraw()
 
@@ -135,7 +130,7 @@ class LearnedNoise(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         """(B,) -> (B, r); the labels do not enter."""
-        return self.z[self.first : self.first + len(labels)]
+        return self.z[: len(labels)]
 
 
 def build_latent(
@@ -146,7 +141,6 @@ def build_latent(
     beta: float = 1.0,
     concat_dim: int = 100,
     redraw_norm: bool = False,
-    first: int = 0,
 ) -> nn.Module:
     """A latent by its name: a key of COLUMNS, or "noise" (z).
 
@@ -162,8 +156,8 @@ def build_latent(
     if not isinstance(concat_dim, int) or concat_dim < 1:
         raise UserError(f"the concatenated noise must have at least one number, not {concat_dim!r}.")
     if name == "noise":
-        return Noise(noise_dim, batch, first)
-    return LabelLatent(COLUMNS[name], table, noise_dim, batch, beta, concat_dim, redraw_norm, first)
+        return Noise(noise_dim, batch)
+    return LabelLatent(COLUMNS[name], table, noise_dim, batch, beta, concat_dim, redraw_norm)
 
 
 # --- controls in place of text ----------------------------------------------------------------------------------------

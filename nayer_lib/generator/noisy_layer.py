@@ -46,25 +46,18 @@ class NoisyLayer(nn.Module):
         if norm:
             self.norm.reset_parameters()
 
-    def forward(
-        self, lte: Tensor, added: Tensor | None = None, appended: Tensor | None = None, first: int = 0
-    ) -> Tensor:
+    def forward(self, lte: Tensor, added: Tensor | None = None, appended: Tensor | None = None) -> Tensor:
         """(B, e) label-text embeddings -> (B, r) generator inputs, Eq. 3. B may be smaller than the heads allow for.
-
-        They may be a part of the batch that the heads were made for: `first` is where in it the part begins.
 
         Table 3's other random sources join behind the BatchNorm: `added` (B, e) to its output ("sum"), `appended`
         (B, concat_dim) after it ("cat").
         """
-        head, skipped = divmod(first, self.per_head)
-        heads = math.ceil((skipped + len(lte)) / self.per_head)
+        heads = math.ceil(len(lte) / self.per_head)
         rows = self.norm(lte)
         if added is not None:
             rows = rows + added
         if appended is not None:
             rows = torch.cat([rows, appended], 1)
-        end = skipped + len(lte)
-        rows = nn.functional.pad(rows, (0, 0, skipped, heads * self.per_head - end))  # the last head may be short
+        rows = nn.functional.pad(rows, (0, 0, 0, heads * self.per_head - len(lte)))  # the last head may be short
         rows = rows.view(heads, self.per_head, -1)
-        used = slice(head, head + heads)
-        return torch.baddbmm(self.bias[used], rows, self.weight[used]).flatten(0, 1)[skipped:end]
+        return torch.baddbmm(self.bias[:heads], rows, self.weight[:heads]).flatten(0, 1)[: len(lte)]

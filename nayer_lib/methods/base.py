@@ -15,11 +15,12 @@ from .. import losses
 from ..augment import crop_and_flip
 from ..base_config import Config
 from ..classifiers.teacher import Classifier
-from ..compute import Compute, Graphs, Running, Step, fix_shapes, folded
+from ..compute import Compute, fix_shapes, folded
 from ..datasets import DataSet, dataset
 from ..errors import UserError
 from ..memory import Memory, Pool
 from ..ranks import Ranks
+from ..steps import Graphs, Running, Step
 
 
 class NonFiniteLoss(UserError):
@@ -82,13 +83,13 @@ class Examples:
 class Method:
     """A data-free distillation method: one file, one class, one row of Table 1.
 
-    With several processes each holds one such object. Its `synthesize` then makes its share of a round's images, and
-    whatever it trains goes through `ranks.average_gradients` before each step.
+    With several processes each holds one such object, with a share of the batches (`Ranks`). What is trained through
+    the whole run goes through `ranks.average_gradients` before each step.
 
     Args:
         teacher: frozen here; nothing in this kit changes a teacher.
         student: trained in place.
-        config: the run; its device is the teacher's.
+        config: the run, of all processes together; its device is the teacher's.
         table: (K, e), the pool P, for methods that read label text.
         facts: image size, crop and flip; None takes those of the config's data set.
         compute: number format, memory layout, how steps run; None: 32 bits, plain.
@@ -102,7 +103,8 @@ class Method:
         reads_text: whether it needs the pool P.
         student_first: whether the student's steps come before the synthesis rounds.
         second_derivatives: whether the student's loss contains gradients.
-        rng, own_rng: random numbers that are the same on all ranks, and those that differ; alone, one generator.
+        config: of this process's part of the run: its own batches.
+        rng: this process's random numbers.
         trace: a list to which each round that keeps its images adds them at every step, (g, B, C, H, W) uint8, and its
             labels; None: nothing is traced.
 
@@ -131,23 +133,20 @@ class Method:
     ):
         if teacher.class_names != student.class_names:
             raise UserError("teacher and student must have the same class names in the same order.")
-        self.teacher, self.student, self.config, self.table = teacher.freeze(), student, config, table
+        self.ranks = ranks or Ranks()
+        self.config = config = self.ranks.local(config)
+        self.teacher, self.student, self.table = teacher.freeze(), student, table
         self.facts = facts or dataset(config.dataset)
         self.device = next(teacher.parameters()).device
-        self.ranks = ranks or Ranks()
         compute = compute or Compute()
         compute.check(self.device, self.ranks.size)
         self.running = Running(compute, self.device, (type(self), dataclasses.replace(config, seed=0)))
         fix_shapes(self.device)
-        for name in ("generator_batch", "student_batch"):
-            self.ranks.share(getattr(config, name), name)
-        self.rng = torch.Generator(self.device).manual_seed(config.seed)
-        self.own_rng = self.ranks.own(self.rng)
-        capacity = config.memory_size and self.ranks.share(config.memory_size, "memory_size")
-        self.memory: Pool = Memory(self.facts.image_shape, self.device, capacity)
+        self.rng = self.ranks.generator(config.seed, self.device)
+        self.memory: Pool = Memory(self.facts.image_shape, self.device, config.memory_size)
         self.trace: list[tuple[Tensor, Tensor]] | None = None
         self.compute.lay_out(self.teacher)
-        self.compute.lay_out(self.ranks.synchronised(self.student))
+        self.compute.lay_out(self.student)
         self.student_optimizer = self.make_student_optimizer()
         self._answering = folded(self.teacher, self.facts.image_shape)  # the teacher of the student phase
         self._learn = Step(self._student_loss, self.running, compilable=not self.second_derivatives)
@@ -175,8 +174,8 @@ class Method:
     # Phase 2.
 
     def sample(self, n: int) -> Batch:
-        """This rank's share of n augmented images for the student: Algorithm 1, line 13."""
-        images, labels = self.memory.draw(self.ranks.share(n, "student_batch"), self.own_rng)
+        """n augmented images for the student: Algorithm 1, line 13."""
+        images, labels = self.memory.draw(n, self.rng)
         return Batch(self.augment(images).float() / 255, labels, "memory")  # cropped as bytes: a quarter to move
 
     def make_student_optimizer(self) -> torch.optim.Optimizer:
@@ -202,7 +201,7 @@ class Method:
         [optimizer] = optimizers
         optimizer.zero_grad(set_to_none=True)
         loss = self._learn.backward(batch)
-        self.ranks.average_gradients(self.student)
+        self.ranks.average_gradients([self.student])
         self.before_update(optimizer)
         self.scaler.step(optimizer)
         self.scaler.update()
@@ -219,7 +218,7 @@ class Method:
 
     def augment(self, images: Tensor) -> Tensor:
         """The data set's crop and flip."""
-        return crop_and_flip(images, self.facts.crop_padding, self.facts.flip, self.own_rng)
+        return crop_and_flip(images, self.facts.crop_padding, self.facts.flip, self.rng)
 
     def examples(self) -> Examples:
         """What the student learns from at present: the memory, or what a live generator makes now."""
@@ -233,7 +232,7 @@ class Method:
 
     @property
     def held(self) -> int:
-        """Images in the memory, its shards on all ranks together: they are equally large."""
+        """Images in the memory, on all ranks together: each holds as many."""
         return self.ranks.size * len(self.memory)
 
     def state_dict(self) -> dict:

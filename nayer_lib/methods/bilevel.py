@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import losses
-from ..errors import UserError
 from .base import Batch
 from .replay import Replay
 
@@ -43,19 +42,10 @@ def retention(student: nn.Module, new: Tensor, t_new: Tensor, old: Tensor, t_old
 
 
 class Bilevel(Replay):
-    """A student that steps towards new images only as it does not forget the replayed ones.
-
-    Raises:
-        UserError: BatchNorm that several GPUs share, which has no gradient of a gradient.
-    """
+    """A student that steps towards new images only as it does not forget the replayed ones."""
 
     published = Replay.published | {"repeats": 72, "generator_batch": 512, "student_batch": 576}  # twice the turns
     second_derivatives = True
-
-    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
-        super().__init__(teacher, student, config, table, facts, compute, ranks)
-        if any(isinstance(module, nn.SyncBatchNorm) for module in self.student.modules()):
-            raise UserError(f"{self.name} cannot share BatchNorm between GPUs: run it as one process.")
 
     def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """L_S, in 32 bits but for the joint pass: the inner gradient is not scaled."""

@@ -23,7 +23,6 @@ numbers differ between scripts: alpha_cls 1 or 0.5, T 0.1 or 0.2.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -41,7 +40,9 @@ from ..generator.latents import LearnedNoise
 from ..generator.networks import redraw_weights
 from ..memory import FeatureBank
 from ..ranks import Ranks
-from .rounds import Inversion, InversionConfig, Seen, parameter_bytes
+from .inversion import Inversion, InversionConfig
+from .nayer import Nayer
+from .round import Seen, parameter_bytes
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class CMIConfig(InversionConfig):
 
 
 class CMI(Inversion):
-    """Contrastive model inversion. On several ranks each compares its own images, with a shard of the bank.
+    """Contrastive model inversion. On several ranks each has a G of its own, which lasts for a round, and its part of
+    the bank.
 
     Attributes:
         generator: z, one vector an image, followed by G: labels (B,) -> images (B, C, H, W) in [0, 1].
@@ -73,7 +75,7 @@ class CMI(Inversion):
     config_class = CMIConfig
     published = {"rounds": 1, "warmup_rounds": None, "generator_steps": 200, "generator_batch": 256}
     published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 400, "student_batch": 128}
-    terms = Inversion.terms | {"L_cr": "alpha_cr"}
+    terms = Nayer.terms | {"L_cr": "alpha_cr"}
     balanced = False
 
     def __init__(
@@ -94,72 +96,72 @@ class CMI(Inversion):
         if not config.augment_synthesis:
             raise UserError("CMI compares two random views of each image: leave augment_synthesis on.")
         super().__init__(teacher, student, config, table, facts, compute, ranks)
-        shard = self.ranks.share(config.bank_size, "bank_size")
-        if config.bank_draw > shard:
+        config = self.config
+        if config.bank_draw > config.bank_size:
             raise UserError(
-                f"a bank of {shard} features cannot give {config.bank_draw}: lower bank_draw or raise bank_size."
+                f"a bank of {config.bank_size} features cannot give {config.bank_draw}: lower bank_draw or raise "
+                "bank_size."
             )
         same = {id(tensor): tensor for tensor in (*self.teacher.parameters(), *self.teacher.buffers())}
         self.onlooker = copy.deepcopy(self.teacher, same)
-        self.bank = FeatureBank(2 * width, shard, self.device)
+        self.bank = FeatureBank(2 * width, config.bank_size, self.device)
         self.head = self.build(lambda: nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 256)))
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), config.generator_lr, fused=True)
-        r, batch, first = config.noise_dim, config.generator_batch, self.block[1]
-        self.generator = self.build(lambda: nn.Sequential(LearnedNoise(r, batch, first), self.network(r)))
-        self._inputs: dict[int, Tensor] = {}
+        r, batch = config.noise_dim, config.generator_batch
+        self.generator = self.build(lambda: nn.Sequential(LearnedNoise(r, batch), self.network(r)))
+        self.optimizers = [self.adam(self.generator.parameters(), config.generator_lr), self.head_optimizer]
 
-    def begin_round(self) -> list[torch.optim.Optimizer]:
+    @property
+    def shared(self) -> list[nn.Module]:
+        """Nothing of the generator, which starts over in every round."""
+        return []
+
+    def begin_round(self) -> None:
         """A new z and a new G, in place, with a fresh Adam for both; the head goes on with its own."""
+        super().begin_round()
         latent, network = self.generator
         latent.redraw(self.rng)
         redraw_weights(network, self.rng)
-        return [self.fresh_adam(self.generator.parameters(), self.config.generator_lr), self.head_optimizer]
 
-    def steps(
-        self, epoch: int, entering: Callable[[], Tensor], optimizers: Sequence[torch.optim.Optimizer]
-    ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
-        """The round's steps, with an eye on what enters the BatchNorm layers."""
-        with self._watched() as self._inputs:
-            yield from super().steps(epoch, entering, optimizers)
+    def watched(self) -> AbstractContextManager[dict[int, Tensor]]:
+        """What enters the BatchNorm layers of both teachers."""
+        return tapped([*self.teacher.batch_norms(), *self.onlooker.batch_norms()], inputs=True)
 
     def draw_view(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """The global view's pixels, the local view's windows, and rows of the bank to compare with."""
-        windows = draw_windows(batch, 0.25, self.facts.flip, self.own_rng, self.device)
-        return super().draw_view(batch), windows, self.bank.draw(self.config.bank_draw, self.own_rng)
+        windows = draw_windows(batch, 0.25, self.facts.flip, self.rng, self.device)
+        return super().draw_view(batch), windows, self.bank.draw(self.config.bank_draw, self.rng)
 
     def view(self, images: Tensor, drawn: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """The global one."""
-        self._inputs.clear()  # a step that always starts with nothing seen is compiled once
+        self.caught.clear()  # a step that always starts with nothing seen is compiled once
         return super().view(images, drawn[0])
 
     def values(self, seen: Seen) -> list[Tensor]:
         """The three terms of Eq. 5, on the global view, and L_cr."""
         _, windows, banked = seen.view
         self._look(enlarge(seen.made, windows), self.onlooker)
-        features = torch.cat([self._features(self._inputs), banked])
-        self._inputs.clear()
+        features = torch.cat([self._features(self.caught), banked])
+        self.caught.clear()
         with self.compute.autocast(self.device):
             key, query = (self.head(side) for side in features.chunk(2, 1))
         found = losses.info_nce(F.normalize(query.float()), F.normalize(key.float()), self.config.temperature_cr)
         parts = found.split([len(seen.made), len(banked)])
-        return [*super().values(seen), sum(part.mean() for part in parts if len(part))]
+        return [*Nayer.values(self, seen), sum(part.mean() for part in parts if len(part))]
 
     def after_backward(self) -> None:
         """The head's gradients, besides the generator's."""
-        self.ranks.average_gradients(self.head)
+        self.ranks.average_gradients([self.head])
 
     @torch.no_grad()
     def remember(self, kept: list[Tensor], labels: Tensor) -> None:
         """Keep the images; both views of them go into the bank."""
         super().remember(kept, labels)
         view = self.draw_view(len(labels))
-        with self._watched() as inputs:
+        with self.watched() as inputs:
             self._look(self.view(kept[0], view), self.teacher)
             self._look(enlarge(kept[0], view[1]), self.onlooker)
         self.bank.add(self._features(inputs))
-
-    def _watched(self) -> AbstractContextManager[dict[int, Tensor]]:
-        return tapped([*self.teacher.batch_norms(), *self.onlooker.batch_norms()], inputs=True)
 
     def _look(self, view: Tensor, onlooker: Classifier) -> None:
         with self.compute.autocast(self.device):

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .. import losses
-from .rounds import Live, LiveConfig, Seen
+from .live import Live, LiveConfig
+from .round import Seen
 
 
 @dataclass(frozen=True)

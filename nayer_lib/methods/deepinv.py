@@ -26,29 +26,26 @@ from torch import Tensor, nn
 from .. import losses
 from ..augment import take
 from ..base_config import Config
-from .rounds import Inversion, Seen
+from .inversion import Inversion
+from .round import Seen
 
 
 class Pixels(nn.Module):
     """A batch of images that is optimised itself, in the space that a teacher's normalisation leads to.
 
-    All ranks hold all of it, and each shows its own block; with gradients averaged, they stay equal.
-
     Args:
         shape: (B, C, H, W).
         mean, std: C numbers each, of the normalisation, in [0, 1] units.
-        first: where in the batch this rank's block begins.
 
     Attributes:
         x: (B, C, H, W), the normalised images.
     """
 
-    def __init__(self, shape: Sequence[int], mean: Sequence[float], std: Sequence[float], first: int):
+    def __init__(self, shape: Sequence[int], mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.x = nn.Parameter(torch.zeros(*shape))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-        self.first = first
 
     @torch.no_grad()
     def redraw(self, rng: torch.Generator) -> None:
@@ -56,11 +53,11 @@ class Pixels(nn.Module):
         self.x.normal_(generator=rng)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """The images that are made for this rank's labels (b,): (b, C, H, W), 0 black and 1 white, but not bounded."""
-        return self.x[self.first : self.first + len(labels)] * self.std + self.mean
+        """The images for labels (B,): (B, C, H, W), 0 black and 1 white, but not bounded."""
+        return self.x * self.std + self.mean
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Images (b, C, H, W) in the space of x."""
+        """Images (B, C, H, W) in the space of x."""
         return (images - self.mean) / self.std
 
 
@@ -96,13 +93,19 @@ class DeepInversion(Inversion):
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
-        shape = config.generator_batch, self.facts.channels, self.facts.size, self.facts.size
-        self.generator = Pixels(shape, teacher.mean, teacher.std, first=self.block[1]).to(self.device)
+        shape = self.config.generator_batch, *self.facts.image_shape
+        self.generator = Pixels(shape, teacher.mean, teacher.std).to(self.device)
+        self.optimizers = [self.adam(self.generator.parameters(), config.generator_lr)]
 
-    def begin_round(self) -> list[torch.optim.Optimizer]:
+    @property
+    def shared(self) -> list[nn.Module]:
+        """No part: each rank has pixels of its own."""
+        return []
+
+    def begin_round(self) -> None:
         """New noise, a fresh Adam."""
+        super().begin_round()
         self.generator.redraw(self.rng)
-        return [self.fresh_adam(self.generator.parameters(), self.config.generator_lr)]
 
     def draw_view(self, batch: int) -> Tensor:
         """(H * W,) where each pixel of the jittered images comes from: one roll and one flip for the whole batch."""

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .. import losses
 from .base import Batch
-from .rounds import AdversarialConfig, Live, Seen
+from .live import AdversarialConfig, Live
+from .round import Seen
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .rounds import AdversarialConfig, Live
+from .. import losses
+from .live import AdversarialConfig, Live
+from .round import Seen
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,17 @@ class DFQChoi(Live):
     config_class = DFQChoiConfig
     published = {"repeats": 40, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 256}
     published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 10, "student_batch": 256}
+
+    terms = {"L_OH": "alpha_cls", "L_IE": "alpha_ie", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
+
+    def values(self, seen: Seen) -> list[Tensor]:
+        """The four terms of L_G, the adversarial one with its minus."""
+        return [
+            losses.classification(seen.t, seen.labels),
+            losses.information_entropy(seen.t),
+            self.batch_norm_term(seen),
+            self.adversarial_term(seen),
+        ]
 
     def fresh(self, n: int, generator: nn.Module | None = None) -> Tensor:
         """(n, C, H, W) images that the generator makes now, in eval mode, augmented."""

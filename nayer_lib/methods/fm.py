@@ -27,7 +27,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..generator.latents import LearnedNoise
-from .rounds import Inversion, InversionConfig, parameter_bytes
+from .inversion import Inversion, InversionConfig
+from .nayer import Nayer
+from .round import parameter_bytes
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,16 @@ class FM(Inversion):
     published = {"rounds": 1, "warmup_rounds": 1, "generator_steps": 10, "generator_batch": 256}
     published |= {"epochs": 200, "warmup_epochs": 20, "student_steps": 400, "student_batch": 256}
     balanced = False
+    terms, values = Nayer.terms, Nayer.values
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
         self.generator = self._new_generator()
         self.meta = copy.deepcopy(self.generator[1:])
         self.meta_optimizer = self.adam(self.meta.parameters(), config.generator_lr * config.generator_steps)
+        noise, adapted = self.generator[0], self.generator[1:]
+        groups = [{"params": adapted.parameters()}, {"params": noise.parameters(), "lr": config.latent_lr}]
+        self.optimizers = [self.adam(groups, config.generator_lr)]
 
     def begin_epoch(self, epoch: int) -> None:
         """Start G's first layers over, once, after the fraction `reset_after` of the distillation epochs.
@@ -82,21 +88,19 @@ class FM(Inversion):
                 mine, new = (next(m for m in net.modules() if isinstance(m, kind)) for net in (self.meta, fresh))
                 mine.load_state_dict(new.state_dict())
 
-    def begin_round(self) -> list[torch.optim.Optimizer]:
+    def begin_round(self) -> None:
         """G' <- G and new z, in place as all else here: what was compiled or captured sees them."""
-        noise, adapted = self.generator[0], self.generator[1:]
-        noise.redraw(self.rng)
-        adapted.load_state_dict(self.meta.state_dict())
+        super().begin_round()
+        self.generator[0].redraw(self.rng)
+        self.generator[1:].load_state_dict(self.meta.state_dict())
         for parameter in self.meta.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.zero_()
-        groups = [{"params": adapted.parameters()}, {"params": noise.parameters(), "lr": self.config.latent_lr}]
-        return [self.fresh_adam(groups, self.config.generator_lr)]
 
     def after_backward(self) -> None:
         """Add G''s gradient to G's, but for a step that overflows in 16 bits: the scaler leaves it out as well."""
-        self.scaler.unscale_(self._adam)
+        self.scaler.unscale_(self.optimizers[0])
         sound = torch.stack([p.grad.isfinite().all() for p in self.generator.parameters()]).all()
         for meta, adapted in zip(self.meta.parameters(), self.generator[1:].parameters(), strict=True):
             meta.grad += torch.where(sound, adapted.grad, 0)
@@ -110,7 +114,7 @@ class FM(Inversion):
         config = self.config
 
         def make() -> nn.Sequential:
-            noise = LearnedNoise(config.noise_dim, config.generator_batch, first=self.block[1])
+            noise = LearnedNoise(config.noise_dim, config.generator_batch)
             if not config.nayer_generator:
                 return nn.Sequential(noise, self.network(config.noise_dim))
             widened = nn.Linear(config.noise_dim, config.nayer_noise_dim)

@@ -26,7 +26,8 @@ from .. import losses
 from ..errors import UserError
 from .base import Batch
 from .dfq_choi import DFQChoi, DFQChoiConfig
-from .rounds import Live, parameter_bytes
+from .live import Live
+from .round import parameter_bytes
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,13 @@ class MAD(Live):
     citation = "Do et al. 2022"
     config_class = MADConfig
     published = DFQChoi.published  # a guess
+    terms, values = DFQChoi.terms, DFQChoi.values
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
         if config.ema >= 1:
             raise UserError(f"ema must lie in [0, 1), not {config.ema!r}: with 1 the slow generator never moves.")
-        if self.ranks.share(config.student_batch, "student_batch") < 2:
+        if self.config.student_batch < 2:
             raise UserError("MAD's student sees two halves of a batch: raise student_batch to 2 or more a process.")
         self.slow = copy.deepcopy(self.generator).eval().requires_grad_(False)
 
@@ -70,8 +72,7 @@ class MAD(Live):
                 old.copy_(new)
 
     def sample(self, n: int) -> Batch:
-        """This rank's share of n images, made now: by G, then, as `replayed`, by G~."""
-        n = self.ranks.share(n, "student_batch")
+        """n images, made now: by G, then, as `replayed`, by G~."""
         images = [self.fresh(n - n // 2), self.fresh(n // 2, self.slow)]
         return Batch(torch.cat(images), None, "generator and its slow copy", replayed=n // 2)
 

@@ -46,10 +46,11 @@ class MBDFKD(Replay):
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
-        self._pushed = replayed_of(self.ranks.share(config.student_batch, "student_batch"))
+        config = self.config
+        self._pushed = replayed_of(config.student_batch)
         batches = config.ring_batches
         if config.memory_size and self._pushed:
-            batches = self.ranks.share(config.memory_size, "memory_size") // self._pushed
+            batches = config.memory_size // self._pushed
         if not batches:
             raise UserError(
                 f"memory_size={config.memory_size} holds none of the mini-batches of {self._pushed} images that a "
@@ -67,7 +68,7 @@ class MBDFKD(Replay):
         """The first n images of one of the ring's mini-batches."""
         if not len(self.ring):
             return self.no_images
-        return self.ring.draw(self.own_rng)[:n].float() / 255
+        return self.ring.draw(self.rng)[:n].float() / 255
 
     @property
     def beside(self) -> int:

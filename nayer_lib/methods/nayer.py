@@ -4,9 +4,9 @@ The authors' code and the text differ in D1-D13; each is a field of `Config` (do
 the released code's `synthesize`, and with `variant="paper"` the text's lines 5-11.
 """
 
-import torch
 from torch import Tensor, nn
 
+from .. import losses
 from ..base_config import Config, NayerConfig
 from ..classifiers.teacher import Classifier
 from ..compute import Compute
@@ -14,7 +14,8 @@ from ..datasets import DataSet
 from ..errors import UserError
 from ..generator.latents import COLUMNS, build_latent, control_table
 from ..ranks import Ranks
-from .rounds import Inversion
+from .inversion import Inversion
+from .round import Seen
 
 KEPT = [name for name, column in COLUMNS.items() if not column.redrawn]  # latents whose heads outlive a rebuild of G
 
@@ -22,9 +23,8 @@ KEPT = [name for name, column in COLUMNS.items() if not column.redrawn]  # laten
 class Nayer(Inversion):
     """The method of the paper.
 
-    On several ranks each takes a block of the batch's labels in their order, with the heads that belong to it: whole
-    heads, every class as often as on the other ranks, where K times their number divides the batch. L_BN sees a rank's
-    own images, also where SyncBatchNorm joins the statistics of generator and student; its momentum memory is averaged.
+    On several ranks each has labels, heads and a memory of L_BN of its own; heads that outlive a round are trained
+    together, so that there are as many different ones as on one rank.
 
     Attributes:
         generator: the latent (Z over the pool P) followed by G: labels (B,) -> images (B, C, H, W) in [0, 1].
@@ -35,6 +35,7 @@ class Nayer(Inversion):
     config_class = NayerConfig
     published = {}  # Table 8
     reads_text = True
+    terms = {"L_CE": "alpha_cls", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
 
     def __init__(
         self,
@@ -51,6 +52,17 @@ class Nayer(Inversion):
             raise UserError(f"the pool has {len(table)} classes, the teacher {len(teacher.class_names)}.")
         self.table = control_table(config.embedding, table.cpu(), self.facts.factors, config.seed).to(self.device)
         self.generator = self._new_generator()
+        self.optimizers = [self.adam(self.generator.parameters(), config.generator_lr)]
+
+    def values(self, seen: Seen) -> list[Tensor]:
+        """Eq. 5: L_CE, L_BN, and L_KL with its minus."""
+        ce = losses.classification(seen.t, seen.labels)
+        return [ce, self.batch_norm_term(seen), self.adversarial_term(seen)]
+
+    @property
+    def shared(self) -> list[nn.Module]:
+        """What outlives a round: G, the BatchNorm of Z, and heads that are kept."""
+        return [self.generator] if self.config.latent in KEPT else super().shared
 
     def begin_epoch(self, epoch: int) -> None:
         """Rebuild the whole generator every `generator_life` epochs, counted from the end of warm-up (D5)."""
@@ -60,10 +72,10 @@ class Nayer(Inversion):
             # In place: what was compiled for the old one serves the new one.
             self.generator.load_state_dict(self._new_generator().state_dict())
 
-    def begin_round(self) -> list[torch.optim.Optimizer]:
+    def begin_round(self) -> None:
         """Redraw the noisy layer; a fresh Adam."""
+        super().begin_round()
         self.generator[0].redraw(self.rng)
-        return [self.fresh_adam(self.generator.parameters(), self.config.generator_lr)]
 
     def _new_generator(self) -> nn.Sequential:
         """A new G with PyTorch's default initialisation, and a new latent, unless its heads are meant to persist."""
@@ -79,7 +91,6 @@ class Nayer(Inversion):
                 config.latent_beta,
                 config.latent_concat,
                 config.redraw_norm,
-                first=self.block[1],
             )
             return nn.Sequential(latent, self.network(config.noise_dim))
 

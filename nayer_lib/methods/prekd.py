@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from .. import losses
-from ..compute import Step
 from ..errors import UserError
 from ..generator.vae import VAE
+from ..steps import Step
 from .base import Batch, NonFiniteLoss, SynthesisReport
 from .replay import Replay, ReplayConfig, replayed_of
-from .rounds import parameter_bytes
+from .round import parameter_bytes
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class PREKD(Replay):
         images = torch.cat([self.made(max(2, (n - replayed) // 2)), own])
         self.vae_optimizer.zero_grad(set_to_none=True)
         loss = self._remember.backward(images, self._draw(len(images)))
-        self.ranks.average_gradients(self.vae)
+        self.ranks.average_gradients([self.vae])
         self.before_update(self.vae_optimizer)
         self.scaler.step(self.vae_optimizer)
         self.scaler.update()

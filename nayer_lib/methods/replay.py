@@ -23,7 +23,8 @@ from torch import Tensor
 from .. import losses
 from .base import Batch
 from .dafl import DAFL, DAFLConfig
-from .rounds import AdversarialConfig, Seen
+from .live import AdversarialConfig
+from .round import Seen
 
 ONE_IN = 9  # images of a batch is replayed: 128 beside 1,024
 
@@ -75,10 +76,9 @@ class Replay(DAFL):
         return torch.empty(0, *self.facts.image_shape, device=self.device)
 
     def sample(self, n: int) -> Batch:
-        """This rank's share of n images: those made now, then those replayed."""
-        share = self.ranks.share(n, "student_batch")
-        replayed = self.replay(replayed_of(share))
-        fresh = self.fresh(share - len(replayed))
+        """n images: those made now, then those replayed."""
+        replayed = self.replay(replayed_of(n))
+        fresh = self.fresh(n - len(replayed))
         if not len(replayed):
             return Batch(fresh, None, "generator")
         return Batch(torch.cat([fresh, self.augment(replayed)]), None, "generator, memory", len(replayed))

@@ -27,8 +27,7 @@ of six seeds is the printed 77.41 on CIFAR-100 (ResNet-34 to 18), by their READM
 maps do not fit each other, such as VGG-11 and ResNet-18, we do not know what they compare.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +42,8 @@ from ..evaluate import in_batches
 from ..generator.latents import LearnedNoise
 from ..memory import Memory, Pool
 from .base import Batch, Examples
-from .rounds import Inversion, InversionConfig
+from .inversion import Inversion, InversionConfig
+from .nayer import Nayer
 
 
 def exchange(maps: Tensor, rate: float, rng: torch.Generator) -> Tensor:
@@ -88,6 +88,7 @@ class SpaceshipNet(Inversion):
     published = {"rounds": 1, "warmup_rounds": None, "generator_steps": 200, "generator_batch": 256}
     published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 2000, "student_batch": 256}
     second_derivatives = True
+    terms, values = Nayer.terms, Nayer.values
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
@@ -100,10 +101,10 @@ class SpaceshipNet(Inversion):
         if config.exchange_rate > 1:
             raise UserError(f"exchange_rate must lie in [0, 1], not {config.exchange_rate!r}.")
         self._check_maps()
-        self.generator = self.build(
-            lambda: nn.Sequential(LearnedNoise(r, config.generator_batch, self.block[1]), self.network(r))
-        )
+        batch = self.config.generator_batch
+        self.generator = self.build(lambda: nn.Sequential(LearnedNoise(r, batch), self.network(r)))
         self.generator[0].requires_grad_(False)
+        self.optimizers = [self.adam(self.generator[1].parameters(), config.generator_lr)]
         norms, convolutions = (
             [i for i, layer in enumerate(self.generator[1].layers) if isinstance(layer, kind)]
             for kind in (_BatchNorm, nn.Conv2d)  # on several GPUs the first is no BatchNorm2d
@@ -111,25 +112,21 @@ class SpaceshipNet(Inversion):
         self.layers = [norms[0], *convolutions[:2]]
         shapes = [(width, size // 4, size // 4), (width, size // 2, size // 2), (width // 2, size, size)]
         self.memory = Pool([(shape, torch.float16) for shape in shapes], self.device, self.memory.capacity)
-        self._maps: dict[int, Tensor] = {}
 
     # Phase 1.
 
-    def begin_round(self) -> list[torch.optim.Optimizer]:
+    def begin_round(self) -> None:
         """A new z, and a fresh Adam for G as it is."""
+        super().begin_round()
         self.generator[0].redraw(self.rng)
-        return [self.fresh_adam(self.generator[1].parameters(), self.config.generator_lr)]
 
-    def steps(
-        self, epoch: int, entering: Callable[[], Tensor], optimizers: Sequence[torch.optim.Optimizer]
-    ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
-        """The round's steps, with an eye on the three layers."""
-        with tapped([self.generator[1].layers[i] for i in self.layers]) as self._maps:
-            yield from super().steps(epoch, entering, optimizers)
+    def watched(self) -> AbstractContextManager[dict[int, Tensor]]:
+        """What the three layers give."""
+        return tapped([self.generator[1].layers[i] for i in self.layers])
 
     def worth_keeping(self, images: Tensor) -> list[Tensor]:
         """The activations in place of the images; a step that always starts with nothing seen is compiled once."""
-        return [self._maps.pop(depth).detach() for depth in range(len(self.layers))]
+        return [self.caught.pop(depth).detach() for depth in range(len(self.layers))]
 
     def remember(self, kept: list[Tensor], labels: Tensor) -> None:
         """Put the activations into the memory."""
@@ -138,11 +135,11 @@ class SpaceshipNet(Inversion):
     # Phase 2.
 
     def sample(self, n: int) -> Batch:
-        """This rank's share of n images, of exchanged activations; an image's label is that of the row whose place it
+        """n images of exchanged activations; an image's label is that of the row whose place it
         has."""
-        depth = int(torch.randint(len(self.layers), (), generator=self.own_rng, device=self.device))
-        maps, labels = self.memory.draw(self.ranks.share(n, "student_batch"), self.own_rng, depth)
-        maps = exchange(maps, self.config.exchange_rate, self.own_rng)
+        depth = int(torch.randint(len(self.layers), (), generator=self.rng, device=self.device))
+        maps, labels = self.memory.draw(n, self.rng, depth)
+        maps = exchange(maps, self.config.exchange_rate, self.rng)
         return Batch(self.augment(self.decode(maps, depth)), labels, "memory")
 
     @torch.no_grad()
@@ -198,11 +195,6 @@ class SpaceshipNet(Inversion):
             raise UserError(
                 "class activation maps need networks that end in a ReLU, the mean over places and one linear layer: "
                 "set alpha_cam=0."
-            )
-        if config.alpha_gradcam and any(isinstance(module, nn.SyncBatchNorm) for module in self.student.modules()):
-            raise UserError(
-                "Grad-CAM takes second derivatives, which BatchNorm over several GPUs does not have: run on one GPU, "
-                "or set alpha_gradcam=0."
             )
 
     def examples(self) -> Examples:

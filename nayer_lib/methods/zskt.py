@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from .. import losses
 from ..classifiers.teacher import Classifier, check_paired, tapped
 from .base import Batch
-from .rounds import AdversarialConfig, Live, Seen
+from .live import AdversarialConfig, Live
+from .round import Seen
 
 LARGEST_NORM = 5.0  # of a gradient of KL / K
 
@@ -75,17 +76,10 @@ class ZSKT(Live):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, LARGEST_NORM * len(self.teacher.class_names))
 
-    def student_step(self, batch: Batch) -> Tensor:
-        """One update of the student; for attention transfer both networks' feature maps are kept in it."""
+    def _student_loss(self, batch: Batch) -> Tensor:
+        """Eq. 6 at temperature 1, and attention transfer between the feature maps of both networks."""
         if not self.config.alpha_at:
-            return super().student_step(batch)
-        with tapped(self.teacher.stages()) as self._of_teacher, tapped(self.student.stages()) as self._of_student:
-            return super().student_step(batch)
-
-    def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        """Eq. 6 at temperature 1, and attention transfer."""
-        loss = super().student_loss(batch, teacher_logits, student_logits)
-        if not self.config.alpha_at:
-            return loss
-        maps = self._of_teacher.values(), self._of_student.values()
-        return loss + self.config.alpha_at * losses.attention_transfer(*maps)
+            return super()._student_loss(batch)
+        with tapped(self.teacher.stages()) as of_teacher, tapped(self.student.stages()) as of_student:
+            loss = super()._student_loss(batch)
+        return loss + self.config.alpha_at * losses.attention_transfer(of_teacher.values(), of_student.values())

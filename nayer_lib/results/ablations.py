@@ -15,7 +15,7 @@ from .. import files
 from ..config import DIVERGENCES, Config
 from ..errors import UserError, unknown
 from ..methods import METHODS
-from ..methods.rounds import Inversion
+from ..methods.inversion import Inversion
 from ..sweep import Sweep, read_sweep
 from . import paper
 from .comparison import mark

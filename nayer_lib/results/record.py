@@ -80,7 +80,7 @@ class Run:
         self.save_every = save_every if ranks.size == 1 else math.inf
         if ranks.rank:
             return
-        config, method, evaluate = setup.method.config, setup.method, setup.evaluate
+        config, method, evaluate = setup.config, setup.method, setup.evaluate
         started = datetime.now(UTC)
         self.folder = Path(folder) if folder else files.runs_dir() / new_id(config)
         # `keep` finds a run by its id, so a folder among the others gives its name.
@@ -137,7 +137,7 @@ class Run:
             return
         begun, before = time.perf_counter(), self._seconds["total"]
         saved, status = begun, "stopped before its last epoch"
-        total = self.setup.method.config.total_epochs
+        total = self.setup.config.total_epochs
         self._trace_before(total, len(self.card["curve"]))
         try:
             done = len(self.card["curve"])
@@ -163,7 +163,7 @@ class Run:
             self._draw_images()
             status = "finished"
         except torch.OutOfMemoryError as error:
-            config = self.setup.method.config
+            config = self.setup.config
             status = "failed: out of memory"
             raise UserError(
                 f"the GPU's memory is too small for generator_batch={config.generator_batch} and "
@@ -267,7 +267,7 @@ class Run:
                 "nll_last": row["nll"],
                 "images": epoch.images,
             }
-            config = self.setup.method.config
+            config = self.setup.config
             save_classifier(
                 self.folder / "student.safetensors",
                 self.setup.method.student,

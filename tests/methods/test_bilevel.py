@@ -10,7 +10,6 @@ from torch import nn
 from nayer_lib.compute import Compute
 from nayer_lib.config import make_config
 from nayer_lib.distill import prepare
-from nayer_lib.errors import UserError
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.bilevel import Bilevel, retention
@@ -147,13 +146,6 @@ def test_running_statistics_move_once_a_step_by_the_joint_batch(name):
         torch.testing.assert_close(moved[key], expected)
     counted = [buffer.item() for key, buffer in moved.items() if key.endswith("num_batches_tracked")]
     assert counted and set(counted) == {1}
-
-
-def test_batch_norm_shared_between_gpus_is_refused(name):
-    method = tiny_kakr(name)
-    student = nn.SyncBatchNorm.convert_sync_batchnorm(method.student)
-    with pytest.raises(UserError, match="cannot share BatchNorm between GPUs: run it as one process"):
-        METHODS[name](method.teacher, student, method.config, facts=method.facts)
 
 
 # --- compiled steps

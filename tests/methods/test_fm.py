@@ -245,8 +245,10 @@ def test_a_step_that_overflows_adds_nothing():
     assert method.scaler.get_scale() < 2.0**100
 
 
-def test_ranks_agree_on_g_and_z(tmp_path):
+def test_ranks_agree_on_g_and_have_z_of_their_own(tmp_path):
     one, other = connected(lambda: whole_run(method="fm"), tmp_path)
-    for part in ("student", "generator", "rng", "bn_memory"):
-        assert same(one[part], other[part]), part
-    assert one["told"] == other["told"] and not torch.equal(one["images"], other["images"])
+    assert same(one["student"], other["student"]) and one["told"] == other["told"]
+    assert {name for name in one["generator"] if not torch.equal(one["generator"][name], other["generator"][name])} == {
+        "0.z"
+    }
+    assert not torch.equal(one["images"], other["images"])

@@ -108,7 +108,7 @@ def test_a_batch_is_half_of_the_generators_and_half_of_its_slow_copys_images():
     method = tiny_mad()
     method.synthesize(0)
     method.augment = lambda images: images
-    rng = method.own_rng.clone_state()
+    rng = method.rng.clone_state()
     batch = method.sample(9)
     z = [torch.randn(n, 16, generator=rng) for n in (5, 4)]
     with torch.no_grad():

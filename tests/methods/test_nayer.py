@@ -69,14 +69,14 @@ def forbid(module: nn.Module) -> None:
 
 def script(method: Nayer, monkeypatch, values: list[float]) -> None:
     """Let the loss of a round's steps take these values, with the gradients it really has."""
-    terms, left = method._terms, list(values)
+    terms, left = method.values, list(values)
 
-    def scripted(*args):
-        real = terms(*args)
+    def scripted(seen):
+        real = torch.stack(terms(seen))
         wanted = real.new_tensor([left.pop(0) / method.config.alpha_cls, 0.0, 0.0])
-        return real - real.detach() + wanted
+        return list(real - real.detach() + wanted)
 
-    monkeypatch.setattr(method, "_terms", scripted)
+    monkeypatch.setattr(method, "values", scripted)
 
 
 def floored(images: torch.Tensor) -> torch.Tensor:
@@ -189,8 +189,8 @@ def test_the_gradient_is_that_of_eq_5_with_its_weights():
 
 def test_the_report_has_the_terms_of_the_steps_unweighted(monkeypatch):
     method, parts = tiny_nayer(generator_steps=3, adversarial_mask=False), []
-    terms = method._terms
-    monkeypatch.setattr(method, "_terms", lambda *args: parts.append(terms(*args)) or parts[-1])
+    terms = method.values
+    monkeypatch.setattr(method, "values", lambda seen: parts.append(torch.stack(terms(seen))) or list(parts[-1]))
     report = method.synthesize(AFTER)
     ce, bn, adv = torch.stack(parts).T.tolist()
     assert report.ce_per_step == ce and len(set(bn)) == len(set(adv)) == 3
@@ -439,8 +439,8 @@ def test_d11_the_images_of_the_lowest_loss_or_of_the_last_step(keep, script_of_l
 
 def test_d11_the_lowest_loss_is_that_of_eq_5_with_its_weights(monkeypatch):
     method = tiny_nayer(generator_steps=6, generator_lr=0.05)
-    made, parts, terms = watch_outputs(method.generator), [], method._terms
-    monkeypatch.setattr(method, "_terms", lambda *args: parts.append(terms(*args)) or parts[-1])
+    made, parts, terms = watch_outputs(method.generator), [], method.values
+    monkeypatch.setattr(method, "values", lambda seen: parts.append(torch.stack(terms(seen))) or list(parts[-1]))
     best = []
     for _ in range(4):
         made.clear(), parts.clear()

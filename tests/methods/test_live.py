@@ -11,7 +11,7 @@ from nayer_lib.config import make_config
 from nayer_lib.distill import prepare
 from nayer_lib.losses import BatchNormLoss
 from nayer_lib.methods import METHODS
-from nayer_lib.methods.rounds import Live, LiveConfig
+from nayer_lib.methods.live import Live, LiveConfig
 
 LIVE = [name for name, method in METHODS.items() if issubclass(method, Live)]
 HOLDING = [name for name in LIVE if METHODS[name].holds_z]

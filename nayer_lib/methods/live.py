@@ -1,0 +1,133 @@
+"""Methods whose one generator goes on learning through the whole run: the student sees its fresh images, and none is
+kept but for what a method replays (DAFL, ZSKT, DFQ, MAD, DFAD and those of `replay.py`)."""
+
+import copy
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..base_config import GeneratorConfig
+from ..memory import Memory
+from .base import Batch, Examples, SynthesisReport
+from .round import Rounds
+
+
+@dataclass(frozen=True)
+class LiveConfig(GeneratorConfig):
+    """Methods whose generator plays on through the whole run."""
+
+    generator_lr: float = 1e-3
+    alpha_cls: float = 0.0  # of L_OH: cross-entropy with the class that the teacher itself sees
+    augment_synthesis: bool = False
+    student_lr: float = 0.1
+    student_lr_end: float = 0.0
+
+    def in_turns(self) -> Self:
+        """Table 8's budget for a live generator: an epoch in turns of a few generator and as many student steps.
+
+        Published turns are of 1 and 5 or 10 steps; here both sides get up to five, so that with the same student steps
+        about as many images go through the teacher in synthesis as in NAYER's warm-up and rounds together.
+        """
+        turn = max(steps for steps in range(1, 6) if self.student_steps % steps == 0)
+        repeats = self.student_steps // turn
+        steps = self.distillation_epochs * repeats * turn
+        return dataclasses.replace(
+            self,
+            repeats=repeats,
+            rounds=1,
+            warmup_rounds=None,
+            warmup_epochs=0,
+            epochs=self.distillation_epochs,
+            epochs_include_warmup=False,
+            generator_steps=turn,
+            generator_batch=max(2, round(self.synthesis_passes / steps)),
+            student_steps=turn,
+        )
+
+
+@dataclass(frozen=True)
+class AdversarialConfig(LiveConfig):
+    """Those whose generator plays against the student."""
+
+    alpha_adv: float = 1.0
+    student_trains_in_synthesis: bool = False
+
+
+class Live(Rounds):
+    """One generator and one optimiser for the whole run: z -> images, fresh ones in every step.
+
+    Its layout is that of the other methods here, images in [0, 1], so that the comparison is of losses and schedules;
+    the authors of most of these methods end theirs in a BatchNorm without squashing.
+
+    Attributes:
+        holds_z: a round's steps, and the student steps after it, all look at the same z.
+    """
+
+    holds_z: ClassVar[bool] = False
+
+    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
+        self.generator = self.build(lambda: self.network(config.noise_dim))
+        self.generator_optimizer = self.adam(self.generator.parameters(), self.config.generator_lr)
+        self.optimizers = [self.generator_optimizer]
+        self._held_z = torch.empty(0, self.config.noise_dim, device=self.device)
+
+    def synthesize(self, epoch: int) -> SynthesisReport:
+        """One round of generator steps."""
+        start = time.perf_counter()
+        batch = self.config.generator_batch
+        if self.holds_z:
+            self._held_z = self._draw(max(batch, self.config.student_batch))
+        terms = [step.terms for step in self.steps(epoch, lambda: self.z(batch))]
+        return self.report(epoch, terms, len(terms) * batch, start)
+
+    def z(self, n: int) -> Tensor:
+        """(n, r) what enters the generator next."""
+        return self._held_z[:n] if self.holds_z else self._draw(n)
+
+    def _draw(self, n: int) -> Tensor:
+        return torch.randn(n, self.config.noise_dim, generator=self.rng, device=self.device)
+
+    def labels_of(self, entering: Tensor, t: Tensor) -> Tensor:
+        """The classes that the teacher sees."""
+        return t.argmax(1)
+
+    @torch.no_grad()
+    def made(self, n: int, generator: nn.Module | None = None) -> Tensor:
+        """(n, C, H, W) images that the generator, or another one, makes now."""
+        with self.compute.autocast(self.device):
+            return (generator or self.generator)(self.z(n)).float()
+
+    def fresh(self, n: int, generator: nn.Module | None = None) -> Tensor:
+        """The same, augmented."""
+        return self.augment(self.made(n, generator))
+
+    def sample(self, n: int) -> Batch:
+        """n images, made now."""
+        return Batch(self.fresh(n), None, "generator")
+
+    @torch.no_grad()
+    def examples(self) -> Examples:
+        """500 images of now, labelled by the teacher. They come from random numbers of their own, through a copy of
+        the generator, so that looking at them changes nothing."""
+        rng = torch.Generator(self.device).manual_seed(self.round)
+        z = torch.randn(500, self.config.noise_dim, generator=rng, device=self.device)
+        images = copy.deepcopy(self.generator)(z).float()
+        return Examples(Memory.as_bytes(images), self.teacher(images).argmax(1), None)
+
+    def state_dict(self) -> dict:
+        """The generator's optimiser and the z that is held on top of `Rounds.state_dict`."""
+        return super().state_dict() | {
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "held_z": self._held_z,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self._held_z = state["held_z"].to(self.device)

@@ -1,0 +1,280 @@
+"""A synthesis round: g steps that lower a weighted sum of loss terms over whatever makes the images.
+
+`inversion.py` and `live.py` have the two families of methods that are built on it.
+"""
+
+import math
+import operator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import losses
+from ..augment import draw_pixels, take
+from ..generator.networks import Generator
+from ..steps import Graphs, Step
+from .base import Method, NonFiniteLoss, SynthesisReport
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the terms of one step are computed from.
+
+    Attributes:
+        made: (B, C, H, W) as the generator made them.
+        images: the same as the teacher saw them: cropped and flipped, if synthesis augments.
+        labels: (B,) the pseudo-labels; of a live generator, which has none, the classes that the teacher sees.
+        t, s: (B, K) logits of teacher and student; s is None while nobody plays against the student.
+        features: (B, d) the teacher's pooled features, for methods that ask for them.
+        view: what `draw_view` drew for this step.
+    """
+
+    made: Tensor
+    images: Tensor
+    labels: Tensor
+    t: Tensor
+    s: Tensor | None
+    features: Tensor | None
+    view: Tensor | tuple[Tensor, ...] | None
+
+
+class StepResult(NamedTuple):
+    """What one step did, all without a gradient and as before its update.
+
+    Attributes:
+        loss: the weighted sum, a scalar.
+        terms: (number of terms,) unweighted, in their order.
+        images: (B, C, H, W) as the generator made them.
+        kept: what of the step is worth keeping, one row an image.
+        statistics: what L_BN saw; None where there is no such term.
+    """
+
+    loss: Tensor
+    terms: Tensor
+    images: Tensor
+    kept: list[Tensor]
+    statistics: list[tuple[Tensor, Tensor]] | None
+
+
+def parameter_bytes(network: nn.Module, copies: int) -> int:
+    """Bytes of a network's parameters, times the numbers kept for each: 4 under Adam, with gradient and moments."""
+    return copies * sum(p.nbytes for p in network.parameters())
+
+
+class Rounds(Method):
+    """A round: g steps that lower sum(weight * term) over whatever makes the images.
+
+    A subclass names its terms in `terms` and computes them in `values`; `generator` maps labels or z to images.
+
+    Attributes:
+        terms: name -> the config field of its weight. The first is the cross-entropy, the one weighted by "alpha_adv"
+            plays against the student.
+        asks_features: whether `values` needs the teacher's features.
+        generator: the module that is optimised.
+        optimizers: of the generator's parameters, and of what else learns in these steps; a subclass makes them.
+        caught: what the hooks of `watched` saw in this step.
+        bn_loss: L_BN with its momentum memory; None where there is no such term.
+    """
+
+    terms: ClassVar[dict[str, str]]
+    asks_features: ClassVar[bool] = False
+    generator: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+
+    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
+        super().__init__(teacher, student, config, table, facts, compute, ranks)
+        watched = config.alpha_bn and "alpha_bn" in self.terms.values()
+        self.bn_loss = losses.BatchNormLoss(self.teacher, config.bn_momentum) if watched else None
+        self.round = 0  # of the run
+        self._round_of_epoch = 0
+        self._generate = Step(self._objective, self.running)
+        self._improve = Graphs(self._update, self.running, lambda: self.student.training)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Start counting the epoch's rounds."""
+        self._round_of_epoch = 0
+
+    # What a subclass fills in.
+
+    def values(self, seen: Seen) -> list[Tensor]:
+        """The terms, unweighted, each a scalar, in the order of `terms`. Where `seen.s` is None, alpha_adv's is 0."""
+        raise NotImplementedError
+
+    def draw_view(self, batch: int) -> Tensor | tuple[Tensor, ...]:
+        """The random part of how the teacher sees a batch: by default the data set's crop and flip."""
+        facts = self.facts
+        shape = torch.Size((batch, *facts.image_shape))
+        return draw_pixels(shape, facts.crop_padding, facts.flip, self.rng, self.device)
+
+    def view(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """The images as the teacher sees them."""
+        return take(images, drawn, self.facts.crop_padding)
+
+    def watched(self) -> AbstractContextManager[dict[int, Tensor]]:
+        """Hooks on what a method looks at inside a network while a round lasts (`tapped`): they fill `caught`."""
+        return nullcontext({})
+
+    @property
+    def shared(self) -> list[nn.Module]:
+        """The parts of the generator that all ranks train together: those that outlive a round."""
+        return [self.generator]
+
+    def after_backward(self) -> None:
+        """Called in every step between its backward pass and its update."""
+
+    def after_update(self) -> None:
+        """Called after each of the generator's updates."""
+
+    def worth_keeping(self, images: Tensor) -> list[Tensor]:
+        """What a round keeps of a step: its images. Each tensor (B, ...), one row an image."""
+        return [images]
+
+    # The round.
+
+    def steps(self, epoch: int, entering: Callable[[], Tensor]) -> Iterator[StepResult]:
+        """g steps. The next one may overwrite a step's images and what is kept of it: clone what is to stay.
+
+        Args:
+            entering: what enters the generator in the next step: labels (B,) or z (B, r).
+        """
+        config = self.config
+        adversarial = config.alpha_adv > 0 and epoch >= config.warmup_epochs  # before, the student has learned nothing
+        self.student.train(config.student_trains_in_synthesis and self._round_of_epoch > 0)  # D13
+        self.student.requires_grad_(False)
+        with self.bn_loss.armed() if self.bn_loss else nullcontext(), self.watched() as self.caught:
+            for _ in range(config.generator_steps):
+                enters = entering()
+                view = self.draw_view(len(enters)) if config.augment_synthesis else None  # D12
+                step = self._improve(enters, view, adversarial, optimizers=self.optimizers)
+                yield step._replace(terms=step.terms.clone())
+            if self.bn_loss:
+                self.bn_loss.last = step.statistics  # where a graph was replayed no hook has run
+                self.bn_loss.end_round()
+        self.student.requires_grad_(True).train()
+
+    def _update(self, entering: Tensor, view, adversarial: bool, optimizers: list[torch.optim.Optimizer]) -> StepResult:
+        """One step of the generator."""
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss, terms, images = self._generate.backward(entering, view, adversarial, loss_of=operator.itemgetter(0))
+        self.ranks.average_gradients(self.shared, self.generator.parameters())
+        self.after_backward()
+        for optimizer in optimizers:
+            self.before_update(optimizer)
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self.after_update()
+        images = images.detach()
+        statistics = self.bn_loss.last if self.bn_loss else None
+        return StepResult(loss.detach(), terms.detach(), images, self.worth_keeping(images), statistics)
+
+    def report(self, epoch: int, terms: list[Tensor], images: int, start: float) -> SynthesisReport:
+        """What the round's steps did; it counts the round, and waits for the device once.
+
+        Args:
+            terms: of each step.
+            images: that were made, on this rank.
+            start: of the round, by `time.perf_counter`.
+
+        Raises:
+            NonFiniteLoss: a term became NaN or infinite.
+        """
+        columns = self.ranks.mean(torch.stack(terms)).T.tolist()
+        for term, values in zip(self.terms, columns, strict=True):
+            if not all(map(math.isfinite, values)):
+                raise NonFiniteLoss(
+                    f"{term} became NaN or infinite in synthesis round {self.round} (epoch {epoch}): lower "
+                    "generator_lr, or check the teacher's normalisation. What was saved before is whole."
+                )
+        self.round += 1
+        self._round_of_epoch += 1
+        last = {term: values[-1] for term, values in zip(self.terms, columns, strict=True)}
+        weighted = {self.terms[term]: value for term, value in last.items()}
+        return SynthesisReport(
+            steps=self.config.generator_steps,
+            images=images * self.ranks.size,
+            ce_per_step=columns[0],
+            bn=weighted.get("alpha_bn", 0.0),
+            adv=weighted.get("alpha_adv", 0.0),
+            seconds=time.perf_counter() - start,
+            extra={t: v for t, v in last.items() if self.terms[t] not in ("alpha_cls", "alpha_bn", "alpha_adv")},
+        )
+
+    def _objective(self, entering: Tensor, view, adversarial: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The weighted sum of the terms on images made from what enters, the terms, and the images (B, C, H, W)."""
+        with self.compute.autocast(self.device):
+            made = self.generator(entering)  # Eq. 4
+            images = made if view is None else self.view(made, view)
+            answer = self.teacher(images, return_features=self.asks_features)
+            s = self.student(images).float() if adversarial else None
+        t, features = (x.float() for x in answer) if self.asks_features else (answer.float(), None)
+        seen = Seen(made, images, self.labels_of(entering, t), t, s, features, view)
+        terms = torch.stack(self.values(seen))
+        if self.bn_loss:
+            self.bn_loss.settle()
+        weights = [getattr(self.config, weight) for weight in self.terms.values()]
+        return sum(alpha * term for alpha, term in zip(weights, terms, strict=True)), terms, made
+
+    def labels_of(self, entering: Tensor, t: Tensor) -> Tensor:
+        """(B,) the labels that the first term is computed with."""
+        raise NotImplementedError
+
+    # Shared pieces.
+
+    def batch_norm_term(self, seen: Seen) -> Tensor:
+        """L_BN of what the teacher saw last, a scalar; 0 where it has no weight."""
+        return self.bn_loss() if self.bn_loss else seen.t.new_zeros(())
+
+    def adversarial_term(self, seen: Seen) -> Tensor:
+        """`against_student`; 0 while nobody plays against the student."""
+        return seen.t.new_zeros(()) if seen.s is None else self.against_student(seen.t, seen.s)
+
+    def against_student(self, t: Tensor, s: Tensor) -> Tensor:
+        """-L_KL of Eq. 5 from the logits (B, K), a scalar: low where the student is far from the teacher."""
+        return losses.adversarial(t, s, self.config.adversarial_mask)
+
+    def build(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """What `make` makes, its weights drawn from this run's random numbers and equal on all ranks, on the device, in
+        train mode."""
+        seed = self.ranks.agree(torch.randint(2**31, (), generator=self.rng, device=self.device))
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.device:
+            torch.manual_seed(seed)
+            built = make()
+        return self.compute.lay_out(built.to(self.device)).train()
+
+    def network(self, width_in: int) -> Generator:
+        """G for this data set, reading `width_in` numbers."""
+        config, facts = self.config, self.facts
+        return Generator(
+            width_in,
+            facts.size,
+            facts.channels,
+            config.generator_width,
+            config.generator_layout,
+            config.spectral_norm,
+        )
+
+    def adam(self, parameters, rate: float) -> torch.optim.Adam:
+        """A.2's optimiser, for whatever is optimised in synthesis."""
+        return torch.optim.Adam(parameters, rate, self.config.generator_betas, fused=True)
+
+    def state_dict(self) -> dict:
+        """The rounds' part on top of `Method.state_dict`."""
+        return super().state_dict() | {
+            "generator": self.generator.state_dict(),
+            "bn_loss": self.bn_loss.state_dict() if self.bn_loss else {},
+            "round": self.round,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self.generator.load_state_dict(state["generator"])
+        if self.bn_loss:
+            self.bn_loss.load_state_dict(state["bn_loss"])
+        self.round = state["round"]
