@@ -29,8 +29,8 @@ class Compute:
     Attributes:
         precision: of the networks' forward and backward passes: "fp32", "bf16", or "fp16" with a scaled loss.
         channels_last: the networks' memory layout.
-        steps: "eager"; "graphs", whole steps replayed as CUDA graphs (`steps.Graphs`); or "compiled", one step's forward
-            pass through torch.compile (`steps.Step`). Where one of the latter fails, the run goes on eagerly and says so.
+        steps: "eager"; "graphs", whole steps replayed as CUDA graphs (`steps.Graphs`); or "compiled", one step's
+            forward pass through torch.compile (`steps.Step`). Where these fail, the run goes on eagerly and says so.
 
     Raises:
         UserError: unknown precision or steps.
