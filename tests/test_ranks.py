@@ -69,6 +69,7 @@ def whole_run(**options) -> dict:
         "ranks": [method.ranks.rank, method.ranks.size],
         "student": method.student.state_dict(),
         "generator": method.generator.state_dict(),
+        "shared": [parameter.detach() for part in method.shared for parameter in part.parameters()],
         "bn_memory": method.bn_loss.memory if method.bn_loss else [],
         "images": method.memory.rows[0],
         "labels": method.memory.labels,
