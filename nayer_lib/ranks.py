@@ -74,29 +74,32 @@ class Ranks:
         distributed.all_reduce(total)
         return total / self.size
 
-    def average_gradients(self, modules: Iterable[nn.Module], own: Iterable[Tensor] = ()) -> None:
+    def average_gradients(self, modules: Iterable[nn.Module], trained: Iterable[Tensor] = ()) -> None:
         """Between backward and the optimiser's step: average gradients, and the running statistics of BatchNorm too.
 
         The latter are means over time, so that averaging them later would come to the same.
 
         Args:
             modules: whose weights are equal on all ranks.
-            own: parameters that the same optimiser changes and that are not averaged. A gradient of theirs that is not
-                finite is passed on to all ranks, so that all leave out the same steps in 16 bits.
+            trained: all parameters that the optimisers change. A gradient of theirs that is not finite, on any rank, makes
+                one of each rank's not finite, so that all leave out the same steps in 16 bits.
         """
         if self.size == 1:
             return
         parts = [part for module in modules for part in module.modules()]
         gradients = [p.grad for part in parts for p in part.parameters(recurse=False) if p.grad is not None]
         running = [x for part in parts if isinstance(part, _BatchNorm) for x in (part.running_mean, part.running_var)]
-        if not gradients:
+        carriers = [p.grad for p in trained if p.grad is not None]
+        if not gradients + carriers:
             return
-        for p in own:
-            gradients[0] += 0 * p.grad.sum()
-        tensors = gradients + running
+        overflow = (gradients + carriers)[0].new_zeros(())  # 0, or NaN
+        overflow += sum(0 * gradient.sum() for gradient in carriers)
+        tensors = [*gradients, *running, overflow]
         mean = self.mean(torch.cat([tensor.flatten() for tensor in tensors]))
         for tensor, part in zip(tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
+        if carriers:
+            carriers[0] += overflow
 
 
 def find_ranks(device: torch.device) -> Ranks:
