@@ -112,18 +112,19 @@ def class_activation(maps: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("bdhw,kd->bkhw", maps, weight)
 
 
-def grad_cams(logits: Tensor, maps: list[Tensor], classes: Tensor, create_graph: bool = False) -> list[Tensor]:
+def grad_cams(logits: Tensor, maps: list[Tensor], classes: Tensor) -> list[Tensor]:
     """Grad-CAM of each feature map (B, C, H, W), (B, H, W), without its ReLU (Selvaraju et al. 2017):
 
         sum over channels c of w_c A_c,   w_c = mean over places of d logit / d A_c
 
+    The w_c are constants: gradients flow through the maps alone.
+
     Args:
         logits: (B, K), computed from the maps.
         classes: (B,) whose logits.
-        create_graph: let gradients flow through w too, not through A alone.
     """
     chosen = logits.gather(1, classes.unsqueeze(1)).sum()
-    gradients = torch.autograd.grad(chosen, maps, create_graph=create_graph)
+    gradients = torch.autograd.grad(chosen, maps, retain_graph=True)
     weights = [gradient.float().mean((2, 3), keepdim=True) for gradient in gradients]
     return [(weight * each.float()).sum(1) for weight, each in zip(weights, maps, strict=True)]
 
@@ -141,7 +142,8 @@ def distillation(t: Tensor, s: Tensor, temperature: float) -> Tensor:
 def from_standard_normal(z: Tensor) -> Tensor:
     """How far a batch of z (B, r) is from N(0, 1): the mean over its r numbers of (var - 1)^2 + mean^2.
 
-    var and mean are those of a number over the batch; var divides by B - 1, which the source leaves open (a guess).
+    var and mean are those of a number over the batch; var divides by B - 1, as the source's code does (Binici et al.
+    2022, AAAI).
     """
     var, mean = torch.var_mean(z, 0)
     return ((var - 1).square() + mean.square()).mean()

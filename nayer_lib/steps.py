@@ -52,7 +52,7 @@ class Step:
     Args:
         forward: of tensors and plain values to tensors. What it returns is overwritten by the next call when compiled
             for CUDA: clone what is to stay.
-        compilable: False leaves it as it is: torch.compile has no second derivatives.
+        compilable: False leaves it as it is: torch.compile takes no function that asks for gradients.
     """
 
     def __init__(self, forward: Callable, running: Running, compilable: bool = True):

@@ -102,7 +102,7 @@ class Method:
         published: its own schedule for CIFAR-10, by Section 4 of its paper or the code behind the printed numbers.
         reads_text: whether it needs the pool P.
         student_first: whether the student's steps come before the synthesis rounds.
-        second_derivatives: whether the student's loss contains gradients.
+        compilable: whether torch.compile can take the student's loss: not where that contains gradients.
         config: of this process's part of the run: its own batches.
         rng: this process's random numbers.
         trace: a list to which each round that keeps its images adds them at every step, (g, B, C, H, W) uint8, and its
@@ -119,7 +119,7 @@ class Method:
     published: ClassVar[dict[str, Any]]
     reads_text: ClassVar[bool] = False
     student_first: ClassVar[bool] = False
-    second_derivatives: ClassVar[bool] = False
+    compilable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Method:
         self.compute.lay_out(self.student)
         self.student_optimizer = self.make_student_optimizer()
         self._answering = folded(self.teacher, self.facts.image_shape)  # the teacher of the student phase
-        self._learn = Step(self._student_loss, self.running, compilable=not self.second_derivatives)
+        self._learn = Step(self._student_loss, self.running, compilable=self.compilable)
         self._teach = Graphs(self._update_student, self.running, lambda: self.student.training)
 
     @property

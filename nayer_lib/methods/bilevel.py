@@ -7,10 +7,10 @@ with L = mean |t - s| on logits. The first term judges a step towards the new im
 ones; its gradient goes through that step, a gradient of a gradient, and so pulls the two gradients into one direction.
 With nothing to replay the step is the plain one.
 
-The authors' inner step also has weight decay, left out here, and momentum, which does nothing in a single step. A
-guess: the inner rate stays as it is while the outer one falls. BatchNorm normalises each pass by its own images, and
-its running statistics move once a step, by the joint batch. On several ranks each takes the inner step with its own
-images.
+The authors' inner step also has weight decay, left out here, and momentum, which does nothing in a single step. As in
+their code the inner rate stays as it is while the outer one falls; no run of their code was compared. BatchNorm
+normalises each pass by its own images, and its running statistics move once a step, by the joint batch. On several
+ranks each takes the inner step with its own images.
 """
 
 import torch
@@ -45,7 +45,7 @@ class Bilevel(Replay):
     """A student that steps towards new images only as it does not forget the replayed ones."""
 
     published = Replay.published | {"repeats": 72, "generator_batch": 512, "student_batch": 576}  # twice the turns
-    second_derivatives = True
+    compilable = False
 
     def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """L_S, in 32 bits but for the joint pass: the inner gradient is not scaled."""

@@ -5,26 +5,27 @@ A round draws z, and optimises the generator that all rounds share for balanced 
 
     L_G = alpha_cls L_CE(y) + alpha_bn L_BN                                          over G
 
-The memory keeps no images but what three layers of G gave in the best step: the BatchNorm after its Linear, and its
-first two convolutions. For each student batch one of the three is drawn, and with probability 0.7 row i and row
-B - 1 - i swap a random half of their channels (`exchange`). G as it is now, in eval mode, makes images of that.
+The memory keeps no images but what three layers of G gave in the best step: the BatchNorm after its Linear, and the
+LeakyReLU behind each of its first two convolutions. For each student batch one of the three is drawn, and with
+probability 0.7 each row i keeps a random half of its channels and takes the others from row B - 1 - i (`exchange`). G
+as it is now, in eval mode, makes images of that.
 
     L_S = T^2 KL_T(t || s) / K + alpha_cam MSE(CAM_t, CAM_s) + alpha_gradcam sum over stages of MSE(GC_t, GC_s)
 
 CAM has a map for each class, the head's weights on the last feature map; GC is the Grad-CAM of the class that the
-teacher sees, without its ReLU. The teacher's are constants. The student's Grad-CAM is differentiated as a whole, the
-weights w in it too, which takes second derivatives of the student: its step is not compiled. CAM's term is
-by far the strongest: at T = 30 the first is 1 / (2 K^2) of the sum of squared errors of an image's logits, CAM's at
-least 1 / K of it. A Grad-CAM of a map with H W places is of size 1 / (H W), its error of that squared: on the 8 px
-digits it counts about 256 times as much as on 32 px.
+teacher sees, without its ReLU, on the last block of each stage. The teacher's are constants, and so are the weights in
+the student's, the head's in CAM and the mean gradients in GC: gradients flow through its maps alone. CAM's term is by
+far the strongest: at T = 30 the first is 1 / (2 K^2) of the sum of squared errors of an image's logits, CAM's at least
+1 / K of it. A Grad-CAM of a map with H W places is of size 1 / (H W), its error of that squared: on the 8 px digits it
+counts about 256 times as much as on 32 px.
 
-The authors' code fills the last incomplete set of labels in order (here: at random). Guesses: that the student's
-Grad-CAM is differentiated with its weights; one random half of the channels for a whole batch; a fresh Adam in each
-round; the convolutions' outputs before their BatchNorm; which maps stand for a stage. Activations are 16-bit floats
-here: 213 KB an image of 32 px, so the memory is bounded by the published run's 51,200 images (10.9 GB) also where more
-are made. The file of a stopped run holds all that were made. Their best
-of six seeds is the printed 77.41 on CIFAR-100 (ResNet-34 to 18), by their README, whose mean is 77.15. For a pair whose
-maps do not fit each other, such as VGG-11 and ResNet-18, we do not know what they compare.
+All of this, and a fresh Adam in each round, is as in the authors' code (skgyu/SpaceshipNet), which fills the last
+incomplete set of labels in order (here: at random). Activations are 16-bit floats here, 32-bit there: 213 KB an image
+of 32 px, so the memory is bounded by the published run's 51,200 images (10.9 GB) also where more are made. The file of
+a stopped run holds all that were made. torch.compile takes no function that asks for gradients, so the student's step
+is not compiled. Their best of six seeds is the printed 77.41 on CIFAR-100 (ResNet-34 to 18), by their README, whose
+mean is 77.15. For a pair whose maps do not fit each other, such as VGG-11 and ResNet-18, we do not know what they
+compare.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -47,11 +48,11 @@ from .nayer import Nayer
 
 
 def exchange(maps: Tensor, rate: float, rng: torch.Generator) -> Tensor:
-    """With probability `rate` rows i and B - 1 - i of (B, C, H, W) swap a random half of the channels, all pairs the
-    same."""
-    drawn = torch.rand(1 + maps.shape[1], generator=rng, device=maps.device)
-    half = drawn[1:].argsort() < maps.shape[1] // 2
-    return torch.where((half & (drawn[0] < rate)).view(-1, 1, 1), maps.flip(0), maps)
+    """With probability `rate` every row i of (B, C, H, W) keeps a random half of its channels, rounded down, each row
+    its own half, and takes the others from row B - 1 - i as it was."""
+    happens = torch.rand((), generator=rng, device=maps.device) < rate
+    kept = torch.rand(maps.shape[:2], generator=rng, device=maps.device).argsort(1) < maps.shape[1] // 2
+    return torch.where((happens & ~kept)[:, :, None, None], maps.flip(0), maps)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class SpaceshipConfig(InversionConfig):
     alpha_cls: float = 0.5
     alpha_bn: float = 1.0
     alpha_adv: float = 0.0
-    exchange_rate: float = 0.7  # how often a student batch swaps channels
+    exchange_rate: float = 0.7  # how often the rows of a student batch exchange channels
     alpha_cam: float = 1.0
     alpha_gradcam: float = 1.0
     temperature: float = 30.0
@@ -79,7 +80,7 @@ class SpaceshipNet(Inversion):
 
     Raises:
         UserError: another generator than that of the released layout up to 64 px; networks whose maps do not pair up;
-            exchange_rate above 1; Grad-CAM with BatchNorm over several GPUs.
+            exchange_rate above 1.
     """
 
     name = "SpaceshipNet"
@@ -87,7 +88,7 @@ class SpaceshipNet(Inversion):
     config_class = SpaceshipConfig
     published = {"rounds": 1, "warmup_rounds": None, "generator_steps": 200, "generator_batch": 256}
     published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 2000, "student_batch": 256}
-    second_derivatives = True
+    compilable = False
     terms, values = Nayer.terms, Nayer.values
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
@@ -105,11 +106,11 @@ class SpaceshipNet(Inversion):
         self.generator = self.build(lambda: nn.Sequential(LearnedNoise(r, batch), self.network(r)))
         self.generator[0].requires_grad_(False)
         self.optimizers = [self.adam(self.generator[1].parameters(), config.generator_lr)]
-        norms, convolutions = (
+        norms, activations = (
             [i for i, layer in enumerate(self.generator[1].layers) if isinstance(layer, kind)]
-            for kind in (_BatchNorm, nn.Conv2d)  # on several GPUs the first is no BatchNorm2d
+            for kind in (_BatchNorm, nn.LeakyReLU)  # on several GPUs the first is no BatchNorm2d
         )
-        self.layers = [norms[0], *convolutions[:2]]
+        self.layers = [norms[0], *activations[:2]]
         shapes = [(width, size // 4, size // 4), (width, size // 2, size // 2), (width // 2, size, size)]
         self.memory = Pool([(shape, torch.float16) for shape in shapes], self.device, self.memory.capacity)
 
@@ -158,14 +159,14 @@ class SpaceshipNet(Inversion):
         loss = losses.distillation(t.detach(), s, config.temperature) / t.shape[1]
         if config.alpha_cam:
             cams = [
-                losses.class_activation(F.relu(maps.pop().float()), network.head().weight)
+                losses.class_activation(F.relu(maps.pop().float()), network.head().weight.detach())
                 for network, maps in ((self.teacher, of_teacher), (self.student, of_student))
             ]
             loss = loss + config.alpha_cam * F.mse_loss(cams[1], cams[0].detach())
         if config.alpha_gradcam:
             classes = t.argmax(1)
             wanted = losses.grad_cams(t, of_teacher, classes)
-            found = losses.grad_cams(s, of_student, classes, create_graph=True)
+            found = losses.grad_cams(s, of_student, classes)
             errors = [F.mse_loss(f, w.detach()) for f, w in zip(found, wanted, strict=True)]
             loss = loss + config.alpha_gradcam * torch.stack(errors).sum()
         return loss
@@ -186,7 +187,7 @@ class SpaceshipNet(Inversion):
         return [*stages, network.pooled()] if self.config.alpha_cam else stages
 
     def _check_maps(self) -> None:
-        """Raise a `UserError` for networks that the two terms cannot be computed for, or not differentiated."""
+        """Raise a `UserError` for networks that the two terms cannot be computed for."""
         config, shape = self.config, self.facts.image_shape
         if config.alpha_cam or config.alpha_gradcam:
             way_out = "take two networks of one family, or set alpha_gradcam=0, and alpha_cam=0 if the last maps differ"
