@@ -1,7 +1,9 @@
 """A variational autoencoder around the generator: what PREKD remembers earlier images with (Binici et al. 2022).
 
-The encoder has three convolutions, as theirs (3-64-128-128 channels at full width); that the second and the third
-halve the image, and the BatchNorm and LeakyReLU after each, are guesses. Images above 64 px are halved twice more, to
+The encoder has three convolutions, as theirs (3-64-128-128 channels at full width), the second and the third of which
+halve the image, each with a BatchNorm and a LeakyReLU behind it. Theirs (kuluhan/PRE-DFKD) scales each column of pixels
+to length 1 first, drops every other pixel behind the second and behind the third, which itself halves, so that 4 px are
+left of 32 where 8 are here, and has no LeakyReLU behind the third. Images above 64 px are halved twice more here, to
 the size from which the decoder starts.
 """
 

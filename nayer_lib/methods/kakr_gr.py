@@ -1,6 +1,7 @@
 """KAKR_GR (Patel et al. 2023, "Learning to Retain while Acquiring", CVPR): PREKD's VAE, bilevel.py's student step.
 
-Apart from the step the authors' code differs from its PREKD in the schedule: twice the turns, half the images.
+Apart from the step the authors' code (gaurav104/LRA) differs from its PREKD in the schedule: twice the turns, half the
+images.
 """
 
 from dataclasses import dataclass

@@ -1,14 +1,16 @@
 """MBDFKD (Binici et al. 2022, "Preventing Catastrophic Forgetting and Distribution Mismatch in Knowledge Distillation
 via Synthetic Data", WACV): replay from a memory bank.
 
-L_G, L_S and the batch are those of `replay.py`. Every `push_every` epochs G makes one mini-batch for a ring, as many
-images as a student step replays; each student step replays one of the ring's mini-batches, drawn at random. Ten fit.
+L_G, L_S and the batch are those of `replay.py`. After the first epoch and every `push_every` epochs from there on G
+makes one mini-batch for a ring, as many images as a student step replays; each student step replays one of the ring's
+mini-batches, drawn at random. Ten fit.
 
-The authors' own code was not found: the numbers are those of KAKR's (Patel et al. 2023), which has this method beside
-its own. A guess: a push is at an epoch's start, from the generator of the epoch before. On few epochs (profiles quick
-and lab) one is every epoch, else the ring would hardly fill. `memory_size` (Table 10) replaces the ring's ten by as
-many mini-batches as make up that many images; the published schedule pushes 10,112 in all, so Table 10's rows of 20k
-and more are out of its reach. On several ranks each has a ring for its share of a batch.
+The authors' own code was not found: numbers and ring are those of KAKR's (Patel et al. 2023), which has this method
+beside its own. That code pushes images of the epoch's last student step; here G makes others, at the next epoch's
+start, uncropped. On few epochs (profiles quick and lab) a push is every epoch, else the ring would hardly fill.
+`memory_size` (Table 10) replaces the ring's ten by as many mini-batches as make up that many images; the published
+schedule pushes 10,240 in all, so Table 10's rows of 20k and more are out of its reach. On several ranks each has a ring
+for its share of a batch.
 """
 
 import math
@@ -59,16 +61,16 @@ class MBDFKD(Replay):
         self.ring = BatchRing(batches, self.device)
 
     def begin_epoch(self, epoch: int) -> None:
-        """A mini-batch of what the generator makes by now goes into the ring, every few epochs."""
+        """A mini-batch of what the generator makes by now goes into the ring, after the first of every few epochs."""
         super().begin_epoch(epoch)
-        if epoch and epoch % self.config.push_every == 0 and self._pushed:
+        if epoch and (epoch - 1) % self.config.push_every == 0 and self._pushed:
             self.ring.push(self.made(self._pushed))
 
     def replay(self, n: int) -> Tensor:
-        """The first n images of one of the ring's mini-batches."""
+        """The first n images of one of the ring's mini-batches, augmented."""
         if not len(self.ring):
             return self.no_images
-        return self.ring.draw(self.rng)[:n].float() / 255
+        return self.augment(self.ring.draw(self.rng)[:n].float() / 255)
 
     @property
     def beside(self) -> int:

@@ -5,18 +5,18 @@ L_G, L_S and the batch are those of `replay.py`. A VAE learns to make what G has
 
     L_V = mean |x - x'| + mean |T(x) - T(x')| + alpha_kld KL(E(x) || N(0, I)),     x' = D(z), z ~ E(x)
 
-x are new images, half as many as a student batch has new ones, and D's own, as many as a student step replays, so that
-it forgets less. It learns beside the first 40 % of a turn's student steps: 4 of the authors' 10. What is replayed is
-D(z) after one Adam step of z ~ N(0, I), at latent_lr, on
+x are the first half of the student batch's new images, and D's own, as many as a student step replays, so that it
+forgets less. It learns beside the first 40 % of a turn's student steps: 4 of the authors' 10. D's own images, and what
+is replayed, are D(z) after one Adam step of z ~ N(0, I), at latent_lr, on
 
     alpha_ie L_IE + alpha_cls L_OH + mean (var(z) - 1)^2 + mean mean(z)^2
 
-from the first student step on, before D has learned anything.
+from the first student step on, before D has learned anything. D normalises by the batch while the VAE learns, and by
+its running statistics in replay. Beside L_V this loss lowers D too: its gradient is there when the VAE steps.
 
-The VAE's new images are not those of the student's batch but others, uncropped, so that replay does not crop twice;
-what the authors take we could not check. Guesses: the KL is summed over z and a mean over images; D normalises by the
-batch, in replay too; the VAE's Adam has G's betas, the one of z torch's own. On several ranks z's step sees each rank's
-own images.
+All of this is as in the authors' code (kuluhan/PRE-DFKD), that last point perhaps by oversight; there the VAE sees no
+images of D in the run's first turn. Under "equal" the VAE learns from cropped images, as the student's are, and what it
+replays is not cropped again. On several ranks z's step sees each rank's own images.
 """
 
 import math
@@ -88,17 +88,16 @@ class PREKD(Replay):
         loss = super().student_step(batch)
         steps = self.config.student_steps
         if self._step_of_turn < max(1, round(self.config.vae_share * steps)):
-            self._vae_losses.append(self.vae_step(len(batch.images)))
+            self._vae_losses.append(self.vae_step(batch))
         self._step_of_turn = (self._step_of_turn + 1) % steps
         return loss
 
-    def vae_step(self, n: int) -> Tensor:
-        """One update of the VAE beside a student batch of n images. Returns L_V, a scalar still on the device."""
-        replayed = replayed_of(n)
-        with torch.no_grad(), self.compute.autocast(self.device):
-            own = self.vae.decoder(self._draw(replayed)).float() if replayed else self.no_images
-        images = torch.cat([self.made(max(2, (n - replayed) // 2)), own])
+    def vae_step(self, batch: Batch) -> Tensor:
+        """One update of the VAE beside a student batch. Returns L_V, a scalar still on the device."""
+        n = len(batch.images)
+        new = batch.images[: max(2, (n - batch.replayed) // 2)]
         self.vae_optimizer.zero_grad(set_to_none=True)
+        images = torch.cat([new, self._recall(replayed_of(n), learn=True)])
         loss = self._remember.backward(images, self._draw(len(images)))
         self.ranks.average_gradients([self.vae])
         self.before_update(self.vae_optimizer)
@@ -116,14 +115,23 @@ class PREKD(Replay):
         return unlike + self.config.alpha_kld * losses.posterior_divergence(mean, log_var)
 
     def replay(self, n: int) -> Tensor:
-        """n images that the decoder makes of z that the teacher is sure of, of all classes."""
+        """n images that the decoder, in eval mode, makes of z that the teacher is sure of, of all classes."""
+        self.vae.decoder.eval()
+        images = self._recall(n, learn=False)
+        self.vae.decoder.train()
+        return images
+
+    def _recall(self, n: int, learn: bool) -> Tensor:
+        """n images that the decoder makes of z after its Adam step; with `learn` that step's loss also leaves its
+        gradient on the decoder."""
         if not n:
             return self.no_images
         z = self._draw(n).requires_grad_()
-        t = self._answering(self.vae.decoder(z))  # in 32 bits: this loss is not scaled
+        t = self._answering(self.vae.decoder(z))  # in 32 bits
         loss = self.config.alpha_ie * losses.information_entropy(t)
         loss = loss + self.config.alpha_cls * losses.classification(t, t.argmax(1)) + losses.from_standard_normal(z)
-        (z.grad,) = torch.autograd.grad(loss, z)
+        # Scaled as L_V is, whose gradient joins it; of a scale an Adam's first step takes no notice.
+        self.scaler.scale(loss).backward(inputs=None if learn else [z])
         torch.optim.Adam([z], self.config.latent_lr).step()
         with torch.no_grad():
             return self.vae.decoder(z)

@@ -31,20 +31,45 @@ def test_the_vae_learns_beside_the_first_of_a_turns_steps(steps, learning):
     setup, told = tiny_setup(method="prekd", **counts), []
     student_step, vae_step = setup.method.student_step, setup.method.vae_step
     setup.method.student_step = lambda batch: (told.append("S"), student_step(batch))[1]
-    setup.method.vae_step = lambda n: (told.append("V"), vae_step(n))[1]
+    setup.method.vae_step = lambda batch: (told.append("V"), vae_step(batch))[1]
     run_all(setup)
     assert "".join(told) == 4 * (learning * "SV" + (steps - learning) * "S")
 
 
-def test_it_learns_from_half_a_batch_of_new_images_and_as_many_own_as_are_replayed():
+def test_it_learns_from_the_first_half_of_the_batchs_new_images_and_as_many_own_as_are_replayed():
     method = tiny_prekd()
     of_generator, of_decoder, learned = [], [], []
+    batch = method.sample(27)
     method.generator.register_forward_hook(lambda _module, _inputs, images: of_generator.append(images.detach()))
     method.vae.decoder.register_forward_hook(lambda _module, _inputs, images: of_decoder.append(images.detach()))
     method.vae.register_forward_pre_hook(lambda _module, inputs: learned.append(inputs[0]))
-    method.vae_step(27)
-    assert len(of_generator[0]) == 12 and len(of_decoder[0]) == 3
-    assert torch.equal(learned[0], torch.cat([of_generator[0], of_decoder[0]]))
+    method.vae_step(batch)
+    assert not of_generator and [len(images) for images in of_decoder] == [3, 3, 15]  # z before its step and after it
+    assert batch.replayed == 3 and torch.equal(learned[0], torch.cat([batch.images[:12], of_decoder[1]]))
+
+
+def test_the_decoder_also_follows_the_loss_that_z_takes_its_step_on():
+    """Its gradient is the sum of both, by hand."""
+    method, again = tiny_prekd(), tiny_prekd()
+    batch = method.sample(27)
+    again.rng.set_state(method.rng.get_state())
+    method.vae_step(batch)
+
+    c, decoder = again.config, again.vae.decoder
+    z = again._draw(3).requires_grad_()
+    t = again.teacher(decoder(z))
+    mean = t.softmax(1).mean(0)
+    loss = c.alpha_ie * (mean * mean.log()).sum() - c.alpha_cls * t.softmax(1).max(1).values.log().mean()
+    loss = loss + (z.var(0) - 1).pow(2).mean() + z.mean(0).pow(2).mean()
+    loss.backward()
+    alone = [p.grad.clone() for p in decoder.parameters()]
+    torch.optim.Adam([z], c.latent_lr).step()
+    with torch.no_grad():
+        images = torch.cat([batch.images[:12], decoder(z)])
+    again._vae_loss(images, again._draw(15)).backward()
+    for mine, expected in zip(method.vae.parameters(), again.vae.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, expected.grad, rtol=1e-3, atol=1e-5)
+    assert max(gradient.abs().max() for gradient in alone) > 0.01
 
 
 # --- its loss
@@ -62,8 +87,8 @@ def test_its_loss_is_in_images_logits_and_the_posterior():
 
 
 def test_its_loss_falls():
-    method = tiny_prekd(vae_lr=5e-3)
-    told = torch.stack([method.vae_step(64) for _ in range(60)])
+    method = tiny_prekd(vae_lr=5e-3, alpha_ie=0.0, alpha_cls=0.0)  # the decoder follows no other loss
+    told = torch.stack([method.vae_step(method.sample(64)) for _ in range(60)])
     assert told[-10:].mean() < 0.75 * told[:5].mean()
 
 
@@ -77,7 +102,7 @@ def test_its_loss_is_told_with_the_next_round_and_a_nan_is_no_diverged_student()
     again = tiny_prekd(repeats=2)
     again.load_state_dict(state)
     assert again.synthesize(0).extra["L_V"] == told
-    method.vae_step = lambda n: torch.tensor(float("nan"))
+    method.vae_step = lambda batch: torch.tensor(float("nan"))
     for _ in range(2):  # to the end of this turn, and the first of the next, beside which the VAE learns
         method.student_step(method.sample(16))
     with pytest.raises(NonFiniteLoss, match="L_V became NaN or infinite before round .* lower vae_lr"):
@@ -94,7 +119,7 @@ def test_the_vae_learns_alone():
     others = [p for net in (method.generator, method.student) for p in net.parameters()]
     before = [p.clone() for p in others]
     encoder, decoder = (next(net.parameters()).clone() for net in (method.vae.encoder, method.vae.decoder))
-    method.vae_step(27)
+    method.vae_step(method.sample(27))
     assert all(map(torch.equal, before, others)) and all(p.grad is None for p in others)
     assert not torch.equal(encoder, next(method.vae.encoder.parameters()))
     assert not torch.equal(decoder, next(method.vae.decoder.parameters()))
@@ -111,6 +136,17 @@ def test_a_batch_ends_in_what_the_decoder_makes():
     assert batch.replayed == 3 and torch.equal(batch.images[24:], made[-1]) and len(made) == 2
 
 
+def test_what_is_replayed_comes_from_the_decoder_in_eval_mode_and_is_not_cropped_again():
+    method, modes, made = tiny_prekd(), [], []
+    method.vae.decoder.register_forward_hook(
+        lambda module, _inputs, images: (modes.append(module.training), made.append(images.detach()))[0] and None
+    )
+    batch = method.sample(27)
+    assert modes == [False, False] and torch.equal(batch.images[24:], made[-1]) and method.vae.decoder.training
+    method.vae_step(batch)
+    assert modes[2:] == [True] * 3
+
+
 def test_z_takes_one_adam_step_on_confidence_balance_and_spread():
     """Adam's first step is the rate times the gradient's sign."""
     method, entered = tiny_prekd(latent_lr=0.1), []
@@ -118,7 +154,7 @@ def test_z_takes_one_adam_step_on_confidence_balance_and_spread():
     method.replay(6)
     start, end = entered
     z = start.clone().requires_grad_()
-    t = method.teacher(method.vae.decoder(z))
+    t = method.teacher(method.vae.decoder.eval()(z))
     p, c = t.softmax(1), method.config
     mean = p.mean(0)
     loss = c.alpha_ie * (mean * mean.log()).sum() - c.alpha_cls * p.max(1).values.log().mean()
