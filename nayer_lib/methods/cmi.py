@@ -18,8 +18,9 @@ As in the authors' code the bank holds both views' h before the head, which ther
 ones; they keep the h of the best step's views, here two views of the kept images are drawn anew. The bank joins in as
 soon as it can give N rows, theirs with what it has. For ResNet-34 they take four blocks' inputs, here all BatchNorm
 layers count. Their best result begins with images inverted beforehand; here, as in their script "scratch", none are.
-Their student's rate falls in steps, in the setting behind the printed numbers (Fang et al. 2022) along a cosine. Their
-numbers differ between scripts: alpha_cls 1 or 0.5, T 0.1 or 0.2.
+Their student's rate falls along a cosine to 0, as here (in steps in an older state of their code); in FM's (Fang et al.
+2022) to 2e-4 over 200 epochs. Their numbers differ between scripts: alpha_cls 1 or 0.5, T 0.1 or 0.2. Their scripts
+have 200 steps a round; FM's README calls the printed row CMI-500, so `published` has 500.
 """
 
 import copy
@@ -73,7 +74,7 @@ class CMI(Inversion):
     name = "CMI"
     citation = "Fang et al. 2021"
     config_class = CMIConfig
-    published = {"rounds": 1, "warmup_rounds": None, "generator_steps": 200, "generator_batch": 256}
+    published = {"rounds": 1, "warmup_rounds": None, "generator_steps": 500, "generator_batch": 256}
     published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 400, "student_batch": 128}
     terms = Nayer.terms | {"L_cr": "alpha_cr"}
     balanced = False

@@ -8,8 +8,10 @@ batch's mean answer, L_act minus the mean size of its pooled features. The stude
 
 The authors' code takes L_IE in base 10 (so its 5 is 5 / ln 10 here), makes one joint update of both networks from one
 batch, divides the student's rate by ten at 40 and 80 % of the run (a cosine here) and has Adam's usual betas for G;
-its G ends in Tanh and BatchNorm. Here the student sees the z of the generator's steps, after them and cropped. On
-several ranks L_IE balances each rank's own images.
+its G ends in Tanh and BatchNorm, and its BatchNorms after the convolutions have eps = 0.8 (a positional argument), here
+1e-5: they divide by sqrt(var + 0.8). Here the student sees the z of the generator's steps, after them, under `equal`
+also cropped. On several ranks L_IE balances each rank's own images. The printed CIFAR-10 numbers come from CMI's code
+(Fang et al. 2021), which has other weights.
 """
 
 import math
@@ -42,6 +44,7 @@ class DAFL(Live):
     config_class = DAFLConfig
     published = {"repeats": 120, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 1024}
     published |= {"epochs": 2000, "warmup_epochs": 0, "student_steps": 1, "student_batch": 1024}
+    published |= {"augment_student": False}
     terms = {"L_OH": "alpha_cls", "L_IE": "alpha_ie", "L_act": "alpha_act"}
     asks_features = True
     holds_z = True

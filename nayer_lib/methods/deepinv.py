@@ -11,10 +11,14 @@ step.
 
 Code. Theirs for CIFAR-10 rolls by up to 2 pixels and never mirrors, starts from alpha_adv = 0, and means to keep the
 best step's pixels but keeps a view of them, so the last step's; their way from images to a student was not published.
-The printed numbers come from a port (Fang et al. 2022), whose weights, rate, roll by up to an eighth of the side and
-mirroring stand here. It differs in that its labels are drawn at random, it cuts x to the range of images after each
-step, lowers 0.001 of minus the L_BN of the student too, and fails where alpha_adv = 0. Here x may leave that range, and
-only the memory cuts it. Both write JS with the arguments of KL exchanged (`losses.jensen_shannon`).
+The printed numbers come from a port: the CIFAR-10 ones are digit for digit those of CMI's README (Fang et al. 2021),
+and FM's (2022) calls the row DeepInv-2k, so `published` has 2,000 steps a round where both scripts have 1,000. The
+port's weights, rate, roll by up to an eighth of the side and mirroring stand here. It differs in that its labels are
+drawn at random, it cuts x to the range of images after each step, lowers 0.001 of minus the L_BN of the student too,
+and fails where alpha_adv = 0; its weight of TV is 0.001 in CMI's code and 0 in FM's. It keeps a view of x for the best
+step too: what it stores is x after the last update, the pixels of none of the steps that were evaluated. Here x may
+leave the range of images, and only the memory cuts it. Both write JS with the arguments of KL exchanged
+(`losses.jensen_shannon`). The student's rate falls to 0, as in CMI's code; in FM's to 2e-4 over 200 epochs.
 """
 
 from collections.abc import Sequence
@@ -63,7 +67,7 @@ class Pixels(nn.Module):
 
 @dataclass(frozen=True)
 class DeepInvConfig(Config):
-    """DeepInversion (Yin et al. 2020), in the setting behind the printed numbers (Fang et al. 2022); it has no G."""
+    """DeepInversion (Yin et al. 2020), in the setting behind the printed numbers (Fang et al. 2021); it has no G."""
 
     generator_lr: float = 0.1  # Adam on pixels
     generator_betas: tuple[float, float] = (0.5, 0.99)
@@ -87,7 +91,7 @@ class DeepInversion(Inversion):
     name = "DeepInv"
     citation = "Yin et al. 2020"
     config_class = DeepInvConfig
-    published = {"rounds": 1, "warmup_rounds": None, "generator_steps": 1000, "generator_batch": 256}
+    published = {"rounds": 1, "warmup_rounds": None, "generator_steps": 2000, "generator_batch": 256}
     published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 400, "student_batch": 256}
     terms = {"L_CE": "alpha_cls", "L_BN": "alpha_bn", "L_JS": "alpha_adv", "L_TV": "alpha_tv", "L_2": "alpha_l2"}
 

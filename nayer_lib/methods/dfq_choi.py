@@ -3,11 +3,16 @@
     L_G = L_OH + alpha_ie L_IE + alpha_bn L_BN - alpha_adv KL(t || s)      over G
     L_S = KL(t || s)                                                       over S, both at temperature 1
 
-These terms and weights are those behind Table 1's number (Fang et al. 2022), in whose code DFQ has no warm-up. Choi et
-al. have each image's entropy for L_OH, a Gaussian KL for L_BN, 0.01 for all weights but the adversarial one, and train
-G alone before the student starts: `protocol=published` with `warmup_epochs=50` does that here. They also have a deeper
-G, several generators and students, and a quantised student. As in theirs, and not in Fang et al.'s, G is in eval mode
-when it makes images for the student. On several ranks L_IE and L_BN see each rank's own images.
+Table 1's CIFAR-10 numbers are digit for digit those of CMI's README (Fang et al. 2021). These terms and weights are
+those of the code of that year: no warm-up, G in eval mode when it makes images for the student, a cosine to 0. FM's
+code (Fang et al. 2022) has the same terms, but G in train mode there, a cosine to 2e-4 over 200 epochs, and the teacher
+as the student that G plays against, so that the adversarial term is KL(t || t) = 0. Neither crops or mirrors what the
+student sees, nor does `published` here; `equal` does.
+
+Choi et al. have each image's entropy for L_OH, a Gaussian KL for L_BN, 0.01 for all weights but the adversarial one,
+and train G alone before the student starts: `protocol=published` with `warmup_epochs=50` does that here. They also have
+a deeper G, several generators and students, and a quantised student; no code of their own was compared. On several
+ranks L_IE and L_BN see each rank's own images.
 """
 
 from dataclasses import dataclass
@@ -21,7 +26,7 @@ from .round import Seen
 
 @dataclass(frozen=True)
 class DFQChoiConfig(AdversarialConfig):
-    """DFQ (Choi et al. 2020), in the setting behind the printed numbers (Fang et al. 2022)."""
+    """DFQ (Choi et al. 2020), in the setting behind the printed numbers (Fang et al. 2021)."""
 
     noise_dim: int = 256  # of z
     alpha_cls: float = 1.0
@@ -43,6 +48,7 @@ class DFQChoi(Live):
     config_class = DFQChoiConfig
     published = {"repeats": 40, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 256}
     published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 10, "student_batch": 256}
+    published |= {"augment_student": False}
 
     terms = {"L_OH": "alpha_cls", "L_IE": "alpha_ie", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
 

@@ -23,6 +23,7 @@ class LiveConfig(GeneratorConfig):
     generator_lr: float = 1e-3
     alpha_cls: float = 0.0  # of L_OH: cross-entropy with the class that the teacher itself sees
     augment_synthesis: bool = False
+    augment_student: bool = True  # crop and flip before the student's steps; published programs do not
     student_lr: float = 0.1
     student_lr_end: float = 0.0
 
@@ -101,6 +102,10 @@ class Live(Rounds):
         """(n, C, H, W) images that the generator, or another one, makes now."""
         with self.compute.autocast(self.device):
             return (generator or self.generator)(self.z(n)).float()
+
+    def augment(self, images: Tensor) -> Tensor:
+        """The data set's crop and flip, where the config asks for it."""
+        return super().augment(images) if self.config.augment_student else images
 
     def fresh(self, n: int, generator: nn.Module | None = None) -> Tensor:
         """The same, augmented."""

@@ -378,3 +378,8 @@ def test_a_run_in_its_own_schedule_has_its_published_numbers():
     config = tiny_config(method="cmi", protocol="published")
     assert config.rounds == 1 and config.warmup_epochs == 1
     run_all(tiny_setup(method="cmi", protocol="published"))
+
+
+def test_published_has_the_printed_rows_500_steps_a_round():
+    config = make_config("cifar10-wrn40_2-wrn16_2", method="cmi", protocol="published", profile="full")
+    assert (config.generator_steps, config.generator_batch, config.student_batch) == (500, 256, 128)

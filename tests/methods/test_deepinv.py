@@ -231,8 +231,8 @@ def test_each_rank_has_pixels_of_its_own(tmp_path):
     assert len(one["images"]) == len(other["images"]) and not torch.equal(one["images"], other["images"])
 
 
-def test_the_published_schedule_is_the_ports():
+def test_the_published_schedule_is_the_ports_with_the_steps_of_the_printed_row():
     config = make_config("cifar10-wrn40_2-wrn16_2", profile="full", method="deepinv", protocol="published")
-    assert (config.generator_batch, config.generator_steps, config.generator_lr) == (256, 1000, 0.1)
+    assert (config.generator_batch, config.generator_steps, config.generator_lr) == (256, 2000, 0.1)
     assert (config.alpha_cls, config.alpha_bn, config.alpha_adv, config.alpha_tv, config.alpha_l2) == (1, 10, 1, 0, 0)
     assert (config.warmup_epochs, config.total_epochs, config.student_batch) == (0, 200, 256)

@@ -19,6 +19,7 @@ def test_its_numbers_are_the_papers():
     assert (config.epochs, config.repeats, config.student_steps, config.generator_steps) == (500, 50, 5, 1)
     assert config.generator_batch == config.student_batch == config.noise_dim == 256
     assert (config.generator_lr, config.student_lr, config.student_weight_decay) == (1e-3, 0.1, 5e-4)
+    assert config.generator_betas == (0.9, 0.999) == tiny_dfad().generator_optimizer.defaults["betas"]
 
 
 def test_generator_and_student_play_for_the_same_distance():
@@ -30,6 +31,15 @@ def test_generator_and_student_play_for_the_same_distance():
     apart = sum(abs(a - b) for a, b in zip(t.flatten().tolist(), s.flatten().tolist(), strict=True)) / t.numel()
     assert total == adversarial and adversarial.item() == pytest.approx(-apart, rel=1e-4)
     assert method.student_loss(Batch(images, None, "test"), t, s).item() == pytest.approx(apart, rel=1e-4)
+
+
+def test_the_student_is_in_train_mode_in_gs_step_but_for_an_epochs_first_turn():
+    method, modes = tiny_dfad(), []
+    method.student.register_forward_pre_hook(lambda module, _inputs: modes.append(module.training))
+    for _ in range(2):
+        method.synthesize(method.config.total_epochs - 1)
+    steps = method.config.generator_steps
+    assert modes == [False] * steps + [True] * steps
 
 
 def test_the_student_moves_first(monkeypatch):

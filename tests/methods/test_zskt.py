@@ -36,6 +36,17 @@ def test_its_numbers_are_those_behind_table_1():
     assert (config.generator_lr, config.student_lr, config.temperature) == (1e-3, 0.1, 1)
 
 
+def test_published_gs_adam_has_torchs_betas_and_its_rate_falls_along_a_cosine():
+    rates = {}
+    for protocol in ("equal", "published"):
+        setup = tiny_setup(method="zskt", protocol=protocol, repeats=1, epochs=4, warmup_epochs=0)
+        [group] = setup.method.generator_optimizer.param_groups
+        rates[protocol] = [group["lr"] for _ in distill(setup.method, setup.evaluate)]
+        assert group["betas"] == {"equal": (0.5, 0.999), "published": (0.9, 0.999)}[protocol]
+    assert rates["equal"] == [1e-3] * 4
+    assert rates["published"] == pytest.approx([1e-3, 1e-3 * (2 + 2**0.5) / 4, 5e-4, 1e-3 * (2 - 2**0.5) / 4])
+
+
 def test_l_oh_is_looked_at_and_has_no_weight():
     method = tiny_zskt()
     z = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
