@@ -81,8 +81,8 @@ class Ranks:
 
         Args:
             modules: whose weights are equal on all ranks.
-            trained: all parameters that the optimisers change. A gradient of theirs that is not finite, on any rank, makes
-                one of each rank's not finite, so that all leave out the same steps in 16 bits.
+            trained: all parameters that the optimisers change. Where one of their gradients is not finite on one rank,
+                one is not on every rank, so that all leave out the same steps in 16 bits.
         """
         if self.size == 1:
             return

@@ -19,9 +19,9 @@ classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifie
 base_config compute steps ranks classifiers.training
 image_files datasets augment losses memory evaluate geometry metrics
 algorithm1
-methods.base methods.round methods.inversion methods.live methods.nayer methods.fm methods.deepinv methods.cmi
-methods.dafl methods.zskt methods.dfq_choi methods.mad methods.spaceship methods.dfad
-methods.replay methods.prekd methods.mbdfkd methods.bilevel methods.kakr_mb methods.kakr_gr
+methods.base methods.terms methods.round methods.inversion methods.live
+methods.nayer methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt methods.dfq_choi methods.mad
+methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr
 methods.with_data methods
 config checkpoint distill budget
 results.paper results.embeddings results.figures results.runs results.record results.tables results.comparison

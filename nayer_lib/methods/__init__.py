@@ -6,8 +6,7 @@ from .deepinv import DeepInversion
 from .dfad import DFAD
 from .dfq_choi import DFQChoi
 from .fm import FM
-from .kakr_gr import KAKRGR
-from .kakr_mb import KAKRMB
+from .kakr import KAKRGR, KAKRMB
 from .mad import MAD
 from .mbdfkd import MBDFKD
 from .nayer import Nayer

@@ -31,7 +31,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import losses
 from ..augment import draw_windows, enlarge
 from ..classifiers.teacher import Classifier, tapped
 from ..compute import Compute
@@ -41,6 +40,7 @@ from ..generator.latents import LearnedNoise
 from ..generator.networks import redraw_weights
 from ..memory import FeatureBank
 from ..ranks import Ranks
+from . import terms
 from .inversion import Inversion, InversionConfig
 from .nayer import Nayer
 from .round import Seen, parameter_bytes
@@ -146,7 +146,7 @@ class CMI(Inversion):
         self.caught.clear()
         with self.compute.autocast(self.device):
             key, query = (self.head(side) for side in features.chunk(2, 1))
-        found = losses.info_nce(F.normalize(query.float()), F.normalize(key.float()), self.config.temperature_cr)
+        found = terms.info_nce(F.normalize(query.float()), F.normalize(key.float()), self.config.temperature_cr)
         parts = found.split([len(seen.made), len(banked)])
         return [*Nayer.values(self, seen), sum(part.mean() for part in parts if len(part))]
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .. import losses
+from . import terms
 from .live import Live, LiveConfig
 from .round import Seen
 
@@ -53,6 +54,6 @@ class DAFL(Live):
         """The three terms of L_G."""
         return [
             losses.classification(seen.t, seen.labels),
-            losses.information_entropy(seen.t),
-            losses.activation(seen.features),
+            terms.information_entropy(seen.t),
+            terms.activation(seen.features),
         ]

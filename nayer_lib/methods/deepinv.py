@@ -18,7 +18,7 @@ drawn at random, it cuts x to the range of images after each step, lowers 0.001 
 and fails where alpha_adv = 0; its weight of TV is 0.001 in CMI's code and 0 in FM's. It keeps a view of x for the best
 step too: what it stores is x after the last update, the pixels of none of the steps that were evaluated. Here x may
 leave the range of images, and only the memory cuts it. Both write JS with the arguments of KL exchanged
-(`losses.jensen_shannon`). The student's rate falls to 0, as in CMI's code; in FM's to 2e-4 over 200 epochs.
+(`terms.jensen_shannon`). The student's rate falls to 0, as in CMI's code; in FM's to 2e-4 over 200 epochs.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from .. import losses
 from ..augment import take
 from ..base_config import Config
+from . import terms
 from .inversion import Inversion
 from .round import Seen
 
@@ -128,7 +129,7 @@ class DeepInversion(Inversion):
 
     def against_student(self, t: Tensor, s: Tensor) -> Tensor:
         """1 - JS in place of -L_KL."""
-        return losses.adversarial_js(t, s)
+        return terms.adversarial_js(t, s)
 
     def values(self, seen: Seen) -> list[Tensor]:
         """The five terms."""
@@ -137,6 +138,6 @@ class DeepInversion(Inversion):
             losses.classification(seen.t, seen.labels),
             self.batch_norm_term(seen),
             self.adversarial_term(seen),
-            losses.total_variation(x),
+            terms.total_variation(x),
             torch.linalg.vector_norm(x),
         ]

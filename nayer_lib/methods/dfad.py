@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .. import losses
+from . import terms
 from .base import Batch
 from .live import AdversarialConfig, Live
 from .round import Seen
@@ -52,8 +53,8 @@ class DFAD(Live):
 
     def against_student(self, t: Tensor, s: Tensor) -> Tensor:
         """-|t - s| in place of -L_KL."""
-        return -losses.logit_distance(t, s)
+        return -terms.logit_distance(t, s)
 
     def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """|t - s|."""
-        return losses.logit_distance(teacher_logits, student_logits)
+        return terms.logit_distance(teacher_logits, student_logits)

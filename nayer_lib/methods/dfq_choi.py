@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .. import losses
+from . import terms
 from .live import AdversarialConfig, Live
 from .round import Seen
 
@@ -56,7 +57,7 @@ class DFQChoi(Live):
         """The four terms of L_G, the adversarial one with its minus."""
         return [
             losses.classification(seen.t, seen.labels),
-            losses.information_entropy(seen.t),
+            terms.information_entropy(seen.t),
             self.batch_norm_term(seen),
             self.adversarial_term(seen),
         ]

@@ -29,6 +29,7 @@ from .. import losses
 from ..errors import UserError
 from ..generator.vae import VAE
 from ..steps import Step
+from . import terms
 from .base import Batch, NonFiniteLoss, SynthesisReport
 from .replay import Replay, ReplayConfig, replayed_of
 from .round import parameter_bytes
@@ -111,8 +112,8 @@ class PREKD(Replay):
             with torch.no_grad():
                 wanted = self._answering(images)
             found = self._answering(again)
-        unlike = (images - again.float()).abs().mean() + losses.logit_distance(wanted.float(), found.float())
-        return unlike + self.config.alpha_kld * losses.posterior_divergence(mean, log_var)
+        unlike = (images - again.float()).abs().mean() + terms.logit_distance(wanted.float(), found.float())
+        return unlike + self.config.alpha_kld * terms.posterior_divergence(mean, log_var)
 
     def replay(self, n: int) -> Tensor:
         """n images that the decoder, in eval mode, makes of z that the teacher is sure of, of all classes."""
@@ -128,8 +129,8 @@ class PREKD(Replay):
             return self.no_images
         z = self._draw(n).requires_grad_()
         t = self._answering(self.vae.decoder(z))  # in 32 bits
-        loss = self.config.alpha_ie * losses.information_entropy(t)
-        loss = loss + self.config.alpha_cls * losses.classification(t, t.argmax(1)) + losses.from_standard_normal(z)
+        loss = self.config.alpha_ie * terms.information_entropy(t)
+        loss = loss + self.config.alpha_cls * losses.classification(t, t.argmax(1)) + terms.from_standard_normal(z)
         # Scaled as L_V is, whose gradient joins it; of a scale an Adam's first step takes no notice.
         self.scaler.scale(loss).backward(inputs=None if learn else [z])
         torch.optim.Adam([z], self.config.latent_lr).step()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import losses
+from . import terms
 from .base import Batch
 from .dafl import DAFL, DAFLConfig
 from .live import AdversarialConfig
@@ -42,7 +42,7 @@ def one_minus_js(t: Tensor, s: Tensor) -> Tensor:
     differ.
 
     p and q are the softmax of t / 3 and s / 3, m = (p + q) / 2, all clamped to [0.01, 0.99]; t gets no gradient. Beside
-    `losses.adversarial_js` this exchanges KL's arguments and divides by K as well: the gradient in s is 5.9 (K = 10)
+    `terms.adversarial_js` this exchanges KL's arguments and divides by K as well: the gradient in s is 5.9 (K = 10)
     and 55 (K = 100) times smaller (measured on normal logits of standard deviation 3).
     """
     p, q = F.softmax(t.detach() / 3, 1), F.softmax(s / 3, 1)
@@ -83,7 +83,7 @@ class Replay(DAFL):
 
     def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """The mean distance of logits."""
-        return losses.logit_distance(teacher_logits, student_logits)
+        return terms.logit_distance(teacher_logits, student_logits)
 
     def replay(self, n: int) -> Tensor:
         """Up to n images (n, C, H, W) in [0, 1] from the memory, for the student; `no_images` before it has any."""

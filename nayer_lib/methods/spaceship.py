@@ -42,6 +42,7 @@ from ..errors import UserError
 from ..evaluate import in_batches
 from ..generator.latents import LearnedNoise
 from ..memory import Memory, Pool
+from . import terms
 from .base import Batch, Examples
 from .inversion import Inversion, InversionConfig
 from .nayer import Nayer
@@ -159,14 +160,14 @@ class SpaceshipNet(Inversion):
         loss = losses.distillation(t.detach(), s, config.temperature) / t.shape[1]
         if config.alpha_cam:
             cams = [
-                losses.class_activation(F.relu(maps.pop().float()), network.head().weight.detach())
+                terms.class_activation(F.relu(maps.pop().float()), network.head().weight.detach())
                 for network, maps in ((self.teacher, of_teacher), (self.student, of_student))
             ]
             loss = loss + config.alpha_cam * F.mse_loss(cams[1], cams[0].detach())
         if config.alpha_gradcam:
             classes = t.argmax(1)
-            wanted = losses.grad_cams(t, of_teacher, classes)
-            found = losses.grad_cams(s, of_student, classes)
+            wanted = terms.grad_cams(t, of_teacher, classes)
+            found = terms.grad_cams(s, of_student, classes)
             errors = [F.mse_loss(f, w.detach()) for f, w in zip(found, wanted, strict=True)]
             loss = loss + config.alpha_gradcam * torch.stack(errors).sum()
         return loss

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from .. import losses
 from ..classifiers.teacher import Classifier, check_paired, tapped
+from . import terms
 from .base import Batch
 from .live import AdversarialConfig, Live
 from .round import Seen
@@ -100,4 +101,4 @@ class ZSKT(Live):
             return super()._student_loss(batch)
         with tapped(self.teacher.stages()) as of_teacher, tapped(self.student.stages()) as of_student:
             loss = super()._student_loss(batch)
-        return loss + self.config.alpha_at * losses.attention_transfer(of_teacher.values(), of_student.values())
+        return loss + self.config.alpha_at * terms.attention_transfer(of_teacher.values(), of_student.values())

@@ -16,6 +16,7 @@ from nayer_lib.config import make_config
 from nayer_lib.datasets import dataset, load_split
 from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError
+from nayer_lib.methods import terms
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.spaceship import SpaceshipNet, exchange
 from nayer_lib.results import paper
@@ -194,7 +195,7 @@ def test_a_class_activation_map_averages_to_the_logit_without_its_bias(name):
     assert net.ends_in_pooling((3, 32, 32))
     with torch.no_grad(), tapped([net.pooled()]) as maps:
         logits = net(images)
-        cam = losses.class_activation(maps[0].relu(), net.head().weight)
+        cam = terms.class_activation(maps[0].relu(), net.head().weight)
     torch.testing.assert_close(cam.mean((2, 3)) + net.head().bias, logits, rtol=1e-3, atol=1e-4)
 
 
@@ -204,7 +205,7 @@ def test_a_grad_cam_is_the_maps_weighted_with_the_mean_gradient_of_the_class():
     w = torch.randn(5, 3, generator=rng)
     logits = (a.square().mean((2, 3))) @ w.T
     classes = torch.tensor([4, 1])
-    (found,) = losses.grad_cams(logits, [a], classes)
+    (found,) = terms.grad_cams(logits, [a], classes)
     gradient = w[classes][:, :, None, None] * 2 * a / 16
     torch.testing.assert_close(found, (gradient.mean((2, 3), keepdim=True) * a).sum(1))
     assert (found < 0).any()  # no ReLU
@@ -245,7 +246,7 @@ def test_the_students_loss_and_its_gradient_by_hand():
 
 def test_the_weights_of_a_grad_cam_are_constants():
     a = torch.randn(2, 3, 4, 4, generator=seeded(), requires_grad=True)
-    (found,) = losses.grad_cams(a.square().mean((2, 3)), [a], torch.tensor([0, 2]))
+    (found,) = terms.grad_cams(a.square().mean((2, 3)), [a], torch.tensor([0, 2]))
     (gradient,) = torch.autograd.grad(found.sum(), a)
     one = a[torch.arange(2), [0, 2]]  # by hand: found = 2 mean(a) / 16 times a, of the class's channel
     torch.testing.assert_close(gradient[torch.arange(2), [0, 2]], (one.mean((1, 2), True) / 8).expand(2, 4, 4))
@@ -278,10 +279,10 @@ def apart(method: SpaceshipNet, images: torch.Tensor) -> tuple[float, float]:
     for net in (method.teacher, method.student.eval()):
         with tapped([*net.stages(), net.pooled()]) as maps:
             seen.append((net(images), [maps[i] for i in range(3)]))
-        cams.append(losses.class_activation(maps[3].relu(), net.head().weight))
+        cams.append(terms.class_activation(maps[3].relu(), net.head().weight))
     method.student.train()
     classes = seen[0][0].argmax(1)
-    pairs = zip(*(losses.grad_cams(*each, classes) for each in seen), strict=True)
+    pairs = zip(*(terms.grad_cams(*each, classes) for each in seen), strict=True)
     return (cams[0] - cams[1]).square().mean().item(), sum((t - s).square().mean().item() for t, s in pairs)
 
 

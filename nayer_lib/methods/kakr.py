@@ -1,4 +1,5 @@
-"""The student step of KAKR (Patel et al. 2023, "Learning to Retain while Acquiring", CVPR), for any memory.
+"""KAKR (Patel et al. 2023, "Learning to Retain while Acquiring", CVPR): a student step for methods that replay, over
+MBDFKD's ring (KAKR_MB) or PREKD's VAE (KAKR_GR).
 
     theta' = theta - inner_lr * grad of L(theta, x_new)                            acquire
     L_S    = L(theta', x_mem) + L(theta, x_new and x_mem)                          retain, over theta
@@ -10,15 +11,20 @@ With nothing to replay the step is the plain one.
 The authors' inner step also has weight decay, left out here, and momentum, which does nothing in a single step. As in
 their code the inner rate stays as it is while the outer one falls; no run of their code was compared. BatchNorm
 normalises each pass by its own images, and its running statistics move once a step, by the joint batch. On several
-ranks each takes the inner step with its own images.
+ranks each takes the inner step with its own images. Apart from the step their code (gaurav104/LRA) differs from its
+MBDFKD and PREKD in the schedule: twice the turns, half the images.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .. import losses
+from . import terms
 from .base import Batch
+from .mbdfkd import MBDFKD, MBDFKDConfig
+from .prekd import PREKD, PREKDConfig
 from .replay import Replay
 
 
@@ -35,10 +41,10 @@ def retention(student: nn.Module, new: Tensor, t_new: Tensor, old: Tensor, t_old
         buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
         return functional_call(student, parameters | buffers, (images,))
 
-    acquisition = losses.logit_distance(t_new, answer(theta, new))
+    acquisition = terms.logit_distance(t_new, answer(theta, new))
     gradients = torch.autograd.grad(acquisition, list(theta.values()), create_graph=True)
     moved = {name: p - rate * g for (name, p), g in zip(theta.items(), gradients, strict=True)}
-    return losses.logit_distance(t_old, answer(moved, old))
+    return terms.logit_distance(t_old, answer(moved, old))
 
 
 class Bilevel(Replay):
@@ -55,3 +61,33 @@ class Bilevel(Replay):
         parts = [len(batch.images) - batch.replayed, batch.replayed]
         (new, old), (t_new, t_old) = batch.images.split(parts), teacher_logits.split(parts)
         return joint + retention(self.student, new, t_new, old, t_old, self.config.inner_lr)
+
+
+@dataclass(frozen=True)
+class KAKRMBConfig(MBDFKDConfig):
+    """KAKR over MBDFKD's ring (Patel et al. 2023)."""
+
+    inner_lr: float = 0.9  # of the step towards the new images, through which the replayed ones are judged
+
+
+class KAKRMB(Bilevel, MBDFKD):
+    """Retain what is in a ring of mini-batches while acquiring what is new."""
+
+    name = "KAKR_MB"
+    citation = "Patel et al. 2023"
+    config_class = KAKRMBConfig
+
+
+@dataclass(frozen=True)
+class KAKRGRConfig(PREKDConfig):
+    """KAKR over PREKD's VAE (Patel et al. 2023)."""
+
+    inner_lr: float = 0.9  # as in KAKRMBConfig
+
+
+class KAKRGR(Bilevel, PREKD):
+    """Retain what a VAE remembers while acquiring what is new."""
+
+    name = "KAKR_GR"
+    citation = "Patel et al. 2023"
+    config_class = KAKRGRConfig

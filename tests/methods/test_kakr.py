@@ -12,7 +12,7 @@ from nayer_lib.config import make_config
 from nayer_lib.distill import prepare
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.base import Batch
-from nayer_lib.methods.bilevel import Bilevel, retention
+from nayer_lib.methods.kakr import Bilevel, retention
 from nayer_lib.methods.mbdfkd import MBDFKD
 from nayer_lib.methods.prekd import PREKD
 
