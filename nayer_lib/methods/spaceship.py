@@ -34,7 +34,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import losses
 from ..classifiers.teacher import Classifier, check_paired, tapped
@@ -109,7 +108,7 @@ class SpaceshipNet(Inversion):
         self.optimizers = [self.adam(self.generator[1].parameters(), config.generator_lr)]
         norms, activations = (
             [i for i, layer in enumerate(self.generator[1].layers) if isinstance(layer, kind)]
-            for kind in (_BatchNorm, nn.LeakyReLU)  # on several GPUs the first is no BatchNorm2d
+            for kind in (nn.BatchNorm2d, nn.LeakyReLU)
         )
         self.layers = [norms[0], *activations[:2]]
         shapes = [(width, size // 4, size // 4), (width, size // 2, size // 2), (width // 2, size, size)]
