@@ -17,7 +17,6 @@ from nayer_lib.classifiers.teacher import Classifier, make_classifier
 from nayer_lib.compute import Compute
 from nayer_lib.config import make_config
 from nayer_lib.distill import prepare
-from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
 from nayer_lib.methods.cmi import CMI
 
