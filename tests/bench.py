@@ -28,7 +28,7 @@ from nayer_lib.datasets import dataset
 from nayer_lib.generator.networks import Generator
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.nayer import Nayer
-from nayer_lib.results.runs import device_name
+from nayer_lib.runs.card import device_name
 
 DRAW = 512  # images of a memory draw: Table 8's student batch
 FORMATS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nayer_lib.methods import METHODS
-from nayer_lib.sweep import read_sweep
+from nayer_lib.runs.sweep import read_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")

@@ -13,10 +13,10 @@ from nayer_lib import cli, files
 from nayer_lib.classifiers.teacher import make_classifier, save_classifier
 from nayer_lib.config import DIVERGENCES
 from nayer_lib.datasets import DATASETS, load_split
-from nayer_lib.results.ablations import ablations_page, with_effects
-from nayer_lib.results.comparison import tables_page
-from nayer_lib.results.runs import kept_cards, read_card
-from nayer_lib.results.tables import BENCH_MARKERS, MARKERS, bench_table, results_table
+from nayer_lib.report.ablations import ablations_page, with_effects
+from nayer_lib.report.comparison import tables_page
+from nayer_lib.report.tables import BENCH_MARKERS, MARKERS, bench_table, results_table
+from nayer_lib.runs.card import kept_cards, read_card
 from nayer_lib.text.labels import class_names
 from nayer_lib.text.lte_pool import load_pool
 

@@ -23,9 +23,10 @@ methods.base methods.round methods.inversion methods.live methods.nayer methods.
 methods.dafl methods.zskt methods.dfq_choi methods.mad methods.spaceship methods.dfad
 methods.replay methods.prekd methods.mbdfkd methods.bilevel methods.kakr_mb methods.kakr_gr
 methods.with_data methods
-config checkpoint distill budget
-results.paper results.embeddings results.figures results.runs results.record results.tables results.comparison
-sweep results.ablations notebook demo cli.common cli.lte cli.teacher cli preload __main__
+config checkpoint distill plots
+runs.card runs.run runs.sweep runs.forecast
+report.paper report.embeddings report.tables report.comparison report.ablations
+notebook demo cli.common cli.lte cli.teacher cli preload __main__
 """.split()
 
 HEAVY = "open_clip sentence_transformers gensim seaborn matplotlib pandas torchvision IPython".split()

@@ -7,11 +7,11 @@ import pytest
 
 from nayer_lib import cli
 from nayer_lib.methods import METHODS
-from nayer_lib.results.ablations import ablations_page, with_effects
-from nayer_lib.results.comparison import tables_page
-from nayer_lib.results.runs import kept_cards
-from nayer_lib.results.tables import MARKERS, results_table
-from nayer_lib.sweep import read_sweep
+from nayer_lib.report.ablations import ablations_page, with_effects
+from nayer_lib.report.comparison import tables_page
+from nayer_lib.report.tables import MARKERS, results_table
+from nayer_lib.runs.card import kept_cards
+from nayer_lib.runs.sweep import read_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

@@ -1,6 +1,6 @@
 """What the short GPU run computes. run.py starts this file, a process for every job, and may kill it at any time.
 
-    python work.py parts|row '{"work": ..., ...}'
+python work.py parts|row '{"work": ..., ...}'
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from nayer_lib.config import DEFAULT_PRESETS, PRESETS, PROFILES, Config, make_co
 from nayer_lib.datasets import Split, load_packed
 from nayer_lib.distill import Setup, choose_device, prepare
 from nayer_lib.methods.base import Method
-from nayer_lib.results.record import Run
-from nayer_lib.results.runs import device_name
+from nayer_lib.runs.card import device_name
+from nayer_lib.runs.run import Run
 
 IMPORTED = time.time()
 TOLERANCE = 0.03  # relative, of two ways to compute one loss

@@ -14,17 +14,17 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from .. import datasets, files
-from ..budget import check_fits, in_words, rehearse
 from ..compute import Compute, compute_of, fastest
 from ..config import make_config
 from ..demo import demo
 from ..distill import choose_device, prepare
 from ..errors import MissingFile, UserError
 from ..ranks import find_ranks
-from ..results import ablations, comparison, tables
-from ..results import runs as cards
-from ..results.record import Run
-from ..sweep import finished_runs, keep_sweep, projected, read_sweep, run_sweep, time_in_words
+from ..report import ablations, comparison, tables
+from ..runs import card as cards
+from ..runs.forecast import check_fits, in_words, rehearse
+from ..runs.run import Run
+from ..runs.sweep import finished_runs, keep_sweep, projected, read_sweep, run_sweep, time_in_words
 from ..text.lte_pool import load_pool
 from . import lte as pools
 from . import teacher as teachers

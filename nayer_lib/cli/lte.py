@@ -10,7 +10,7 @@ from ..classifiers.teacher import load_teacher
 from ..config import TABLE8, Config
 from ..errors import UserError
 from ..evaluate import features
-from ..results import embeddings
+from ..report import embeddings
 from ..text.lte_pool import agreement, build_pool, equal_rows, pool_path, read_pool, released_pool, save_pool
 from .common import own_teacher, read_names
 

@@ -9,7 +9,6 @@ from tiny import run_all, same, tiny_setup
 from torch import nn
 
 from nayer_lib import losses
-from nayer_lib.budget import budget
 from nayer_lib.classifiers.teacher import Classifier, make_classifier, tapped
 from nayer_lib.compute import Compute
 from nayer_lib.config import make_config
@@ -18,7 +17,8 @@ from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.spaceship import SpaceshipNet, exchange
-from nayer_lib.results import paper
+from nayer_lib.report import paper
+from nayer_lib.runs.forecast import budget
 
 NAMES = [str(k) for k in range(10)]
 NETWORKS = ["wrn16_1", "resnet20", "resnet18", "vgg11"]

@@ -6,9 +6,9 @@ import dataclasses
 import pytest
 
 from nayer_lib.config import make_config
-from nayer_lib.results import comparison, paper
-from nayer_lib.results.comparison import draw_figure_1, tables_page
-from nayer_lib.results.runs import kept_cards
+from nayer_lib.report import comparison, paper
+from nayer_lib.report.comparison import draw_figure_1, tables_page
+from nayer_lib.runs.card import kept_cards
 
 COLUMNS = list(dict.fromkeys((row.dataset, row.teacher, row.student) for row in paper.rows(1)))
 

@@ -24,13 +24,14 @@ from joblib import register_parallel_backend
 from joblib._parallel_backends import ThreadingBackend
 from tiny import TINY, copy_data, read_json, run_all, tiny_config, tiny_setup
 
-from nayer_lib import cli, files, sweep
+from nayer_lib import cli, files
 from nayer_lib.classifiers.teacher import load_classifier
 from nayer_lib.config import DIVERGENCES, Config, make_config
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.generator.latents import EMBEDDINGS, LATENTS
-from nayer_lib.results.runs import card_config, device_name, kept_cards, local_cards
-from nayer_lib.sweep import Sweep, arm_cards, budget, keep_sweep, projected, read_sweep, run_sweep
+from nayer_lib.runs import sweep
+from nayer_lib.runs.card import card_config, device_name, kept_cards, local_cards
+from nayer_lib.runs.sweep import Sweep, arm_cards, budget, keep_sweep, projected, read_sweep, run_sweep
 
 SPEC = {"preset": "digits", "seeds": [0, 1], "common": TINY, "arms": {"text": {}, "z": {"latent": "noise"}}}
 
@@ -461,7 +462,7 @@ card = json.loads(sys.argv[3]) | {"id": folder.name, "status": status, "seen": s
 @pytest.fixture(scope="module")
 def fork_server():
     """That of the sweeps in this file: it has imported less than theirs, and is there sooner."""
-    multiprocessing.set_forkserver_preload(["nayer_lib.sweep"])
+    multiprocessing.set_forkserver_preload(["nayer_lib.runs.sweep"])
     forkserver.ensure_running()
 
 

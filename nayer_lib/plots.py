@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..methods.base import SynthesisReport
+    from .methods.base import SynthesisReport
 
 
 def new_figure(columns: int = 1, width: float = 6.0, height: float = 3.2) -> "tuple[Figure, list[Axes]]":

@@ -4,8 +4,8 @@ import statistics
 from pathlib import Path
 
 from .. import files
+from ..plots import accuracy_against_hours, new_figure
 from . import paper
-from .figures import accuracy_against_hours, new_figure
 from .tables import NEAR, OURS, OURS_LINE, SMALL, Cell, answers, number, ours, setting, standard_cells
 
 HEAD = f"""\

@@ -12,9 +12,9 @@ from ..compute import Compute, compute_of
 from ..config import PRESETS, Config, make_config
 from ..errors import UserError
 from ..methods import METHODS
+from ..plots import learning_curve, new_figure
+from ..runs.card import card_config, split_of
 from . import paper
-from .figures import learning_curve, new_figure
-from .runs import card_config, split_of
 
 if TYPE_CHECKING:
     import pandas

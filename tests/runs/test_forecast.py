@@ -6,12 +6,13 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from nayer_lib import budget, cli, distill
-from nayer_lib.budget import COPIES, in_words, rehearse
+from nayer_lib import cli, distill
 from nayer_lib.classifiers.teacher import make_classifier
 from nayer_lib.config import PRESETS, VARIANTS, make_config
 from nayer_lib.datasets import Split, dataset
 from nayer_lib.errors import UserError
+from nayer_lib.runs import forecast
+from nayer_lib.runs.forecast import COPIES, in_words, rehearse
 from nayer_lib.text.lte_pool import build_pool
 
 # Parameters of teacher, student and generator, images and their bytes: the published counts (released, E = 100).
@@ -113,30 +114,32 @@ def test_ones_own_teacher_pool_and_images_are_rehearsed_with():
 @pytest.mark.filterwarnings("ignore:the teacher scores")  # on two images
 def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch, capsys):
     setup = distill.prepare(tiny_config(), test=TWO, device="cpu")
-    held = sum(budget.budget(setup.method).bytes.values())
-    monkeypatch.setattr(budget, "free_memory", lambda device: held)
-    budget.check_fits(setup.method)
-    monkeypatch.setattr(budget, "free_memory", lambda device: None)  # nobody knows
-    budget.check_fits(setup.method)
-    monkeypatch.setattr(budget, "free_memory", lambda device: held - 1)
+    held = sum(forecast.budget(setup.method).bytes.values())
+    monkeypatch.setattr(forecast, "free_memory", lambda device: held)
+    forecast.check_fits(setup.method)
+    monkeypatch.setattr(forecast, "free_memory", lambda device: None)  # nobody knows
+    forecast.check_fits(setup.method)
+    monkeypatch.setattr(forecast, "free_memory", lambda device: held - 1)
     with pytest.raises(UserError, match=rf"would hold {held / 1e6:.1f} MB at its end.* free \(cpu\): take a smaller"):
-        budget.check_fits(setup.method)
+        forecast.check_fits(setup.method)
     monkeypatch.setattr(distill, "load_split", lambda *_: TWO)
     assert cli.main(["distill", "--device", "cpu", "--out", str(tmp_path / "run")]) == 2
     assert "would hold" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_the_free_memory_is_what_the_system_or_the_gpu_says(monkeypatch):
-    free, page = budget.free_memory(torch.device("cpu")), os.sysconf("SC_PAGE_SIZE")
+    free, page = forecast.free_memory(torch.device("cpu")), os.sysconf("SC_PAGE_SIZE")
     if free is not None:
         assert 0 < free < page * os.sysconf("SC_PHYS_PAGES")
-    monkeypatch.setattr(budget.Path, "read_text", lambda *_, **__: "MemTotal: 9 kB\nMemAvailable:   5 kB\nHeld: 1 kB\n")
-    assert budget.free_memory(torch.device("cpu")) == 5120
-    monkeypatch.setattr(budget.Path, "read_text", lambda *_, **__: "MemTotal: 9 kB\n")
-    assert budget.free_memory(torch.device("cpu")) is None
+    monkeypatch.setattr(
+        forecast.Path, "read_text", lambda *_, **__: "MemTotal: 9 kB\nMemAvailable:   5 kB\nHeld: 1 kB\n"
+    )
+    assert forecast.free_memory(torch.device("cpu")) == 5120
+    monkeypatch.setattr(forecast.Path, "read_text", lambda *_, **__: "MemTotal: 9 kB\n")
+    assert forecast.free_memory(torch.device("cpu")) is None
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7)
-    assert budget.free_memory(torch.device("cuda")) == 107
+    assert forecast.free_memory(torch.device("cuda")) == 107
 
 
 def test_distill_dry_run_prints_the_table_and_leaves_no_run(tmp_path, monkeypatch, capsys):

@@ -16,10 +16,10 @@ from ..config import DIVERGENCES, Config
 from ..errors import UserError, unknown
 from ..methods import METHODS
 from ..methods.inversion import Inversion
-from ..sweep import Sweep, read_sweep
+from ..runs.card import kept_files
+from ..runs.sweep import Sweep, read_sweep
 from . import paper
 from .comparison import mark
-from .runs import kept_files
 from .tables import SMALL, Cell, accuracy, cells, clocks, interval, number, seedless
 
 if TYPE_CHECKING:

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 
-from .classifiers.teacher import Classifier, load_teacher, make_classifier, teacher_path
-from .config import Config
-from .datasets import Split, dataset
-from .distill import distill, prepare
-from .errors import UserError
-from .methods import METHODS
-from .methods.base import Method
-from .methods.live import Live
-from .ranks import Ranks
-from .text.lte_pool import LTEPool, load_pool, pool_path
+from ..classifiers.teacher import Classifier, load_teacher, make_classifier, teacher_path
+from ..config import Config
+from ..datasets import Split, dataset
+from ..distill import distill, prepare
+from ..errors import UserError
+from ..methods import METHODS
+from ..methods.base import Method
+from ..methods.live import Live
+from ..ranks import Ranks
+from ..text.lte_pool import LTEPool, load_pool, pool_path
 
 FLOAT = 4  # bytes
 # Numbers kept a parameter: two copies, one folded; with a gradient and SGD's momentum; with one and Adam's two moments.

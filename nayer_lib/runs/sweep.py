@@ -34,12 +34,12 @@ from queue import SimpleQueue
 
 import torch
 
-from . import files
-from .compute import Compute
-from .config import Config, fields_of, make_config
-from .errors import MissingFile, UserError, unknown
-from .methods import METHODS
-from .results.runs import (
+from .. import files
+from ..compute import Compute
+from ..config import Config, fields_of, make_config
+from ..errors import MissingFile, UserError, unknown
+from ..methods import METHODS
+from .card import (
     REGISTRATION,
     card_config,
     device_name,

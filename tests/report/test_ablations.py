@@ -14,8 +14,8 @@ from nayer_lib.config import DIVERGENCES, Config, differences, make_config
 from nayer_lib.errors import UserError
 from nayer_lib.generator.latents import COLUMNS
 from nayer_lib.methods import METHODS
-from nayer_lib.results import paper
-from nayer_lib.results.ablations import (
+from nayer_lib.report import paper
+from nayer_lib.report.ablations import (
     ABLATIONS,
     PROBLEMS,
     ablations_page,
@@ -25,8 +25,8 @@ from nayer_lib.results.ablations import (
     verdict,
     with_effects,
 )
-from nayer_lib.results.runs import kept_cards
-from nayer_lib.sweep import Sweep, arm_cards, budget
+from nayer_lib.runs.card import kept_cards
+from nayer_lib.runs.sweep import Sweep, arm_cards, budget
 from nayer_lib.text.lte_pool import pool_path
 from nayer_lib.text.prompts import PROMPTS
 

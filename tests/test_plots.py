@@ -7,7 +7,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from nayer_lib.methods.base import SynthesisReport
-from nayer_lib.results.figures import (
+from nayer_lib.plots import (
     CROSS_ENTROPY,
     accuracy_against,
     accuracy_against_hours,

@@ -29,8 +29,8 @@ from ..errors import UserError
 from ..evaluate import in_batches
 from ..methods.base import Method
 from ..metrics import by_step, classifier_score, convergence, diversity, feature_diversity
-from .figures import image_grid, new_figure
-from .runs import REGISTRATION, device_name, new_id, read_card
+from ..plots import image_grid, new_figure
+from .card import REGISTRATION, device_name, new_id, read_card
 
 if TYPE_CHECKING:
     from filelock import FileLock

@@ -12,9 +12,8 @@ from nayer_lib import files
 from nayer_lib.compute import Compute
 from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
-from nayer_lib.results import paper
-from nayer_lib.results.runs import card_config, kept_cards
-from nayer_lib.results.tables import (
+from nayer_lib.report import paper
+from nayer_lib.report.tables import (
     MARKERS,
     OURS,
     OURS_LINE,
@@ -28,6 +27,7 @@ from nayer_lib.results.tables import (
     seedless,
     with_table,
 )
+from nayer_lib.runs.card import card_config, kept_cards
 
 
 @pytest.fixture
