@@ -24,8 +24,8 @@ methods.dafl methods.zskt methods.dfq_choi methods.mad methods.spaceship methods
 methods.replay methods.prekd methods.mbdfkd methods.bilevel methods.kakr_mb methods.kakr_gr
 methods.with_data methods
 config checkpoint distill plots
-runs.card runs.run runs.sweep runs.forecast
-report.paper report.embeddings report.tables report.comparison report.ablations
+runs.card runs.run runs.statistics runs.forecast runs.sweep runs.launch
+report.paper report.embeddings report.tables report.ablations report.pages
 notebook demo cli.common cli.lte cli.teacher cli preload __main__
 """.split()
 

@@ -20,7 +20,6 @@ from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.methods.base import NonFiniteLoss
 from nayer_lib.metrics import convergence, diversity
 from nayer_lib.runs import card as cards
-from nayer_lib.runs import run as recorder
 from nayer_lib.runs.card import card_config, keep, kept_cards, kept_files, local_cards, read_card
 from nayer_lib.runs.run import CURVE, Run
 
@@ -191,21 +190,21 @@ def test_the_device_is_told_by_its_name(monkeypatch):
 def test_outside_a_git_clone_the_commit_is_what_the_environment_says(clone, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(clone.parent))
     monkeypatch.delenv("NAYER_COMMIT", raising=False)
-    assert recorder._commit() == ""
+    assert cards.commit() == ""
     monkeypatch.setenv("NAYER_COMMIT", "ad1efa0+")
-    assert recorder._commit() == "ad1efa0+"
+    assert cards.commit() == "ad1efa0+"
     monkeypatch.setenv("PATH", "")  # no git at all
-    assert recorder._commit() == "ad1efa0+"
+    assert cards.commit() == "ad1efa0+"
     monkeypatch.delenv("NAYER_COMMIT")
-    assert recorder._commit() == ""
+    assert cards.commit() == ""
 
 
 def test_in_a_clone_the_commit_is_gits_whatever_the_environment_says(monkeypatch):
-    said = recorder._commit()
+    said = cards.commit()
     if not said:
         pytest.skip("no git, or no clone")
     monkeypatch.setenv("NAYER_COMMIT", "another")
-    assert recorder._commit() == said
+    assert cards.commit() == said
 
 
 # --- a run that does not
