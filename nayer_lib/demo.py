@@ -9,7 +9,7 @@ from .config import make_config
 from .errors import UserError
 from .files import data_dir, replacing, runs_dir
 from .notebook import profile
-from .results.runs import read_card
+from .runs.card import read_card
 
 NOTEBOOK = "04_data_free_distillation.ipynb"
 

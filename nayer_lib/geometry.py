@@ -109,3 +109,14 @@ def rank_correlation(one: Tensor, other: Tensor, permutations: int = 9999, seed:
         return rho, rho
     chance = [(first[order[rows], order[columns]] * second).mean().item() for order in shuffles]
     return rho, (1 + sum(value >= rho - 1e-12 for value in chance)) / (1 + permutations)
+
+
+def tsne(rows: Tensor, perplexity: float, seed: int = 0) -> Tensor:
+    """(N, d) -> (N, 2) by t-SNE; `perplexity`, about the number of neighbours that count, must be below N.
+
+    Only who is near whom means something in such a map: not sizes, not gaps, not directions.
+    """
+    from sklearn.manifold import TSNE
+
+    fit = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed, n_jobs=1).fit_transform
+    return torch.from_numpy(fit(rows.numpy()))

@@ -18,7 +18,7 @@ from .base_config import NayerConfig
 from .config import PROFILES, TABLE8, Config, differences
 from .distill import Epoch
 from .errors import unknown
-from .results.figures import learning_curve, new_figure
+from .plots import learning_curve, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

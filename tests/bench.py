@@ -28,7 +28,8 @@ from nayer_lib.datasets import dataset
 from nayer_lib.generator.networks import Generator
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.nayer import Nayer
-from nayer_lib.results.runs import device_name
+from nayer_lib.runs.card import device_name
+from nayer_lib.runs.forecast import epoch_seconds, run_seconds
 
 DRAW = 512  # images of a memory draw: Table 8's student batch
 FORMATS = {
@@ -158,11 +159,11 @@ def projection(phases: dict) -> dict[str, float]:
     config = make_config("cifar10-wrn40_2-wrn16_2", profile="full")
     ms = {name: row["ours_ms"] for name, row in phases.items()}
     # A student step of the bench has 400 images, the run's has 512; both phases scale with their images.
-    learn = config.student_steps * (ms["student step"] * config.student_batch / 400 + ms["memory draw"]) / 1000
+    learn = (ms["student step"] * config.student_batch / 400 + ms["memory draw"]) / 1000
     make = config.generator_steps * ms["synthesis step"] / 1000
-    warmup = config.warmup_epochs * config.synthesis_rounds(0) * make
-    told = {"seconds an epoch": config.rounds * make + learn}
-    told["seconds, E = 100"] = warmup + config.distillation_epochs * told["seconds an epoch"]
+    pace = {"warm-up round": make, "round": make, "student step": learn, "evaluation": 0.0}
+    told = {"seconds an epoch": epoch_seconds(config, config.total_epochs - 1, pace)}
+    told["seconds, E = 100"] = run_seconds(config, pace)
     name = torch.cuda.get_device_name()
     for gpu, speeds in GPUS.items():
         if gpu in name:

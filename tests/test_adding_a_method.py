@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nayer_lib.methods import METHODS
-from nayer_lib.sweep import read_sweep
+from nayer_lib.runs.sweep import read_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def test_the_method_is_shown_whole():
 def test_the_blocks_are_all_that_a_method_needs():
     """No other line of the library names it but the texts about what was run."""
     lines = {line.strip() for _, code in BLOCKS for line in code.splitlines()}
-    shown = {ROOT / "nayer_lib/methods/dfad.py", *(ROOT / "nayer_lib" / "results").iterdir()}
+    shown = {ROOT / "nayer_lib/methods/dfad.py", *(ROOT / "nayer_lib" / "report").iterdir()}
     for path in set((ROOT / "nayer_lib").rglob("*.py")) - shown:
         named = {
             line.strip() for line in path.read_text(encoding="utf-8").splitlines() if re.search("dfad", line, re.I)

@@ -18,8 +18,8 @@ from nayer_lib.config import make_config
 from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods.base import NonFiniteLoss
-from nayer_lib.results.record import Run
-from nayer_lib.results.runs import read_card, resumable
+from nayer_lib.runs.card import read_card, resumable
+from nayer_lib.runs.run import Run
 
 LONGER = {"epochs": 4, "generator_life": 2, "student_steps": 3}
 SET = [f"{name}={value}" for name, value in {**TINY, **LONGER}.items()]

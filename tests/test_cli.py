@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,9 @@ from tiny import TINY, call, read_json, refused, write_sheets
 
 from nayer_lib import cli, files
 from nayer_lib.classifiers.teacher import make_classifier, save_classifier
-from nayer_lib.config import DIVERGENCES
 from nayer_lib.datasets import DATASETS, load_split
-from nayer_lib.results.ablations import ablations_page, with_effects
-from nayer_lib.results.comparison import tables_page
-from nayer_lib.results.runs import kept_cards, read_card
-from nayer_lib.results.tables import BENCH_MARKERS, MARKERS, bench_table, results_table
+from nayer_lib.report import pages, tables
+from nayer_lib.runs.card import kept_cards, read_card
 from nayer_lib.text.labels import class_names
 from nayer_lib.text.lte_pool import load_pool
 
@@ -91,6 +89,9 @@ def test_lte_builds_a_pool_that_distill_finds(clone, capsys):
     call(capsys, "distill", *TINY_SET, "encoder=random", "prompt=photo")
 
 
+PAGES = ("tables", "ablations", "divergences")
+
+
 def test_report_renders_the_readme_and_the_documents_anew(clone, capsys):
     call(capsys, "distill", *TINY_SET)
     [folder] = (clone / "runs").iterdir()
@@ -99,24 +100,23 @@ def test_report_renders_the_readme_and_the_documents_anew(clone, capsys):
     bench = {"device": "a device", "clock": "CPU", "repeats": 5, "draw": 512, "batch": 100, "versions": {"torch": "2"}}
     bench["phases"] = {"one round": phase, "memory draw": phase}
     (clone / "data" / "bench.json").write_text(json.dumps(bench))
-    readme, blocks = clone / "README.md", (*MARKERS, *BENCH_MARKERS)
-    (clone / "README.md").write_text("before\n{}\nold\n{}\nbetween\n{}\nold\n{}\nafter\n".format(*blocks))
-    old = "\n".join(f"| {name} | what | old |" for name in DIVERGENCES)
+    root, names = Path(__file__).resolve().parents[1], ("README.md", *(f"docs/{n}.md" for n in PAGES))
     (clone / "docs").mkdir()
-    (clone / "docs" / "divergences.md").write_text(f"before\n{old}\nafter\n")
+    refused(["report"], "no docs/tables.md in", capsys)
+    for name in names:
+        shutil.copy(root / name, clone / name)
     out = call(capsys, "report")
-    assert out == results_table(kept_cards()) + "\n"
-    shown = bench_table(bench)
-    assert readme.read_text(encoding="utf-8") == (
-        f"before\n{MARKERS[0]}\n{out}{MARKERS[1]}\nbetween\n{BENCH_MARKERS[0]}\n{shown}\n{BENCH_MARKERS[1]}\nafter\n"
-    )
-    assert "| one round, 100 images | 12.3 | 100.0 | **8.1** (8.0 – 8.2) |" in shown and "memory draw, 512" in shown
-    assert (clone / "docs" / "tables.md").read_text(encoding="utf-8") == tables_page(kept_cards())
-    cards = kept_cards() + kept_cards("validation")
-    assert (clone / "docs" / "ablations.md").read_text(encoding="utf-8") == ablations_page(cards)
-    assert (clone / "docs" / "divergences.md").read_text(encoding="utf-8") == with_effects(
-        f"before\n{old}\nafter\n", kept_cards()
-    )
+    kept = kept_cards()
+    assert out == tables.results_table(kept) + "\n"
+    readme, *docs = ((clone / name).read_text(encoding="utf-8") for name in names)
+    before, *olds = ((root / name).read_text(encoding="utf-8") for name in names)
+    assert readme == tables.readme(before, kept, bench) and out in readme
+    assert docs == [
+        tables.tables_page(olds[0], kept),
+        pages.ablations_page(olds[1], kept + kept_cards("validation")),
+        pages.with_effects(olds[2], kept),
+    ]
+    assert "| one round, 100 images | 12.3 | 100.0 | **8.1** (8.0 – 8.2) |" in readme and "memory draw, 512" in readme
     for name in ("results.png", "figure1.png"):
         assert (clone / "docs" / name).read_bytes().startswith(b"\x89PNG")
 

@@ -18,7 +18,7 @@ from nayer_lib.distill import distill, prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.base import Batch
-from nayer_lib.results.record import Run
+from nayer_lib.runs.run import Run
 from nayer_lib.steps import Graphs, Running, Step
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from nayer_lib.config import (
 )
 from nayer_lib.errors import UserError
 from nayer_lib.methods import METHODS
-from nayer_lib.results import paper
+from nayer_lib.report import paper
 
 IDS = [f"D{i}" for i in range(1, 14)]
 DIVERGING = {field for row in DIVERGENCES.values() for field in row}

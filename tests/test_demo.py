@@ -12,7 +12,7 @@ from tiny import read_json, tiny_setup
 
 from nayer_lib.demo import NOTEBOOK, demo
 from nayer_lib.errors import UserError
-from nayer_lib.results.record import Run
+from nayer_lib.runs.run import Run
 
 
 @pytest.fixture(autouse=True)

@@ -23,9 +23,10 @@ methods.base methods.terms methods.round methods.inversion methods.live
 methods.nayer methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt methods.dfq_choi methods.mad
 methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr
 methods.with_data methods
-config checkpoint distill budget
-results.paper results.embeddings results.figures results.runs results.record results.tables results.comparison
-sweep results.ablations notebook demo cli.common cli.lte cli.teacher cli preload __main__
+config checkpoint distill plots
+runs.card runs.run runs.statistics runs.forecast runs.sweep runs.launch
+report.paper report.embeddings report.tables report.ablations report.pages
+notebook demo cli.common cli.lte cli.teacher cli preload __main__
 """.split()
 
 HEAVY = "open_clip sentence_transformers gensim seaborn matplotlib pandas torchvision IPython".split()

@@ -20,6 +20,7 @@ from nayer_lib.geometry import (
     outlier_dimensions,
     rank_correlation,
     spread,
+    tsne,
 )
 
 few = settings(max_examples=40, deadline=None, database=None)
@@ -211,3 +212,11 @@ def test_p_is_fixed_by_its_seed_and_leaves_the_global_one_alone():
     told = [rank_correlation(one, other, permutations=99, seed=seed) for seed in (5, 5, 6)]
     assert torch.equal(torch.rand(2), expected)
     assert told[0] == told[1] and told[0][0] == told[2][0] and told[0][1] != told[2][1]
+
+
+def test_tsne_keeps_near_what_is_near_and_is_the_same_each_time():
+    rows = torch.cat([torch.randn(6, 4, generator=torch.Generator().manual_seed(0)) + shift for shift in (0.0, 50.0)])
+    points = tsne(rows, perplexity=3)
+    assert points.shape == (12, 2) and torch.equal(points, tsne(rows, perplexity=3))
+    nearest = torch.cdist(points, points).fill_diagonal_(float("inf")).argmin(1)
+    assert torch.equal(nearest // 6, torch.arange(12) // 6)

@@ -16,7 +16,8 @@ from nayer_lib.demo import demo
 from nayer_lib.errors import UserError
 from nayer_lib.notebook import profile, table8_differences
 from nayer_lib.ranks import find_ranks
-from nayer_lib.sweep import Sweep, run_sweep
+from nayer_lib.runs.launch import run_sweep
+from nayer_lib.runs.sweep import Sweep
 from nayer_lib.text.encoders import encode
 
 TEXT = ("sentence_transformers", "open_clip", "gensim", "huggingface_hub")

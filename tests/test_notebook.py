@@ -17,7 +17,7 @@ from nayer_lib.config import PROFILES, VARIANTS, make_config
 from nayer_lib.distill import distill
 from nayer_lib.errors import UserError
 from nayer_lib.generator.noisy_layer import NoisyLayer
-from nayer_lib.results.figures import new_figure
+from nayer_lib.plots import new_figure
 
 
 class Handle:

@@ -19,8 +19,8 @@ from nayer_lib.distill import distill, prepare
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.evaluate import Evaluator
 from nayer_lib.files import tensors_hash
-from nayer_lib.results.record import Run
-from nayer_lib.results.runs import read_card
+from nayer_lib.runs.card import read_card
+from nayer_lib.runs.run import Run
 from nayer_lib.text.labels import class_names
 from nayer_lib.text.lte_pool import build_pool, load_pool, read_released_table, released_pool
 

@@ -12,7 +12,7 @@ import json, os, sys
 import nayer_lib.preload
 import torch
 from nayer_lib.cli import main
-from nayer_lib.sweep import _command
+from nayer_lib.runs.launch import _command
 from pathlib import Path
 from tiny import tiny_config
 start = set(sys.modules)

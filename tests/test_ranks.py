@@ -19,8 +19,8 @@ from nayer_lib.distill import Setup, prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods.base import Batch
 from nayer_lib.ranks import Ranks, find_ranks
-from nayer_lib.results.record import Run
-from nayer_lib.results.runs import read_card
+from nayer_lib.runs.card import read_card
+from nayer_lib.runs.run import Run
 
 CPU = torch.device("cpu")
 ALONE = Ranks()

@@ -1,5 +1,6 @@
 """What the README and the documents say is there: commands, pictures, files, numbers."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,11 +8,10 @@ import pytest
 
 from nayer_lib import cli
 from nayer_lib.methods import METHODS
-from nayer_lib.results.ablations import ablations_page, with_effects
-from nayer_lib.results.comparison import tables_page
-from nayer_lib.results.runs import kept_cards
-from nayer_lib.results.tables import MARKERS, results_table
-from nayer_lib.sweep import read_sweep
+from nayer_lib.report import pages, paper, tables
+from nayer_lib.runs.card import kept_cards
+from nayer_lib.runs.statistics import NEAR, SMALL
+from nayer_lib.runs.sweep import read_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -40,27 +40,22 @@ def test_the_readme_shows_the_two_commands_to_know(command):
     assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
 
 
-def test_the_results_are_those_of_the_kept_cards():
-    begin, end = MARKERS
-    text = README.read_text(encoding="utf-8")
-    assert text.count(begin) == text.count(end) == 1
-    shown = text.split(begin)[1].split(end)[0]
-    assert shown == f"\n{results_table(kept_cards())}\n", "run `python -m nayer_lib report`"
+def test_what_is_rendered_is_what_the_kept_cards_say():
+    kept, bench = kept_cards(), json.loads((ROOT / "data" / "bench.json").read_text(encoding="utf-8"))
+    rendered = {
+        "README.md": lambda page: tables.readme(page, kept, bench),
+        "docs/tables.md": lambda page: tables.tables_page(page, kept),
+        "docs/ablations.md": lambda page: pages.ablations_page(page, kept + kept_cards("validation")),
+        "docs/divergences.md": lambda page: pages.with_effects(page, kept),
+    }
+    for name, render in rendered.items():
+        shown = (ROOT / name).read_text(encoding="utf-8")
+        assert shown == render(shown), f"{name}: run `python -m nayer_lib report`"
 
 
-def test_the_tables_of_the_paper_are_those_of_the_kept_cards():
-    shown = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
-    assert shown == tables_page(kept_cards()), "run `python -m nayer_lib report`"
-
-
-def test_the_ablations_are_those_of_the_kept_cards():
-    shown = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
-    assert shown == ablations_page(kept_cards() + kept_cards("validation")), "run `python -m nayer_lib report`"
-
-
-def test_the_effects_of_the_divergences_are_those_of_the_kept_cards():
-    shown = (ROOT / "docs" / "divergences.md").read_text(encoding="utf-8")
-    assert shown == with_effects(shown, kept_cards()), "run `python -m nayer_lib report`"
+def test_the_rules_that_the_tables_page_tells_are_those_of_the_code():
+    head = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8").split("\n## ")[0]
+    assert f"at most {SMALL:g} point below" in head and f"up to {NEAR:g} points" in head and paper.EDITION in head
 
 
 @pytest.mark.parametrize("path", [README, ROOT / "docs" / "tables.md"], ids=lambda path: path.name)

@@ -1,6 +1,6 @@
 """What the short GPU run computes. run.py starts this file, a process for every job, and may kill it at any time.
 
-    python work.py parts|row '{"work": ..., ...}'
+python work.py parts|row '{"work": ..., ...}'
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 import types
-from collections.abc import Callable
 from pathlib import Path
 
 import bench  # of tests/
@@ -31,8 +30,9 @@ from nayer_lib.config import DEFAULT_PRESETS, PRESETS, PROFILES, Config, make_co
 from nayer_lib.datasets import Split, load_packed
 from nayer_lib.distill import Setup, choose_device, prepare
 from nayer_lib.methods.base import Method
-from nayer_lib.results.record import Run
-from nayer_lib.results.runs import device_name
+from nayer_lib.runs.card import device_name
+from nayer_lib.runs.forecast import epoch_seconds, measured
+from nayer_lib.runs.run import Run
 
 IMPORTED = time.time()
 TOLERANCE = 0.03  # relative, of two ways to compute one loss
@@ -181,33 +181,13 @@ def speed(job: Job, how: str) -> dict:
     setup = job.setup(job.config(), how)
     told = {"start": IMPORTED - job.began + time.time() - began}
     method, config = setup.method, setup.method.config
-
-    def took(call: Callable, times: int) -> float:
-        """Seconds of a call, after as many that load, compile and record."""
-        for _ in range(2):
-            start = time.perf_counter()
-            for _ in range(times):
-                call()
-            if method.device.type == "cuda":
-                torch.cuda.synchronize(method.device)
-        return (time.perf_counter() - start) / times
-
-    def rounds(epoch: int, count: int) -> None:
-        method.begin_epoch(epoch)
-        for _ in range(count):
-            method.synthesize(epoch)
-
-    warmup = took(lambda: rounds(0, 2), 1) / 2
-    synthesis = took(lambda: rounds(config.warmup_epochs + 1, config.rounds), 1)
-    student = took(lambda: method.student_step(method.sample(config.student_batch)), 20)
-    evaluation = took(lambda: setup.evaluate(method.student), 1)
-    told["warmup"] = warmup * config.synthesis_rounds(0)
-    told["epoch"] = synthesis + config.student_steps * student + evaluation / setup.score_every
+    pace = measured(setup)
+    told |= {"warmup": epoch_seconds(config, 0, pace), "epoch": epoch_seconds(config, config.total_epochs - 1, pace)}
     told["ms"] = {
-        "warm-up step": 1000 * warmup / config.generator_steps,
-        "synthesis step": 1000 * synthesis / config.rounds / config.generator_steps,
-        "student step": 1000 * student,
-        "evaluation": 1000 * evaluation,
+        "warm-up step": 1000 * pace["warm-up round"] / config.generator_steps,
+        "synthesis step": 1000 * pace["round"] / config.generator_steps,
+        "student step": 1000 * pace["student step"],
+        "evaluation": 1000 * pace["evaluation"],
     }
     if method.device.type == "cuda":
         told["peak MiB"] = torch.cuda.max_memory_allocated(method.device) // 2**20

@@ -14,17 +14,18 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from .. import datasets, files
-from ..budget import check_fits, in_words, rehearse
 from ..compute import Compute, compute_of, fastest
 from ..config import make_config
 from ..demo import demo
 from ..distill import choose_device, prepare
 from ..errors import MissingFile, UserError
 from ..ranks import find_ranks
-from ..results import ablations, comparison, tables
-from ..results import runs as cards
-from ..results.record import Run
-from ..sweep import finished_runs, keep_sweep, projected, read_sweep, run_sweep, time_in_words
+from ..report import pages, tables
+from ..runs import card as cards
+from ..runs.forecast import check_fits, in_words, projected, rehearse, time_in_words
+from ..runs.launch import run_sweep
+from ..runs.run import Run
+from ..runs.sweep import keep_sweep, read_sweep
 from ..text.lte_pool import load_pool
 from . import lte as pools
 from . import teacher as teachers
@@ -115,7 +116,7 @@ def distill(
         test = datasets.load_folder(images, own.class_names, size, len(own.mean))
     if dry_run:
         print(in_words(config, rehearse(config, own, pool, test)))
-        print(f"{'time':26}{time_in_words([projected(config, finished_runs())]):>20}")
+        print(f"{'time':26}{time_in_words([projected(config, cards.finished_runs())]):>20}")
         return None
     if channels_last and no_channels_last:
         raise UserError("--channels-last and --no-channels-last are two layouts: give one.")
@@ -196,26 +197,27 @@ def report() -> None:
     """Print the results table of the kept cards, paper beside ours, and render README.md and docs/ anew.
 
     The README gets that table, its picture and the bench; docs/ Tables 1 and 2 (tables.md) and Figure 1 (figure1.png),
-    the ablations (ablations.md) and what D1-D13 do (divergences.md).
+    the ablations (ablations.md) and what D1-D13 do (divergences.md). Only what stands between a page's markers is
+    written anew: its prose is its own.
     """
     kept, root = cards.kept_cards(), files.data_dir().parent
-    table = tables.results_table(kept)
-    readme = root / "README.md"
-    if not readme.is_file():
-        raise UserError(f"no README.md in {root}: run this in a clone.")
-    text = tables.with_table(readme.read_text(encoding="utf-8"), table)
-    bench_card = files.data_dir() / "bench.json"
-    if not bench_card.is_file():
+    bench = files.data_dir() / "bench.json"
+    if not bench.is_file():
         raise MissingFile("no data/bench.json: make it with `python tests/bench.py --keep`.")
-    bench = json.loads(bench_card.read_text(encoding="utf-8"))
-    files.write_text(readme, tables.with_table(text, tables.bench_table(bench), tables.BENCH_MARKERS))
+    rendered = {
+        "README.md": lambda page: tables.readme(page, kept, json.loads(bench.read_text(encoding="utf-8"))),
+        "docs/tables.md": lambda page: tables.tables_page(page, kept),
+        "docs/ablations.md": lambda page: pages.ablations_page(page, [*kept, *cards.kept_cards("validation")]),
+        "docs/divergences.md": lambda page: pages.with_effects(page, kept),
+    }
+    for name in rendered:
+        if not (root / name).is_file():
+            raise UserError(f"no {name} in {root}: run this in a clone.")
+    for name, render in rendered.items():
+        files.write_text(root / name, render((root / name).read_text(encoding="utf-8")))
     tables.draw_results(kept, root / "docs" / "results.png")
-    files.write_text(root / "docs" / "tables.md", comparison.tables_page(kept))
-    comparison.draw_figure_1(kept, root / "docs" / "figure1.png")
-    files.write_text(root / "docs" / "ablations.md", ablations.ablations_page([*kept, *cards.kept_cards("validation")]))
-    divergences = root / "docs" / "divergences.md"
-    files.write_text(divergences, ablations.with_effects(divergences.read_text(encoding="utf-8"), kept))
-    print(table)
+    tables.draw_figure_1(kept, root / "docs" / "figure1.png")
+    print(tables.results_table(kept))
 
 
 COMMANDS = {f.__name__: f for f in (demo, distill, runs, sweep, report)} | {"lte": pools, "teacher": teachers}

@@ -10,7 +10,7 @@ from ..classifiers.teacher import load_teacher
 from ..config import TABLE8, Config
 from ..errors import UserError
 from ..evaluate import features
-from ..results import embeddings
+from ..report import embeddings
 from ..text.lte_pool import agreement, build_pool, equal_rows, pool_path, read_pool, released_pool, save_pool
 from .common import own_teacher, read_names
 
@@ -96,11 +96,11 @@ def show(
     """
     if not pools:
         raise UserError("name one or more pools, as data/lte/cifar10.sbert.a.safetensors.")
-    seen: dict[str, embeddings.Seen] = {}  # by data set
+    compared: dict[str, embeddings.ImageFeatures] = {}  # by data set
     for path in pools:
         pool = read_pool(path)
         dataset, names = embeddings.classes_of(pool)
-        if (images or teacher or network) and dataset not in seen:
+        if (images or teacher or network) and dataset not in compared:
             if not dataset:
                 raise UserError(f"{path.name} is for classes of your own: there are no test images to compare with.")
             judge = own_teacher(dataset, teacher, network, None, mean, std)
@@ -108,11 +108,11 @@ def show(
             if judge.class_names != names:
                 raise UserError(f"the teacher's class names are not those of {dataset}: take a teacher of its classes.")
             test = datasets.load_split(dataset, "test")
-            seen[dataset] = embeddings.Seen(features(judge, test.images), test.labels, judge.name)
-        told = embeddings.describe(pool, names, seen.get(dataset))
-        print(f"{path.name}: {embeddings.in_words(told)}\n")
+            compared[dataset] = embeddings.ImageFeatures(features(judge, test.images), test.labels, judge.name)
+        facts = embeddings.describe(pool, names, compared.get(dataset))
+        print(f"{path.name}: {embeddings.in_words(facts)}\n")
         if keep:
-            embeddings.keep(dataset, path.name.removesuffix(".safetensors").split(".", 1)[-1], told)
+            embeddings.keep(dataset, path.name.removesuffix(".safetensors").split(".", 1)[-1], facts)
 
 
 def compare(one: Positional[Path], other: Positional[Path]) -> None:

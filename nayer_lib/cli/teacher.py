@@ -17,8 +17,8 @@ from ..config import PRESETS, Config
 from ..distill import choose_device
 from ..errors import MissingFile, UserError, unknown
 from ..evaluate import Evaluator, Scores
-from ..results import paper
-from ..results.runs import device_name
+from ..report import paper
+from ..runs.card import device_name
 from .common import own_teacher
 
 

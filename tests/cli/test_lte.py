@@ -11,7 +11,7 @@ from nayer_lib import cli
 from nayer_lib.classifiers import build
 from nayer_lib.classifiers.teacher import make_classifier, save_classifier
 from nayer_lib.datasets import DATASETS
-from nayer_lib.results.embeddings import kept
+from nayer_lib.report.embeddings import kept
 from nayer_lib.text.encoders import ENCODERS, encode
 from nayer_lib.text.labels import class_names, labels_hash
 from nayer_lib.text.lte_pool import LTEPool, load_pool, pool_path, save_pool
@@ -299,7 +299,7 @@ def test_lte_lists_its_commands(capsys):
 
 
 def test_the_pools_of_every_data_set_can_be_shown(capsys):
-    """ImageNet's, which take seconds, are looked at in results/test_embeddings.py."""
+    """ImageNet's, which take seconds, are looked at in report/test_embeddings.py."""
     datasets = [name for name in DATASETS if name != "imagenet"]
     paths = [brought(dataset, encoder, "a") for dataset in datasets for encoder in ("sbert", "doc2vec")]
     said = call(capsys, "lte", "show", *paths)

@@ -18,7 +18,7 @@ from nayer_lib.classifiers.training import RECIPES
 from nayer_lib.cli import teacher as teachers
 from nayer_lib.config import PRESETS, Config
 from nayer_lib.datasets import DATASETS, load_split
-from nayer_lib.results import paper
+from nayer_lib.report import paper
 from nayer_lib.text.labels import class_names
 
 WRN = ["--dataset", "digits", "--network", "wrn10_half", "--device", "cpu"]

@@ -9,7 +9,7 @@ from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.mad import MAD
-from nayer_lib.results import paper
+from nayer_lib.report import paper
 
 
 def tiny_mad(**overrides) -> MAD:

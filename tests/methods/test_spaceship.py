@@ -9,7 +9,6 @@ from tiny import run_all, same, tiny_setup
 from torch import nn
 
 from nayer_lib import losses
-from nayer_lib.budget import budget
 from nayer_lib.classifiers.teacher import Classifier, make_classifier, tapped
 from nayer_lib.compute import Compute
 from nayer_lib.config import make_config
@@ -19,7 +18,8 @@ from nayer_lib.errors import UserError
 from nayer_lib.methods import terms
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.spaceship import SpaceshipNet, exchange
-from nayer_lib.results import paper
+from nayer_lib.report import paper
+from nayer_lib.runs.forecast import held
 
 NAMES = [str(k) for k in range(10)]
 NETWORKS = ["wrn16_1", "resnet20", "resnet18", "vgg11"]
@@ -117,7 +117,7 @@ def test_at_full_size_the_memory_is_bounded_by_the_published_runs_images():
     networks = [make_classifier(name, facts.class_names, facts.mean, facts.std, 0) for name in ("wrn16_2", "wrn16_1")]
     for protocol in ("equal", "published"):
         config = make_config("cifar10-wrn40_2-wrn16_2", method="spaceship", profile="full", protocol=protocol)
-        counted = budget(SpaceshipNet(*networks, config))
+        counted = held(SpaceshipNet(*networks, config))
         assert counted.images == 51_200 and counted.bytes["memory"] == 51_200 * 213_008  # 10.9 GB
 
 

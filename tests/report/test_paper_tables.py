@@ -2,15 +2,23 @@
 
 import copy
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
 from nayer_lib.config import make_config
-from nayer_lib.results import comparison, paper
-from nayer_lib.results.comparison import draw_figure_1, tables_page
-from nayer_lib.results.runs import kept_cards
+from nayer_lib.report import paper, tables
+from nayer_lib.report.tables import draw_figure_1
+from nayer_lib.runs.card import kept_cards
 
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tables.md").read_text(encoding="utf-8")
 COLUMNS = list(dict.fromkeys((row.dataset, row.teacher, row.student) for row in paper.rows(1)))
+
+
+def tables_page(cards: list[dict]) -> str:
+    """The page of these cards, without its markers."""
+    return re.sub(r"<!-- .+ -->\n", "", tables.tables_page(PAGE, cards))
 
 
 @pytest.fixture
@@ -158,8 +166,8 @@ def test_our_speed_up_needs_both_methods_on_both_data_sets_and_one_device(run):
 
 
 def test_figure_1_has_the_papers_points_and_our_full_runs_of_its_pair(run, tmp_path, monkeypatch):
-    drawn, real = [], comparison.accuracy_against_hours
-    monkeypatch.setattr(comparison, "accuracy_against_hours", lambda *a: drawn.append(a[1:]) or real(*a))
+    drawn, real = [], tables.accuracy_against_hours
+    monkeypatch.setattr(tables, "accuracy_against_hours", lambda *a: drawn.append(a[1:]) or real(*a))
     others = [run("cifar10-wrn40_2-wrn16_1"), run(profile="lab"), run(latent="noise")]
     cards = [run(seed=0, accuracy=0.92), run(seed=1, accuracy=0.94), *others]
     draw_figure_1(cards, tmp_path / "docs" / "figure1.png")

@@ -1,17 +1,19 @@
 """Every column of Table 1 can be put together and run without data, weights or network; what it would hold adds up."""
 
+import dataclasses
 import os
 
 import pytest
 import torch
 from tiny import tiny_config
 
-from nayer_lib import budget, cli, distill
-from nayer_lib.budget import COPIES, in_words, rehearse
+from nayer_lib import cli, distill
 from nayer_lib.classifiers.teacher import make_classifier
 from nayer_lib.config import PRESETS, VARIANTS, make_config
 from nayer_lib.datasets import Split, dataset
 from nayer_lib.errors import UserError
+from nayer_lib.runs import forecast
+from nayer_lib.runs.forecast import COPIES, in_words, rehearse
 from nayer_lib.text.lte_pool import build_pool
 
 # Parameters of teacher, student and generator, images and their bytes: the published counts (released, E = 100).
@@ -113,30 +115,32 @@ def test_ones_own_teacher_pool_and_images_are_rehearsed_with():
 @pytest.mark.filterwarnings("ignore:the teacher scores")  # on two images
 def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch, capsys):
     setup = distill.prepare(tiny_config(), test=TWO, device="cpu")
-    held = sum(budget.budget(setup.method).bytes.values())
-    monkeypatch.setattr(budget, "free_memory", lambda device: held)
-    budget.check_fits(setup.method)
-    monkeypatch.setattr(budget, "free_memory", lambda device: None)  # nobody knows
-    budget.check_fits(setup.method)
-    monkeypatch.setattr(budget, "free_memory", lambda device: held - 1)
-    with pytest.raises(UserError, match=rf"would hold {held / 1e6:.1f} MB at its end.* free \(cpu\): take a smaller"):
-        budget.check_fits(setup.method)
+    needed = sum(forecast.held(setup.method).bytes.values())
+    monkeypatch.setattr(forecast, "free_memory", lambda device: needed)
+    forecast.check_fits(setup.method)
+    monkeypatch.setattr(forecast, "free_memory", lambda device: None)  # nobody knows
+    forecast.check_fits(setup.method)
+    monkeypatch.setattr(forecast, "free_memory", lambda device: needed - 1)
+    with pytest.raises(UserError, match=rf"would hold {needed / 1e6:.1f} MB at its end.* free \(cpu\): take a smaller"):
+        forecast.check_fits(setup.method)
     monkeypatch.setattr(distill, "load_split", lambda *_: TWO)
     assert cli.main(["distill", "--device", "cpu", "--out", str(tmp_path / "run")]) == 2
     assert "would hold" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_the_free_memory_is_what_the_system_or_the_gpu_says(monkeypatch):
-    free, page = budget.free_memory(torch.device("cpu")), os.sysconf("SC_PAGE_SIZE")
+    free, page = forecast.free_memory(torch.device("cpu")), os.sysconf("SC_PAGE_SIZE")
     if free is not None:
         assert 0 < free < page * os.sysconf("SC_PHYS_PAGES")
-    monkeypatch.setattr(budget.Path, "read_text", lambda *_, **__: "MemTotal: 9 kB\nMemAvailable:   5 kB\nHeld: 1 kB\n")
-    assert budget.free_memory(torch.device("cpu")) == 5120
-    monkeypatch.setattr(budget.Path, "read_text", lambda *_, **__: "MemTotal: 9 kB\n")
-    assert budget.free_memory(torch.device("cpu")) is None
+    monkeypatch.setattr(
+        forecast.Path, "read_text", lambda *_, **__: "MemTotal: 9 kB\nMemAvailable:   5 kB\nHeld: 1 kB\n"
+    )
+    assert forecast.free_memory(torch.device("cpu")) == 5120
+    monkeypatch.setattr(forecast.Path, "read_text", lambda *_, **__: "MemTotal: 9 kB\n")
+    assert forecast.free_memory(torch.device("cpu")) is None
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7)
-    assert budget.free_memory(torch.device("cuda")) == 107
+    assert forecast.free_memory(torch.device("cuda")) == 107
 
 
 def test_distill_dry_run_prints_the_table_and_leaves_no_run(tmp_path, monkeypatch, capsys):
@@ -156,3 +160,43 @@ def test_distill_dry_run_prints_the_table_and_leaves_no_run(tmp_path, monkeypatc
     assert not (tmp_path / "runs").exists()
     assert cli.main(["distill", "--preset", preset, "--dry-run", "--set", "student=wrn16"]) == 2
     assert capsys.readouterr().err.startswith("nayer_lib: unknown network 'wrn16'")
+
+
+# --- time
+
+
+def test_a_run_takes_its_epochs_at_the_pace_that_was_measured():
+    """Three epochs, one of them warm-up with one round; two rounds and two student steps in the others."""
+    config = tiny_config()
+    pace = {"warm-up round": 100.0, "round": 10.0, "student step": 1.0, "evaluation": 0.25}
+    assert [forecast.epoch_seconds(config, epoch, pace) for epoch in range(3)] == [100.0, 22.25, 22.25]
+    assert forecast.run_seconds(config, pace) == 144.5
+
+
+def test_an_epoch_that_repeats_takes_so_many_turns():
+    config = tiny_config(method="zskt", repeats=3)
+    pace = {"warm-up round": 0.0, "round": 10.0, "student step": 1.0, "evaluation": 0.25}
+    turn = 10 * config.synthesis_rounds(config.total_epochs - 1) + config.student_steps
+    assert forecast.epoch_seconds(config, config.total_epochs - 1, pace) == 3 * turn + 0.25
+
+
+@pytest.mark.filterwarnings("ignore:the teacher scores")  # on two images
+def test_the_pace_is_that_of_the_calls_after_the_first(monkeypatch):
+    """Each first call loads something, which takes a second."""
+    clock, slow = [0.0], set()
+    setup = distill.prepare(tiny_config(), test=TWO, device="cpu")
+
+    def lasting(name, seconds):
+        def call(*_):
+            clock[0] += seconds + (1.0 if name not in slow else 0.0)
+            slow.add(name)
+
+        return call
+
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: clock[0])
+    setup.method.synthesize = lambda epoch: lasting(f"round {epoch}", 3.0 if epoch else 2.0)()
+    setup.method.student_step, setup.method.sample = lasting("step", 0.5), lambda n: None
+    setup = dataclasses.replace(setup, evaluate=lasting("evaluation", 0.1), score_every=5)
+    assert forecast.measured(setup) == pytest.approx(
+        {"warm-up round": 2.0, "round": 3.0, "student step": 0.5, "evaluation": 0.02}
+    )

@@ -19,9 +19,9 @@ from nayer_lib.config import fields_of, make_config
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.methods.base import NonFiniteLoss
 from nayer_lib.metrics import convergence, diversity
-from nayer_lib.results import record, runs
-from nayer_lib.results.record import CURVE, Run
-from nayer_lib.results.runs import card_config, keep, kept_cards, kept_files, local_cards, read_card
+from nayer_lib.runs import card as cards
+from nayer_lib.runs.card import card_config, keep, kept_cards, kept_files, local_cards, read_card
+from nayer_lib.runs.run import CURVE, Run
 
 BEST = "best_epoch (chosen on the test set)"
 
@@ -182,29 +182,29 @@ def test_a_folder_among_the_runs_names_its_run_so_that_keep_finds_it(clone):
 
 
 def test_the_device_is_told_by_its_name(monkeypatch):
-    assert re.search(r"\(\d+ cores\)$", runs.device_name(torch.device("cpu")))
+    assert re.search(r"\(\d+ cores\)$", cards.device_name(torch.device("cpu")))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
-    assert runs.device_name(torch.device("cuda", 1)) == "GPU 1"
+    assert cards.device_name(torch.device("cuda", 1)) == "GPU 1"
 
 
 def test_outside_a_git_clone_the_commit_is_what_the_environment_says(clone, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(clone.parent))
     monkeypatch.delenv("NAYER_COMMIT", raising=False)
-    assert record._commit() == ""
+    assert cards.commit() == ""
     monkeypatch.setenv("NAYER_COMMIT", "ad1efa0+")
-    assert record._commit() == "ad1efa0+"
+    assert cards.commit() == "ad1efa0+"
     monkeypatch.setenv("PATH", "")  # no git at all
-    assert record._commit() == "ad1efa0+"
+    assert cards.commit() == "ad1efa0+"
     monkeypatch.delenv("NAYER_COMMIT")
-    assert record._commit() == ""
+    assert cards.commit() == ""
 
 
 def test_in_a_clone_the_commit_is_gits_whatever_the_environment_says(monkeypatch):
-    said = record._commit()
+    said = cards.commit()
     if not said:
         pytest.skip("no git, or no clone")
     monkeypatch.setenv("NAYER_COMMIT", "another")
-    assert record._commit() == said
+    assert cards.commit() == said
 
 
 # --- a run that does not

@@ -7,19 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import files
+from .. import files, geometry
 from ..errors import UserError
-from ..geometry import (
-    batch_normed,
-    class_means,
-    cosines,
-    distances,
-    neighbour_in_group,
-    neighbours,
-    outlier_dimensions,
-    rank_correlation,
-    spread,
-)
 from ..text.labels import class_names, labels_hash, superclasses
 from ..text.lte_pool import LTEPool, equal_rows
 
@@ -27,7 +16,7 @@ MATRIX_UP_TO = 20  # classes: of more, the matrix of cosines is not kept
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageFeatures:
     """A teacher's features of test images: features (N, d), labels (N,), and the teacher's name."""
 
     features: Tensor
@@ -44,7 +33,7 @@ def classes_of(pool: LTEPool) -> tuple[str, Sequence[str]]:
     return "", [f"class {k}" for k in range(len(pool.table))]
 
 
-def describe(pool: LTEPool, names: Sequence[str], seen: Seen | None = None) -> dict:
+def describe(pool: LTEPool, names: Sequence[str], images: ImageFeatures | None = None) -> dict:
     """How a pool's rows lie, as plain numbers: see `geometry` for each.
 
     Raises:
@@ -52,54 +41,54 @@ def describe(pool: LTEPool, names: Sequence[str], seen: Seen | None = None) -> d
     """
     if len(pool.table) < 2:
         raise UserError("a pool of one class has no distances: there is nothing to tell.")
-    table, matrix = pool.table, cosines(pool.table)
-    nearest = neighbours(table).flatten().tolist()
+    table, matrix = pool.table, geometry.cosines(pool.table)
+    nearest = geometry.neighbours(table).flatten().tolist()
     pairs = sorted({tuple(sorted(pair)) for pair in enumerate(nearest)}, key=lambda pair: -matrix[pair].item())
-    told = {
+    facts = {
         "header": pool.header,
         "shape": list(table.shape),
         "norm": {"mean": table.norm(dim=1).mean().item(), "sd": table.norm(dim=1).std().item()},
-        "spread": spread(table),
-        "spread_after_batchnorm": spread(batch_normed(table)),
+        "spread": geometry.spread(table),
+        "spread_after_batchnorm": geometry.spread(geometry.batch_normed(table)),
         "outlier_dimensions": {
             str(d): {"share": share, "mean": table[:, d].mean().item()}
-            for d, share in outlier_dimensions(table).items()
+            for d, share in geometry.outlier_dimensions(table).items()
         },
         "nearest": [[names[i], names[j], matrix[i, j].item()] for i, j in pairs[:10]],
         "equal_rows": [[names[i], names[j]] for i, j in equal_rows(table)],
     }
     if tuple(names) == class_names("cifar100"):
-        share, chance = neighbour_in_group(table, superclasses())
-        told["superclass"] = {"neighbour_in_it": share, "chance": chance}
+        share, chance = geometry.neighbour_in_group(table, superclasses())
+        facts["superclass"] = {"neighbour_in_it": share, "chance": chance}
     if len(table) <= MATRIX_UP_TO:
-        told["cosines"] = [[round(value, 4) for value in row] for row in matrix.tolist()]
-    if seen:
-        means = class_means(seen.features, seen.labels, len(table))
-        rho, p = rank_correlation(1 - matrix, distances(means))
-        told["images"] = {"teacher": seen.teacher, "images": len(seen.labels), "rho": rho, "p": p}
-    return told
+        facts["cosines"] = [[round(value, 4) for value in row] for row in matrix.tolist()]
+    if images:
+        means = geometry.class_means(images.features, images.labels, len(table))
+        rho, p = geometry.rank_correlation(1 - matrix, geometry.distances(means))
+        facts["images"] = {"teacher": images.teacher, "images": len(images.labels), "rho": rho, "p": p}
+    return facts
 
 
-def in_words(told: dict) -> str:
+def in_words(facts: dict) -> str:
     """A description as the command line prints it."""
-    header, before, after = told["header"], told["spread"], told["spread_after_batchnorm"]
+    header, before, after = facts["header"], facts["spread"], facts["spread_after_batchnorm"]
     lines = [
-        f"{told['shape'][0]} classes, {told['shape'][1]} numbers each; prompt {header['prompt']!r}",
+        f"{facts['shape'][0]} classes, {facts['shape'][1]} numbers each; prompt {header['prompt']!r}",
         f"  made by       {header['encoder']}, {header['model']}",
-        f"  length        {told['norm']['mean']:.2f} (sd {told['norm']['sd']:.2f})",
+        f"  length        {facts['norm']['mean']:.2f} (sd {facts['norm']['sd']:.2f})",
         f"  cosine        {before['cosine']:.3f}, after BatchNorm {after['cosine']:.3f} (means over pairs)",
         f"  L2 distance   {before['L2']:.3f}, after BatchNorm {after['L2']:.3f}",
-        f"  nearest       {'; '.join(f'{a} - {b} {c:.3f}' for a, b, c in told['nearest'][:4])}",
+        f"  nearest       {'; '.join(f'{a} - {b} {c:.3f}' for a, b, c in facts['nearest'][:4])}",
     ]
-    if outliers := told["outlier_dimensions"]:
+    if outliers := facts["outlier_dimensions"]:
         share = sum(one["share"] for one in outliers.values())
         shown = ", ".join(f"{d} ({one['mean']:.1f})" for d, one in list(outliers.items())[:6])
         lines.append(f"  outliers      {shown}: {100 * share:.0f} % of the squared length")
-    if superclass := told.get("superclass"):
+    if superclass := facts.get("superclass"):
         share, chance = superclass["neighbour_in_it"], superclass["chance"]
         lines.append(f"  superclass    holds the nearest class for {100 * share:.0f} % (chance {100 * chance:.0f} %)")
-    lines += [f"  one embedding {a} - {b}: G cannot tell them apart" for a, b in told["equal_rows"]]
-    if images := told.get("images"):
+    lines += [f"  one embedding {a} - {b}: G cannot tell them apart" for a, b in facts["equal_rows"]]
+    if images := facts.get("images"):
         rank = f"rank correlation {images['rho']:+.2f} (p = {images['p']:.4f})"
         lines.append(f"  and images    {rank} with {images['teacher']}'s features of {images['images']} test images")
     return "\n".join(lines)
@@ -111,18 +100,11 @@ def kept() -> dict[str, dict[str, dict]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def keep(dataset: str, name: str, told: dict) -> None:
-    """Put a description into data/embeddings.json, in place of an earlier one of the same pool."""
+def keep(dataset: str, name: str, facts: dict) -> None:
+    """Put a description into data/embeddings.json, in place of an earlier one of the same pool; six digits a
+    number."""
     everything = kept()
-    everything.setdefault(dataset or "other", {})[name] = {"torch": torch.__version__, **_rounded(told)}
+    rounded = json.loads(json.dumps(facts), parse_float=lambda digits: float(f"{float(digits):.6g}"))
+    everything.setdefault(dataset or "other", {})[name] = {"torch": torch.__version__, **rounded}
     text = json.dumps(everything, indent=1, sort_keys=True)
     files.write_text(files.data_dir() / "embeddings.json", text + "\n")
-
-
-def _rounded(value):
-    """Numbers to six significant digits."""
-    if isinstance(value, dict):
-        return {key: _rounded(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_rounded(v) for v in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value

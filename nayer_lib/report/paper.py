@@ -5,7 +5,6 @@ and notebooks ask here. A cell that the paper leaves out ("-") is a row with a m
 another one, or differs from the source it names, keeps the printed number and has the misprint's id beside it.
 """
 
-import math
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,23 +60,3 @@ def misprints() -> "pandas.DataFrame":
 
     frame = pd.read_csv(data_dir() / "paper" / "misprints.csv", dtype=str, keep_default_na=False)
     return frame.astype({"table": int})
-
-
-def accuracy(method: str, dataset: str, teacher: str, student: str, epochs: int | None = None) -> float | None:
-    """One cell of Table 1: top-1 accuracy in percent, or None where the paper prints "-".
-
-    `epochs` is 100, 200 or 300 for NAYER and None for all others; the reference rows are the methods "Teacher" and
-    "Student" (the student trained with the data).
-
-    Raises:
-        UserError: Table 1 has no such row or column.
-    """
-    rows = table(1)
-    wanted = {"method": method, "epochs": epochs, "dataset": dataset, "teacher": teacher, "student": student}
-    for column, value in wanted.items():
-        names = rows[column].astype("string").fillna("None")
-        if str(value) not in set(names):
-            raise unknown(f"{column} in the paper's Table 1", value, sorted(set(names)))
-        rows = rows[names == str(value)]
-    percent = rows["accuracy"].item()
-    return None if math.isnan(percent) else percent

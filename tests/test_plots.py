@@ -7,7 +7,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from nayer_lib.methods.base import SynthesisReport
-from nayer_lib.results.figures import (
+from nayer_lib.plots import (
     CROSS_ENTROPY,
     accuracy_against,
     accuracy_against_hours,
@@ -30,7 +30,6 @@ from nayer_lib.results.figures import (
     ranking,
     scatter,
     shares,
-    tsne,
 )
 
 NAMES = ("zero", "one")
@@ -259,14 +258,6 @@ def test_words_stand_at_their_points(ax):
     points = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
     scatter(ax, points, ["x", "y"], ["one", "two"])
     assert [(text.get_text(), tuple(text.xy)) for text in ax.texts] == [("one", (0.0, 1.0)), ("two", (2.0, 3.0))]
-
-
-def test_tsne_keeps_near_what_is_near_and_is_the_same_each_time():
-    rows = torch.cat([torch.randn(6, 4, generator=torch.Generator().manual_seed(0)) + shift for shift in (0.0, 50.0)])
-    points = tsne(rows, perplexity=3)
-    assert points.shape == (12, 2) and torch.equal(points, tsne(rows, perplexity=3))
-    nearest = torch.cdist(points, points).fill_diagonal_(float("inf")).argmin(1)
-    assert torch.equal(nearest // 6, torch.arange(12) // 6)
 
 
 def test_shares_are_percentages_of_all_squared_length(ax):

@@ -4,8 +4,10 @@ Colours are seaborn's colour-blind-safe palette and never carry a meaning alone.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..methods.base import SynthesisReport
+    from .methods.base import SynthesisReport
+
+MARKERS = "os^DvP*X" * 3
+CROSS_ENTROPY = "cross-entropy (nats)"
 
 
 def new_figure(columns: int = 1, width: float = 6.0, height: float = 3.2) -> "tuple[Figure, list[Axes]]":
@@ -24,6 +29,16 @@ def new_figure(columns: int = 1, width: float = 6.0, height: float = 3.2) -> "tu
     seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.85)
     figure = Figure(figsize=(width * columns, height), dpi=110, layout="constrained")
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _labelled(ax: "Axes", x: str, y: str, legend: dict | None = None, whole: bool = False, **axes) -> "Axes":
+    """Name the axes, say what lies on them, and add a legend with some options, {} for none; `whole`: x counts."""
+    ax.set(xlabel=x, ylabel=y, **axes)
+    if whole:
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    if legend is not None:
+        ax.legend(**legend)
+    return ax
 
 
 def mosaic(images: Tensor, columns: int) -> Tensor:
@@ -40,9 +55,8 @@ def mosaic(images: Tensor, columns: int) -> Tensor:
 def image_grid(ax: "Axes", images: Tensor, labels: Tensor, names: Sequence[str], per_class: int = 10) -> "Axes":
     """The newest images of each class, one row a class (the idea of Fig. 7).
 
-    Args:
-        images: (N, C, H, W), uint8 or in [0, 1]; labels: (N,). Later ones are newer.
-        names: of the classes to show, by class id; a class without an image keeps an empty row.
+    `images`: (N, C, H, W), uint8 or in [0, 1]; `labels`: (N,). Later ones are newer. `names`: of the classes to show,
+    by class id; a class without an image keeps an empty row.
     """
     if images.dtype == torch.uint8:
         images = images.float() / 255
@@ -59,13 +73,7 @@ def image_grid(ax: "Axes", images: Tensor, labels: Tensor, names: Sequence[str],
 
 
 def learning_curve(
-    ax: "Axes",
-    epochs: Sequence[int],
-    accuracy: Sequence[float],
-    teacher: float,
-    chance: float,
-    label: str = "student",
-    line: str = "-",
+    ax: "Axes", epochs: Sequence, accuracy: Sequence, teacher: float, chance: float, label="student", line="-"
 ) -> "Axes":
     """Test accuracy in percent after each epoch, with the teacher's and chance as lines (the idea of Fig. 1)."""
     ax.plot(epochs, accuracy, line, marker="o", markersize=4, label=label)
@@ -73,38 +81,26 @@ def learning_curve(
         ax.axhline(teacher, color="black", linestyle="--", linewidth=1.2, label=f"teacher {teacher:.1f} %")
         ax.axhline(chance, color="grey", linestyle=":", linewidth=1.2, label=f"chance {chance:.0f} %")
         ax.has_reference_lines = True
-    ax.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(0, 102))
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(loc="lower right")
-    return ax
+    return _labelled(ax, "epoch", "test accuracy (%)", {"loc": "lower right"}, whole=True, ylim=(0, 102))
 
 
 def memory_growth(ax: "Axes", epochs: Sequence[int], images: Sequence[int], warmup: int) -> "Axes":
     """Images in the memory M after each epoch; the warm-up epochs are hatched."""
-    bars = ax.bar(epochs, images)
-    for bar in bars[:warmup]:
-        bar.set_hatch("//")
-    ax.set(xlabel="epoch (hatched: warm-up, synthesis alone)", ylabel="images in M")
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    return ax
+    ax.bar(epochs, images, hatch=["//" if place < warmup else "" for place in range(len(epochs))])
+    return _labelled(ax, "epoch (hatched: warm-up, synthesis alone)", "images in M", whole=True)
 
 
 def ce_per_step(ax: "Axes", reports: "Sequence[SynthesisReport]", labels: Sequence[str]) -> "Axes":
     """L_CE before each generator step of some rounds (the first column of Fig. 5); every line ends in its label."""
     for report, label in zip(reports, labels, strict=True):
-        steps = range(1, len(report.ce_per_step) + 1)
-        ax.plot(steps, report.ce_per_step, marker=".", label=label)
-    ax.set(xlabel="generator step g of the round", ylabel="cross-entropy (nats)", ylim=(0, None))
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend()
-    return ax
+        ax.plot(range(1, len(report.ce_per_step) + 1), report.ce_per_step, marker=".", label=label)
+    return _labelled(ax, "generator step g of the round", CROSS_ENTROPY, {}, whole=True, ylim=(0, None))
 
 
 def disagreements(ax: "Axes", images: Tensor, labels: Tensor, teacher: Tensor, student: Tensor) -> "Axes":
     """Test images on which teacher and student differ, at most twelve, each with what both say.
 
-    Args:
-        images: (N, C, H, W) uint8; labels, teacher, student: (N,) true and predicted classes.
+    `images`: (N, C, H, W) uint8; `labels`, `teacher`, `student`: (N,) true and predicted classes.
     """
     chosen = (teacher != student).nonzero().flatten()[:12].tolist()
     return captioned(ax, images[chosen], [f"is {labels[i]}: T {teacher[i]}, S {student[i]}" for i in chosen])
@@ -116,9 +112,9 @@ def captioned(ax: "Axes", images: Tensor, words: Sequence[str], columns: int = 6
     shown = torch.nn.functional.pad(images.float() / 255, (0, 0, room, 0), value=1.0)
     ax.imshow(mosaic(shown, columns).numpy(), interpolation="nearest")
     height, width = shown.shape[2] + 1, shown.shape[3] + 1
-    for place, (_, said) in enumerate(zip(images, words, strict=True)):
+    for place, (caption, _) in enumerate(zip(words, images, strict=True)):
         row, column = divmod(place, columns)
-        ax.text((column + 0.5) * width, (row + 0.02) * height, said, va="top", ha="center", size=8)
+        ax.text((column + 0.5) * width, (row + 0.02) * height, caption, va="top", ha="center", size=8)
     ax.axis("off")
     return ax
 
@@ -129,77 +125,56 @@ def per_class(ax: "Axes", names: Sequence[str], teacher: Tensor, student: Tensor
     ax.bar([k - 0.2 for k in places], (100 * teacher).tolist(), width=0.4, label="teacher", hatch="//")
     ax.bar([k + 0.2 for k in places], (100 * student).tolist(), width=0.4, label="student")
     ax.set_xticks(places, names, rotation=30, ha="right")
-    ax.set(ylabel="test accuracy (%)", ylim=(min(80.0, 100 * float(student.min()) - 5), 101))
-    ax.legend(loc="lower right")
-    return ax
+    lowest = min(80.0, 100 * float(student.min()) - 5)
+    return _labelled(ax, "", "test accuracy (%)", {"loc": "lower right"}, ylim=(lowest, 101))
 
 
 def arms(ax: "Axes", names: Sequence[str], means: Sequence[float], spreads: Sequence[float]) -> "Axes":
     """Last-epoch accuracy of a sweep's arms in percent, a dot an arm with its standard deviation over seeds."""
-    places = range(len(names))
-    ax.errorbar(means, places, xerr=spreads, fmt="o", capsize=3)
-    ax.set_yticks(places, names)
+    ax.errorbar(means, range(len(names)), xerr=spreads, fmt="o", capsize=3)
+    ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
-    ax.set(xlabel="accuracy, last epoch (%)")
-    return ax
-
-
-CROSS_ENTROPY = "cross-entropy (nats)"
+    return _labelled(ax, "accuracy, last epoch (%)", "")
 
 
 def by_step(ax: "Axes", curves: dict[str, Sequence[float]], label: str = CROSS_ENTROPY) -> "Axes":
-    """A metric at each generator step, a line an arm; dashes tell lines apart too (Fig. 5). L_CE's axis is logarithmic.
+    """A metric, named by `label`, at each generator step, a line an arm, also told apart by dashes (Fig. 5).
 
-    Args:
-        label: what is measured.
+    The axis of L_CE is logarithmic.
     """
     for (name, values), dashes in zip(curves.items(), ("-", "--", "-.", ":") * 3, strict=False):
         ax.plot(range(1, len(values) + 1), values, dashes, label=name)
-    ax.set(xlabel="generator step g of the round", ylabel=label, yscale="log" if label == CROSS_ENTROPY else "linear")
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 3} if len(curves) > 6 else {}
-    ax.legend(fontsize=8, **below)
-    return ax
+    scale = "log" if label == CROSS_ENTROPY else "linear"
+    return _labelled(ax, "generator step g of the round", label, {"fontsize": 8, **below}, yscale=scale)
 
 
-def effects(
-    ax: "Axes",
-    names: Sequence[str],
-    printed: Sequence[float | None],
-    ours: Sequence[float | None],
-    spreads: Sequence[float | None],
-) -> "Axes":
+def effects(ax: "Axes", names: Sequence[str], printed: Sequence, ours: Sequence, spreads: Sequence) -> "Axes":
     """Differences of accuracy in points, a row an arm: the paper's hollow, ours filled with its standard deviation.
 
     None or nan leaves a place empty.
     """
-    places = range(len(names))
-    none = float("nan")
-    as_numbers = [[none if value is None else float(value) for value in some] for some in (printed, ours, spreads)]
+    printed, ours, spreads = (np.array(values, float) for values in (printed, ours, spreads))
     ax.axvline(0, color="grey", linewidth=1)
-    if any(value == value for value in as_numbers[0]):
-        ax.plot(as_numbers[0], places, "s", fillstyle="none", markersize=8, label="paper")
-    ax.errorbar(as_numbers[1], places, xerr=as_numbers[2], fmt="o", capsize=3, label="ours")
-    ax.set_yticks(places, names)
+    if not np.isnan(printed).all():
+        ax.plot(printed, range(len(names)), "s", fillstyle="none", markersize=8, label="paper")
+    ax.errorbar(ours, range(len(names)), xerr=spreads, fmt="o", capsize=3, label="ours")
+    ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
-    ax.set(xlabel="difference (points)")
-    ax.legend(fontsize=8)
-    return ax
+    return _labelled(ax, "difference (points)", "", {"fontsize": 8})
 
 
 def accuracy_against(ax: "Axes", label: str, curves: dict[str, dict[float, tuple[float, float]]]) -> "Axes":
-    """Accuracy in percent with its standard deviation against a setting of many sizes, a line each.
+    """Accuracy in percent with its standard deviation against a setting, named by `label`, a line each.
 
-    Args:
-        label: the setting's name.
-        curves: name -> {setting: (mean, standard deviation; nan for none)}.
+    `curves`: name -> {setting: (mean, standard deviation; nan for none)}.
     """
-    for (name, points), marker in zip(curves.items(), "os^DvP*X" * len(curves), strict=False):
+    for (name, points), marker in zip(curves.items(), MARKERS, strict=False):
         means, spreads = zip(*points.values(), strict=True)
         ax.errorbar(list(points), means, spreads, fmt=f"{marker}-", capsize=3, markersize=5, label=name)
-    ax.set(xlabel=label, ylabel="accuracy, last epoch (%)", xscale="log")
+    _labelled(ax, label, "accuracy, last epoch (%)", {"fontsize": 8}, xscale="log")
     ax.set_xticks(ticks := sorted({x for points in curves.values() for x in points}), [f"{x:g}" for x in ticks])
     ax.minorticks_off()
-    ax.legend(fontsize=8)
     return ax
 
 
@@ -219,28 +194,25 @@ def accuracy_against_hours(
         ax.annotate(name, points[-1], xytext=(0, 7), textcoords="offset points", ha="center", size=9)
     for (name, (hours, accuracy, spread)), marker in zip(ours.items(), "sD^vP*X" * len(ours), strict=False):
         ax.errorbar(hours, accuracy, spread, fmt=marker, capsize=3, markersize=8, label=f"ours: {name}")
-    ax.set(xlabel="hours of training", ylabel="test accuracy (%)", xscale="log")
+    below = {"fontsize": 8, "loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
+    _labelled(ax, "hours of training", "test accuracy (%)", below if ours else None, xscale="log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
     ax.margins(0.12)
-    if ours:
-        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     return ax
 
 
 def accuracy_against_seconds(ax: "Axes", points: dict[str, tuple[float, float, float]]) -> "Axes":
-    """Accuracy in percent against the seconds of a run, a point each; the legend has them in the order of accuracy.
+    """Accuracy in percent against the seconds of a run; the legend has the points in the order of accuracy.
 
-    Args:
-        points: name -> (seconds, mean accuracy, standard deviation).
+    `points`: name -> (seconds, mean accuracy, standard deviation).
     """
     best_first = sorted(points.items(), key=lambda point: -point[1][1])
-    for (name, (seconds, accuracy, spread)), marker in zip(best_first, "os^DvP*X" * len(points), strict=False):
+    for (name, (seconds, accuracy, spread)), marker in zip(best_first, MARKERS, strict=False):
         ax.errorbar(seconds, accuracy, spread, fmt=marker, capsize=3, markersize=7, label=name)
-    ax.set(xlabel="seconds of a run", ylabel="accuracy, last epoch (%)")
-    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return ax
+    beside = {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    return _labelled(ax, "seconds of a run", "accuracy, last epoch (%)", beside)
 
 
 def family_tree(
@@ -248,22 +220,20 @@ def family_tree(
 ) -> "Axes":
     """Methods by year, a line from each to those that took something from it; a band of rows a family.
 
-    Args:
-        born: name -> year.
-        parents: name -> names, of those that have any.
-        families: name -> family, a row each in this order; those of one family stand together.
+    `born`: name -> year. `parents`: name -> names, of those that have any. `families`: name -> family, a row each in
+    this order; those of one family stand together.
     """
     row = {name: place for place, name in enumerate(families)}
-    for name, others in parents.items():
-        for other in others:
-            ends = {"xy": (born[name], row[name]), "xytext": (born[other], row[other])}
-            ax.annotate("", **ends, arrowprops={"arrowstyle": "->", "color": "grey", "shrinkA": 22, "shrinkB": 22})
+    arrow = {"arrowstyle": "->", "color": "grey", "shrinkA": 22, "shrinkB": 22}
+    for name, parent in ((name, parent) for name, older in parents.items() for parent in older):
+        ends = {"xy": (born[name], row[name]), "xytext": (born[parent], row[parent])}
+        ax.annotate("", **ends, arrowprops=arrow)
     for name in families:
         box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "black"}
         ax.text(born[name], row[name], name, ha="center", va="center", size=8, bbox=box)
     first, last = min(born.values()), max(born.values())
-    for band, family in enumerate(dict.fromkeys(families.values())):
-        inside = [row[name] for name in families if families[name] == family]
+    for band, (family, members) in enumerate(groupby(families, key=families.get)):
+        inside = [row[name] for name in members]
         ax.axhspan(min(inside) - 0.5, max(inside) + 0.5, color="grey", alpha=0.06 if band % 2 else 0.14)
         ax.text(first - 1.75, sum(inside) / len(inside), family, va="center", size=8)
     ax.set(xlim=(first - 1.8, last + 0.5), ylim=(len(families) - 0.5, -0.5), yticks=[])
@@ -279,20 +249,9 @@ def heat_map(ax: "Axes", matrix: Tensor, names: Sequence[str], low: float, high:
 
     order = leaves_list(linkage(matrix.numpy(), "average")).tolist()
     labels = [names[k] for k in order]
-    seaborn.heatmap(
-        matrix[order][:, order].numpy(),
-        vmin=low,
-        vmax=high,
-        cmap="viridis",
-        annot=True,
-        fmt=".2f",
-        annot_kws={"size": 6},
-        cbar=False,
-        square=True,
-        xticklabels=labels,
-        yticklabels=labels,
-        ax=ax,
-    )
+    words = {"annot": True, "fmt": ".2f", "annot_kws": {"size": 6}, "xticklabels": labels, "yticklabels": labels}
+    colours = {"vmin": low, "vmax": high, "cmap": "viridis", "cbar": False, "square": True}
+    seaborn.heatmap(matrix[order][:, order].numpy(), **words, **colours, ax=ax)
     ax.tick_params(axis="x", rotation=90)
     ax.tick_params(axis="y", rotation=0)
     return ax
@@ -303,17 +262,6 @@ def ranking(ax: "Axes", names: Sequence[str], values: Tensor) -> "Axes":
     order = values.argsort().tolist()
     ax.barh([names[k] for k in order], values[order].tolist())
     return ax
-
-
-def tsne(rows: Tensor, perplexity: float, seed: int = 0) -> Tensor:
-    """(N, d) -> (N, 2) by t-SNE; `perplexity`, about the number of neighbours that count, must be below N.
-
-    Only who is near whom means something in such a map: not sizes, not gaps, not directions.
-    """
-    from sklearn.manifold import TSNE
-
-    made = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed, n_jobs=1)
-    return torch.from_numpy(made.fit_transform(rows.numpy()))
 
 
 def scatter(ax: "Axes", points: Tensor, groups: Sequence[str], words: Sequence[str] = ()) -> "Axes":
@@ -335,22 +283,18 @@ def scatter(ax: "Axes", points: Tensor, groups: Sequence[str], words: Sequence[s
 def pairs(ax: "Axes", text: Tensor, images: Tensor, label: str) -> "Axes":
     """A dot for every pair of classes: distance of their text against distance of their images."""
     ax.plot(text.tolist(), images.tolist(), ".", markersize=4, alpha=0.5)
-    ax.set(xlabel="text: 1 - cosine", ylabel="images: L2 of class means", title=label)
-    return ax
+    return _labelled(ax, "text: 1 - cosine", "images: L2 of class means", title=label)
 
 
 def histograms(ax: "Axes", values: dict[str, Tensor], label: str) -> "Axes":
     """Some distributions over one axis, outlined and hatched; `label` names the axis."""
-    for (name, some), hatch in zip(values.items(), ("//", "..", "\\\\"), strict=False):
-        ax.hist(some.tolist(), 30, density=True, histtype="stepfilled", alpha=0.5, hatch=hatch, label=name)
-    ax.set(xlabel=label, ylabel="density")
-    ax.legend()
-    return ax
+    for (name, numbers), hatch in zip(values.items(), ("//", "..", "\\\\"), strict=False):
+        ax.hist(numbers.tolist(), 30, density=True, histtype="stepfilled", alpha=0.5, hatch=hatch, label=name)
+    return _labelled(ax, label, "density", {})
 
 
 def shares(ax: "Axes", table: Tensor) -> "Axes":
     """What percentage of all squared length each dimension of a table (K, e) holds."""
     share = 100 * table.pow(2).mean(0) / table.pow(2).mean(0).sum()
     ax.vlines(range(len(share)), 0, share.tolist(), linewidth=1)
-    ax.set(xlabel="dimension", ylabel="% of squared length", ylim=(0, None))
-    return ax
+    return _labelled(ax, "dimension", "% of squared length", ylim=(0, None))

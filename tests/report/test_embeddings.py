@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nayer_lib.results.embeddings import Seen, classes_of, describe, in_words, keep, kept
+from nayer_lib.report.embeddings import ImageFeatures, classes_of, describe, in_words, keep, kept
 from nayer_lib.text.labels import class_names, labels_hash
 from nayer_lib.text.lte_pool import LTEPool, build_pool, load_pool, pool_path, released_pool
 
@@ -67,7 +67,7 @@ def test_classes_that_look_alike_and_lie_close_have_rank_correlation_1():
     degrees = (0.0, 10.0, 30.0, 70.0)
     labels = torch.tensor([3, 0, 1, 2, 2, 0, 1, 3])
     features = torch.tensor(degrees)[labels, None] + torch.tensor([1, 1, 1, 1, -1, -1, -1, -1])[:, None]
-    told = describe(pool_of(on_a_circle(*degrees)), NAMES, Seen(features, labels, "net"))["images"]
+    told = describe(pool_of(on_a_circle(*degrees)), NAMES, ImageFeatures(features, labels, "net"))["images"]
     assert (told["teacher"], told["images"]) == ("net", 8)
     assert told["rho"] == pytest.approx(1) and told["p"] == pytest.approx(1 / 24, abs=0.01)
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -14,23 +15,17 @@ from nayer_lib.config import DIVERGENCES, Config, differences, make_config
 from nayer_lib.errors import UserError
 from nayer_lib.generator.latents import COLUMNS
 from nayer_lib.methods import METHODS
-from nayer_lib.results import paper
-from nayer_lib.results.ablations import (
-    ABLATIONS,
-    PROBLEMS,
-    ablations_page,
-    effect,
-    frame,
-    lines_of,
-    verdict,
-    with_effects,
-)
-from nayer_lib.results.runs import kept_cards
-from nayer_lib.sweep import Sweep, arm_cards, budget
+from nayer_lib.report import pages, paper
+from nayer_lib.report.ablations import ABLATIONS, BY_STEM, PROBLEMS, frame, lines_of
+from nayer_lib.report.pages import with_effects
+from nayer_lib.runs.card import kept_cards
+from nayer_lib.runs.forecast import budget
+from nayer_lib.runs.statistics import SMALL
+from nayer_lib.runs.sweep import Sweep, arm_cards
 from nayer_lib.text.lte_pool import pool_path
 from nayer_lib.text.prompts import PROMPTS
 
-BY_STEM = {ablation.stem: ablation for ablation in ABLATIONS}
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "ablations.md").read_text(encoding="utf-8")
 SWEEPS = {(stem, dataset): s for stem, ablation in BY_STEM.items() for dataset, s in ablation.sweeps().items()}
 CONTROLS = {
     "table3": {"one layer, redrawn", "LTE, G kept", "NAYER(woRI), G kept", "NAYER(Kto1), G kept"},
@@ -40,64 +35,23 @@ CONTROLS = {
     "table11": {f"FM with its own G, g = {g}" for g in (2, 5, 10, 20, 30, 40, 50)},
 }
 
-# Intervals of three differences: mean ± 4.303 sd / sqrt(3), so [-1, 0, 1] + m has m ± 2.48.
-LOSS, SMALL_LOSS, NOTHING, OPEN = [-9.0, -8.0, -7.0], [-2.1, -2.0, -1.9], [-0.1, 0.0, 0.1], [-3.0, -2.0, -1.0]
+
+def ablations_page(cards: list[dict]) -> str:
+    """The page of these cards, without its markers."""
+    return re.sub(r"<!-- .+ -->\n", "", pages.ablations_page(PAGE, cards))
 
 
-# --- the verdict
+def test_the_pages_head_states_the_rule_with_its_numbers():
+    head = PAGE.split("\n## ")[0]
+    assert "95 % confidence interval" in head and "three\n  seeds or more" in head and f"±{SMALL:g} point" in head
+    assert f"{SMALL:g} point or more" in head and f"from {SMALL:g} point on" in head and paper.EDITION in head
 
 
-@pytest.mark.parametrize(
-    ("gaps", "word"),
-    [
-        ([], "not run"),
-        ([-8.0], "n < 3: no verdict"),
-        ([-8.0, -8.0], "n < 3: no verdict"),
-        (LOSS, "loss"),
-        ([-gap for gap in LOSS], "gain"),
-        (SMALL_LOSS, "loss"),
-        (NOTHING, "no effect"),
-        ([0.5, 0.6, 0.7], "no effect"),  # clear of noise, and below a point
-        (OPEN, "open"),  # above their spread, but the interval is -4.5 to 0.5
-        ([-1.0, 0.0, 1.0], "open"),  # the interval is -2.5 to 2.5: there may be an effect
-        ([0.8, 0.95, 1.1], "open"),  # 0.58 to 1.32: clear of noise, but below and above a point
-        ([-3.0, -2.0, -1.0] * 2, "loss"),  # more seeds decide
-    ],
-)
-def test_an_effect_is_clear_of_noise_and_a_point_or_more(gaps, word):
-    assert effect(gaps) == word
-
-
-@pytest.mark.parametrize(
-    ("gaps", "printed", "word"),
-    [
-        ([], -3.0, "not run"),
-        ([-8.0, -8.0], -3.0, "n < 3: no verdict"),
-        (LOSS, -8.0, "reproduced"),
-        (LOSS, -16.0, "reproduced"),  # half of it
-        (LOSS, -17.0, "partly"),
-        (LOSS, -1.0, "reproduced"),  # larger than printed
-        (SMALL_LOSS, -80.0, "partly"),
-        ([-gap for gap in LOSS], 16.0, "reproduced"),
-        ([-gap for gap in LOSS], 17.0, "partly"),
-        (LOSS, 8.0, "not"),  # the other sign
-        (NOTHING, -3.0, "not"),
-        (NOTHING, 3.0, "not"),
-        (NOTHING, -0.99, "reproduced"),
-        (NOTHING, 0.0, "reproduced"),
-        (LOSS, -0.5, "not"),
-        (OPEN, -3.0, "open"),
-        (OPEN, 0.1, "open"),
-    ],
-)
-def test_a_printed_difference_is_reproduced_by_the_same_effect_of_half_its_size(gaps, printed, word):
-    assert verdict(gaps, printed) == word
-
-
-def test_the_pages_head_states_the_rule_with_its_numbers(empty):
-    head = empty.split("\n## ")[0]
-    assert "95 % confidence interval" in head and "three\n  seeds or more" in head and "±1 point" in head
-    assert paper.EDITION in head
+def test_every_table_has_a_heading_that_begins_with_its_name_in_the_summary():
+    headings = re.findall(r"^## (.+)$", PAGE, re.M)[1:]
+    assert [heading[: len(ablation.title)] for heading, ablation in zip(headings, ABLATIONS, strict=True)] == [
+        ablation.title for ablation in ABLATIONS
+    ]
 
 
 # --- the sweep files
@@ -280,7 +234,7 @@ def row_of(page: str, title: str, dataset: str, name: str) -> dict[str, str]:
 
 
 def title_of(stem: str) -> str:
-    return BY_STEM[stem].title.split(":")[0]
+    return BY_STEM[stem].title
 
 
 @pytest.mark.parametrize(("stem", "dataset"), [key for key in SWEEPS if key[0] in CONTROLS], ids=str)

@@ -24,13 +24,17 @@ from joblib import register_parallel_backend
 from joblib._parallel_backends import ThreadingBackend
 from tiny import TINY, copy_data, read_json, run_all, tiny_config, tiny_setup
 
-from nayer_lib import cli, files, sweep
+from nayer_lib import cli, files
 from nayer_lib.classifiers.teacher import load_classifier
 from nayer_lib.config import DIVERGENCES, Config, make_config
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.generator.latents import EMBEDDINGS, LATENTS
-from nayer_lib.results.runs import card_config, device_name, kept_cards, local_cards
-from nayer_lib.sweep import Sweep, arm_cards, budget, keep_sweep, projected, read_sweep, run_sweep
+from nayer_lib.runs import card as cards_module
+from nayer_lib.runs import launch
+from nayer_lib.runs.card import card_config, device_name, kept_cards, local_cards
+from nayer_lib.runs.forecast import budget, projected
+from nayer_lib.runs.launch import run_sweep
+from nayer_lib.runs.sweep import Sweep, arm_cards, keep_sweep, read_sweep
 
 SPEC = {"preset": "digits", "seeds": [0, 1], "common": TINY, "arms": {"text": {}, "z": {"latent": "noise"}}}
 
@@ -248,7 +252,7 @@ def test_an_unknown_method_is_told_before_anything_runs(write):
 def asked(monkeypatch):
     """(arm, seed) of every run that was asked for, in order; nothing runs."""
     seen = []
-    monkeypatch.setattr(sweep, "_run", lambda arm, config, *_: seen.append((arm, config.seed)))
+    monkeypatch.setattr(launch, "_run", lambda arm, config, *_: seen.append((arm, config.seed)))
     return seen
 
 
@@ -342,7 +346,7 @@ def test_a_share_that_does_not_exist_is_told(write, no_runs, asked, share):
 
 @pytest.fixture
 def nothing_kept(monkeypatch):
-    monkeypatch.setattr(sweep, "kept_cards", lambda split="test": [])
+    monkeypatch.setattr(cards_module, "kept_cards", lambda split="test": [])
 
 
 def test_a_run_takes_as_long_as_those_of_other_seeds(no_runs):
@@ -461,7 +465,7 @@ card = json.loads(sys.argv[3]) | {"id": folder.name, "status": status, "seen": s
 @pytest.fixture(scope="module")
 def fork_server():
     """That of the sweeps in this file: it has imported less than theirs, and is there sooner."""
-    multiprocessing.set_forkserver_preload(["nayer_lib.sweep"])
+    multiprocessing.set_forkserver_preload(["nayer_lib.runs.launch"])
     forkserver.ensure_running()
 
 
@@ -482,7 +486,7 @@ def play(monkeypatch, no_runs, nothing_kept, fork_server, tmp_path):
     does: dict[float, str] = {}
     (tmp_path / "played.py").write_text(PLAYED)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sweep, "_command", command)
+    monkeypatch.setattr(launch, "_command", command)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return played
 
@@ -515,25 +519,25 @@ def test_a_finished_run_has_its_log_too(play, no_runs):
 
 def test_a_process_that_says_nothing_is_told_by_its_status(play, monkeypatch, tmp_path):
     (tmp_path / "silent.py").write_text("raise SystemExit(3)")
-    monkeypatch.setattr(sweep, "_command", lambda *_: [sys.executable, "-m", "silent"])
+    monkeypatch.setattr(launch, "_command", lambda *_: [sys.executable, "-m", "silent"])
     assert "0 work, seed 0: ended with status 3 (" in play("work")[0][0]
 
 
 def test_what_goes_wrong_around_a_process_does_not_stop_the_others_either(play, monkeypatch, no_runs):
-    real = sweep._process
+    real = launch._process
 
     def broken(command, log, environment):
         if command[4] == "raise":
             raise OSError("no more processes")
         return real(command, log, environment)
 
-    monkeypatch.setattr(sweep, "_process", broken)
+    monkeypatch.setattr(launch, "_process", broken)
     failed, cards = play("raise", "work")
     assert failed[0].startswith("0 raise, seed 0: OSError: no more processes (") and set(cards) == {"1 work"}
 
 
 def test_the_command_line_lists_failed_runs_with_their_logs_at_the_end(write, no_runs, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "_process", lambda command, log, environment: files.write_text(log, "x\nbroken\n") or 1)
+    monkeypatch.setattr(launch, "_process", lambda command, log, environment: files.write_text(log, "x\nbroken\n") or 1)
     assert cli.main(["sweep", str(write(SPEC | {"seeds": [5]}))]) == 2
     said = capsys.readouterr()
     *_, title, first, second = said.out.splitlines()
@@ -589,10 +593,10 @@ def test_threads_that_run_processes_take_no_exit_status_from_each_other(play, mo
 def test_what_the_command_refuses_stands_in_its_log(fork_server, tmp_path):
     log = tmp_path / "run" / "log.txt"
     command = [sys.executable, "-m", "nayer_lib", "distill", "--device", "gpu", "--out", str(log.parent)]
-    assert sweep._process(command, log, {}) == 2
+    assert launch._process(command, log, {}) == 2
     told = "unknown device 'gpu'. Did you mean 'cpu'? Known: cpu, cuda."
     assert log.read_text().splitlines() == [shlex.join(command), f"nayer_lib: {told}"]
-    assert sweep._reason(2, log) == told
+    assert launch._reason(2, log) == told
 
 
 @pytest.mark.parametrize(
@@ -704,7 +708,7 @@ def in_process(monkeypatch):
         files.write_text(log, f"the command\n{printed.getvalue()}")
         return status
 
-    monkeypatch.setattr(sweep, "_process", called)
+    monkeypatch.setattr(launch, "_process", called)
 
 
 def test_the_command_of_a_run_is_exactly_its_config(write, no_runs, in_process):
@@ -839,7 +843,7 @@ def test_ctrl_c_ends_the_runs_too(write, no_runs):
 def test_a_run_that_is_told_to_stop_goes_on_with_the_next_sweep(no_runs, fork_server, capsys):
     config = tiny_config(epochs=100)
     with ThreadPoolExecutor() as pool:
-        run = pool.submit(sweep._run, "text", config, no_runs, None, Sweep("mine", {}))
+        run = pool.submit(launch._run, "text", config, no_runs, None, Sweep("mine", {}))
         while not list(no_runs.glob("*/student.safetensors")):
             assert not run.done()
             time.sleep(0.1)
@@ -848,7 +852,7 @@ def test_a_run_that_is_told_to_stop_goes_on_with_the_next_sweep(no_runs, fork_se
         assert run.result().startswith("text, seed 0: stopped before its last epoch")
     [log] = no_runs.glob("*/log.txt")
     epochs = re.search(r"stopped after epoch (\d+) of 101\nresume with: python -m nayer_lib distill", log.read_text())
-    assert sweep._run("text", config, no_runs, None, "test", ()) is None
+    assert launch._run("text", config, no_runs, None, Sweep("mine", {})) is None
     [card] = local_cards()
     assert card["status"] == "finished" and card["resumed"] == [int(epochs[1])] and card["threads"] == 1
 
@@ -931,7 +935,7 @@ def test_a_sweep_that_is_killed_has_kept_what_it_finished(write, tmp_path, monke
             until_kept(1)
         save_card(no_runs, card_of(config))
 
-    monkeypatch.setattr(sweep, "_run", run)
+    monkeypatch.setattr(launch, "_run", run)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(read_sweep(write(SPEC, "latents.json")), jobs, keep=True)
     assert not late and kept() == 2

@@ -1,0 +1,103 @@
+"""docs/ablations.md and docs/divergences.md: what stands there between the markers, from the cards of the sweeps."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from ..config import DIVERGENCES
+from ..errors import UserError
+from ..runs.card import kept_files
+from ..runs.statistics import by_config
+from ..runs.sweep import Sweep
+from .ablations import ABLATIONS, BY_STEM, Ablation, Column, Line, lines_of
+from .tables import accuracy, clocks, fill, markdown, number
+
+VERDICTS = ("reproduced", "partly", "not", "gain", "loss", "no effect", "open", "n < 3: no verdict", "not run")
+WORDS = ("row", "against", "verdict", "device")  # columns to the left; the others are numbers
+
+
+def _row(ablation: Ablation, line: Line) -> dict[str, str]:
+    """A line of a page, heading -> text."""
+    cell, row = line.cell, line.row
+
+    def text(column: Column) -> str:
+        if not isinstance(column, str):
+            return column(cell) if cell else ""
+        return "–" if (value := getattr(row, column, None)) is None else f"{value:g}"
+
+    printed = {
+        "paper: accuracy": number(row.accuracy, row) if row else "–",
+        "paper: difference": "" if line.printed is None else f"{line.printed:+.2f}",
+    }
+    return {
+        "row": line.name,
+        **(printed if ablation.table else {}),
+        "ours: last epoch": f"{accuracy(cell)} (n = {len(cell.last)})" if cell else "not run",
+        "ours: difference": line.difference,
+        "against": "" if line.against == line.name else line.against,
+        "verdict": line.verdict,
+        **{heading: text(column) for heading, column in ablation.columns.items()},
+        "time a run: synthesis + student": text(clocks),
+        "device": text(lambda cell: cell.device),
+    }
+
+
+def ablations_page(page: str, cards: list[dict]) -> str:
+    """docs/ablations.md: how many rows came out how, then every table on every problem that has a sweep file.
+
+    Args:
+        cards: those scored on the test split, and for sweeps that choose a setting those on the validation split.
+    """
+    found, where, parts, summary = by_config(cards), kept_files(), {}, []
+    for ablation in ABLATIONS:
+        blocks = []
+        for dataset, sweep in ablation.sweeps().items():
+            lines = ablation.lines(dataset, sweep, found)
+            counts = [_counts(line for line in lines if bool(line.row) == printed) for printed in (True, False)]
+            summary.append([ablation.title, dataset, *counts])
+            config, rows = next(iter(sweep.arms.values()))[0], [_row(ablation, line) for line in lines]
+            aligned = {heading: " --- " if heading in WORDS else " --: " for heading in rows[0]}
+            blocks += [
+                f"### {dataset}: {config.teacher} → {config.student}, {config.profile}, E = {config.epochs}",
+                markdown(aligned, [list(row.values()) for row in rows]),
+                _foot(sweep, lines, where),
+            ]
+        parts[ablation.stem] = "\n\n".join(blocks)
+    headings = dict.fromkeys(("table", "problem", "printed rows", "rows of ours"), "---")
+    return fill(page, {"summary": markdown(headings, summary), **parts})
+
+
+def _counts(lines: Iterable[Line]) -> str:
+    """How many of some lines have which verdict; references are not counted."""
+    times = Counter(line.verdict for line in lines)
+    return ", ".join(f"{times[word]} {word}" for word in VERDICTS if times[word])
+
+
+def _foot(sweep: Sweep, lines: list[Line], where: dict[str, list[str]]) -> str:
+    """Where its numbers come from: the sweep file, and the files of its cards, the sweep's own first."""
+    first = f"{sweep.name}.jsonl"
+    held = [where[i] for line in lines if line.cell for i in line.cell.ids if i in where]
+    names = sorted({first if first in names else names[0] for names in held}, key=lambda name: (name != first, name))
+    cards = ", ".join(f"[data/runs/{name}](../data/runs/{name})" for name in names)
+    file = f"data/sweeps/{sweep.name}.json"
+    return f"Cards: {cards or 'none yet'}. Sweep: [{file}](../{file})."
+
+
+def with_effects(page: str, cards: list[dict]) -> str:
+    """docs/divergences.md with what the cards of the sweeps of D1-D13 say in the last cell of each row.
+
+    Raises:
+        UserError: the page does not have each of D1-D13 once.
+    """
+    effects: dict[str, list[str]] = {name: [] for name in DIVERGENCES}
+    for dataset in BY_STEM["divergences"].sweeps():
+        for line in lines_of("divergences", dataset, cards):
+            if line.name in effects and line.differences:
+                problem = f"{dataset}, {line.cell.config.profile}, E = {line.cell.config.epochs}"
+                effects[line.name].append(f"{problem}: {line.difference}, {line.verdict}")
+    for name, found in effects.items():
+        cell = f"| {'; '.join(found) or 'not measured'} |"
+        page, times = re.subn(rf"^(\| {name} \|.*)\|[^|\n]*\|$", lambda m, c=cell: m[1] + c, page, flags=re.MULTILINE)
+        if times != 1:
+            raise UserError(f"docs/divergences.md must hold one row of {name}, not {times}.")
+    return page

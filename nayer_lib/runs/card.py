@@ -1,0 +1,253 @@
+"""Run cards: what a run is known by, how its card is begun and read, where cards lie, and which are kept.
+
+A run folder holds card.json, curve.csv (a line an epoch, so `tail -f` works), student.safetensors and images.png.
+Runs go to `files.runs_dir()`; `keep` copies a card to data/runs, and every number in the README comes from there.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from .. import __version__, files
+from ..checkpoint import STATE
+from ..config import Config, fields_of
+from ..distill import Setup
+from ..errors import MissingFile, UserError, unknown
+from ..methods import METHODS
+
+REGISTRATION = "NAYER_REGISTRATION"  # the variable of the environment that carries a sweep's to its runs' cards
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "safetensors")
+
+
+class NewerCard(UserError):
+    """A card that a newer kit wrote."""
+
+
+# --- a run's identity, and its card at the beginning ------------------------------------------------------------------
+
+
+def new_id(config: Config) -> str:
+    """The name of a run that starts now: when, and what it runs."""
+    return (
+        f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{config.method}-{config.dataset}-{config.teacher}-{config.student}-"
+        f"{config.variant}-{config.profile}-{config.hash[:6]}-s{config.seed}"
+    )
+
+
+def new_card(setup: Setup, run_id: str) -> dict:
+    """The card of a run that starts now: what it runs, on what, and with what."""
+    method, evaluate = setup.method, setup.evaluate
+    config, split, processes = setup.config, evaluate.split, method.ranks.size
+    return {
+        "id": run_id,
+        "status": "running",
+        "started": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "config": dataclasses.asdict(config),
+        "config_sha256": config.hash,
+        "test_split": {
+            "split": split.name,
+            "images": len(split.labels),
+            "sha256": files.tensors_hash({"images": split.images, "labels": split.labels}),
+        },
+        "teacher": {
+            "sha256": files.tensors_hash(method.teacher.net.state_dict()),
+            "accuracy": evaluate.teacher.accuracy,
+        },
+        "lte": setup.pool and setup.pool.header,
+        "commit": commit(),
+        "registration": os.environ.get(REGISTRATION) or None,
+        "versions": {
+            "nayer_lib": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
+        "device": device_name(method.device) + (f", {processes} processes" if processes > 1 else ""),
+        "processes": processes,
+        **how_computed(method),
+        "threads": torch.get_num_threads(),
+        "curve": [],
+    }
+
+
+def how_computed(method) -> dict:
+    """A card's entries on how the steps of a method really ran, and why not as they were asked for."""
+    running = method.running
+    return {"compute": dataclasses.asdict(running.compute)} | ({"fell_back": running.reason} if running.reason else {})
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's and its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:(.*)", info.read_text(), re.M) if info.is_file() else None
+    return f"{model[1].strip() if model else platform.machine()} ({os.cpu_count()} cores)"
+
+
+def commit() -> str:
+    """The clone's commit, with "+" if files differ from it; outside a clone `$NAYER_COMMIT`, else ""."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(files.data_dir().parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", "nayer_lib") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("NAYER_COMMIT", "")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_card(path: Path) -> dict:
+    """A card from card.json, or from the folder that holds it.
+
+    Raises:
+        MissingFile, UserError: there is none, it is not a whole card, or a newer kit wrote it.
+    """
+    path = Path(path)
+    path = path / "card.json" if path.is_dir() else path
+    if not path.is_file():
+        raise MissingFile(f"no run card at {path}.")
+    return _parsed(path.read_text(encoding="utf-8"), path)
+
+
+def _parsed(text: str, path: Path) -> dict:
+    try:
+        card = json.loads(text)
+        if not isinstance(card, dict) or not {"id", "status", "config"} <= set(card):
+            raise ValueError("no id, status or config")
+    except ValueError as error:
+        raise UserError(f"{path} is not a whole run card ({error}).") from error
+    written_by = card.get("versions", {}).get("nayer_lib", "0")  # the oldest do not say it
+    if _numbers(written_by) > _numbers(__version__):
+        raise NewerCard(
+            f"{path} holds a card of kit {written_by}, and this is {__version__}: bring the kit up to date."
+        )
+    return card
+
+
+def _numbers(kit: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", kit)]
+
+
+def card_config(card: dict) -> Config:
+    """The config of a card; fields that are newer than the card have their defaults, which is what it ran with, and
+    those that its method does not read, which older cards have, are dropped. A field that no method reads any more is
+    told once.
+
+    Raises:
+        UserError: a card of a method that this kit does not have.
+    """
+    method, fields = card["config"]["method"], card["config"]
+    if method not in METHODS:
+        raise unknown("method of a run card", method, METHODS)
+    read = fields_of(method)
+    if not fields.keys() <= read and (gone := fields.keys() - set().union(*map(fields_of, METHODS))):
+        gone = ", ".join(sorted(gone))
+        warnings.warn(f"older run cards are read without fields that are gone: {gone}.", stacklevel=1)
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items() if name in read}
+    return METHODS[method].config_class(**fields)
+
+
+def split_of(card: dict) -> str:
+    """The split that a run was scored on: "test", or "validation" where settings were chosen."""
+    return card.get("test_split", {}).get("split", "test")
+
+
+# --- where they lie ---------------------------------------------------------------------------------------------------
+
+
+def local_cards() -> list[dict]:
+    """The cards of the runs on this machine, oldest first."""
+    return [card for _, card in _local()]
+
+
+def resumable(config: Config, split: str = "test") -> Path | None:
+    """The folder of the newest run of this config on this machine that stopped and can go on; None if there is none."""
+    stopped = [
+        path.parent
+        for path, card in _local()
+        if (path.parent / STATE).is_file() and card_config(card) == config and split_of(card) == split
+    ]
+    return stopped[-1] if stopped else None
+
+
+def kept_cards(split: str = "test") -> list[dict]:
+    """The cards in data/runs that were scored on a split, oldest first: one a file, and those of kept sweeps, one a
+    line."""
+    cards = {card["id"]: card for _, card in _kept() if split_of(card) == split}  # two sweeps may share a run
+    return [card for _, card in sorted(cards.items())]
+
+
+def kept_files() -> dict[str, list[str]]:
+    """Where each kept card lies: its id -> names of files in data/runs."""
+    found: dict[str, list[str]] = {}
+    for path, card in _kept():
+        found.setdefault(card["id"], []).append(path.name)
+    return found
+
+
+def finished_runs() -> list[tuple[Config, dict]]:
+    """(config, card) of the finished runs that are kept or on this machine, on whichever split they were scored."""
+    cards = kept_cards() + kept_cards("validation") + local_cards()
+    return [(card_config(card), card) for card in cards if card["status"] == "finished"]
+
+
+def _local() -> Iterator[tuple[Path, dict]]:
+    paths = sorted(files.runs_dir().glob("*/card.json"))
+    return _readable((path, path.read_text(encoding="utf-8")) for path in paths)
+
+
+def _kept() -> Iterator[tuple[Path, dict]]:
+    folder = files.data_dir() / "runs"
+    whole = [(path, path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    sweeps = [(path, path.read_text(encoding="utf-8").splitlines()) for path in sorted(folder.glob("*.jsonl"))]
+    return _readable([*whole, *((path, line) for path, lines in sweeps for line in lines)])
+
+
+def _readable(found: Iterable[tuple[Path, str]]) -> Iterator[tuple[Path, dict]]:
+    """The cards among some texts; those of a newer kit are left out with a warning, one a file."""
+    for path, text in found:
+        try:
+            yield path, _parsed(text, path)
+        except NewerCard as error:
+            warnings.warn(f"left out: {error}", stacklevel=1)
+
+
+def keep(run_id: str, student: bool = False) -> Path:
+    """Copy a finished run's card, and the picture of its images, to data/runs, where tables and README find them.
+
+    Args:
+        student: the student's weights too, as float16.
+
+    Raises:
+        UserError: no such run (the nearest is named), or one that did not finish.
+    """
+    folder = files.runs_dir() / run_id
+    if not folder.is_dir():
+        raise unknown("run", run_id, sorted(p.parent.name for p in files.runs_dir().glob("*/card.json")))
+    card = read_card(folder)
+    if card["status"] != "finished":
+        raise UserError(f"{run_id} is {card['status']}: only finished runs are kept.")
+    target = files.data_dir() / "runs" / f"{run_id}.json"
+    with files.replacing(target.with_suffix(".png")) as temporary:
+        shutil.copyfile(folder / "images.png", temporary)
+    if student:
+        weights, header = files.load_tensors(folder / "student.safetensors")
+        half = {name: x.half() if x.is_floating_point() else x for name, x in weights.items()}
+        files.save_tensors(target.with_suffix(".safetensors"), half, header)
+    files.write_text(target, json.dumps(card, indent=1) + "\n")
+    return target

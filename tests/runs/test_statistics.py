@@ -1,0 +1,204 @@
+"""What may be averaged, paired and said: cells of one protocol, intervals, and one rule for every verdict."""
+
+import copy
+import dataclasses
+import statistics
+
+import pytest
+
+from nayer_lib.compute import Compute
+from nayer_lib.config import make_config
+from nayer_lib.runs.card import card_config, kept_cards
+from nayer_lib.runs.statistics import cells, effect, interval, reached, seedless, verdict
+
+
+@pytest.fixture
+def card() -> dict:
+    """A finished run of the quick profile on digits, as it was kept."""
+    return next(card for card in kept_cards() if seedless(card_config(card)) == make_config("digits"))
+
+
+def like(card: dict, seed: int | None = None, **changes) -> dict:
+    """A card with other values; `config` is merged."""
+    card = copy.deepcopy(card)
+    card["config"] |= changes.pop("config", {}) | ({} if seed is None else {"seed": seed})
+    return card | changes
+
+
+# --- cells: what may be averaged
+
+
+def test_seeds_of_one_protocol_are_one_cell(card):
+    cards = [like(card, seed=s, id=str(s), accuracy_last=a) for s, a in ((0, 0.90), (1, 0.92), (2, 0.97))]
+    [cell] = cells(cards)
+    assert cell.last == pytest.approx([90, 92, 97]) and cell.ids == ["0", "1", "2"]
+    assert cell.mean == pytest.approx(93) and cell.spread == pytest.approx(statistics.stdev([90, 92, 97]))
+    assert cell.teacher == 100 * card["teacher"]["accuracy"] and cell.device == card["device"]
+    assert cell.config.seed == 0 and isinstance(cell.config.generator_betas, tuple)
+    for clock in ("synthesis", "student", "total"):
+        assert cell.seconds(clock) == pytest.approx(card["seconds"][clock])
+
+
+def test_a_seed_that_was_run_twice_is_one_seed(card):
+    first, again = like(card, id="a", accuracy_last=0.9), like(card, id="b", accuracy_last=0.99)
+    [cell] = cells([first, like(card, seed=4, id="c", accuracy_last=0.8), again])
+    assert cell.ids == ["a", "c"] and cell.last == pytest.approx([90, 80])  # the first, not the luckier
+
+
+def test_one_seed_has_no_spread(card):
+    [cell] = cells([card])
+    assert cell.spread is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teacher": {"sha256": "another", "accuracy": 0.9}},
+        {"test_split": {"sha256": "another", "images": 500}},
+        {"device": "another"},
+        {"compute": {"precision": "bf16"}},
+        {"config": {"epochs": 3}},
+        {"config": {"variant": "paper"}},
+        {"config": {"method": "fm"}},
+        {"config": {"protocol": "published"}},
+    ],
+    ids=lambda change: ", ".join(change.get("config", change)),
+)
+def test_different_protocols_are_never_averaged(card, change):
+    cards = [card, like(card, seed=4), like(card, **change)]
+    assert [len(cell.last) for cell in cells(cards)] == [2, 1]
+
+
+def test_how_a_card_was_computed_is_told_beside_its_device(card):
+    kinds = [{"precision": "bf16", "steps": "graphs"}, {"precision": "bf16"}, {"steps": "compiled"}, {"steps": "eager"}]
+    cards = [like(card, seed=s, compute=kind) for kind in kinds for s in (0, 1)]
+    found = cells([*cards, like(cards[0], seed=2, compute={"steps": "graphs", "precision": "bf16"})])
+    assert [len(cell.last) for cell in found] == [3, 2, 2, 2]  # the order in a card does not matter
+    beside = [" (precision bf16, steps graphs)", " (precision bf16)", " (steps compiled)", ""]
+    assert [cell.device for cell in found] == [card["device"] + words for words in beside]
+
+
+def test_a_card_with_the_switch_of_old_stands_with_those_of_today(card):
+    """Before there were graphs steps were "compiled" or not."""
+    for old, new in ((False, "eager"), (True, "compiled")):
+        same = [
+            like(card, seed=8, compute={"precision": "fp32", "channels_last": False, "compiled": old}),
+            like(card, seed=9, compute=dataclasses.asdict(Compute(steps=new))),
+        ]
+        assert [len(cell.last) for cell in cells(same)] == [2]
+
+
+def test_a_card_from_before_the_compute_entry_stands_with_those_computed_plainly(card):
+    """A CPU run: 32 bits, nothing compiled, then as now."""
+    old, new = like(card, seed=8), like(card, seed=9, compute=dataclasses.asdict(Compute()))
+    old.pop("compute", None)
+    [cell] = cells([old, new])
+    assert cell.device == card["device"] and cell.protocol == cells([new])[0].protocol
+
+
+def test_only_finished_runs_count(card):
+    others = [like(card, seed=s, status=status) for s, status in enumerate(("running", "failed: x", "stopped"))]
+    assert [cell.ids for cell in cells([card, *others])] == [[card["id"]]]
+    assert cells(others) == []
+
+
+def test_the_config_decides_and_not_its_stored_hash(card):
+    """Fields that are added later change the hash of one and the same config."""
+    same = [like(card, seed=s, config_sha256=word) for s, word in enumerate(("one", "two", "three"))]
+    assert [len(cell.last) for cell in cells(same)] == [3]
+    different = [card, like(card, config={"latent": "lte"})]  # with one stored hash
+    assert [len(cell.last) for cell in cells(different)] == [1, 1]
+
+
+def test_a_card_from_before_a_field_stands_with_those_that_have_its_default(card):
+    new = like(card, seed=8, config={"latent_beta": 1.0, "latent_concat": 100, "embedding": "text"})
+    old = like(card, seed=9)
+    for name in ("latent_beta", "latent_concat", "embedding"):
+        old["config"].pop(name, None)
+    assert [len(cell.last) for cell in cells([old, new])] == [2]
+    assert [len(cell.last) for cell in cells([old, like(new, config={"latent_beta": 0.1})])] == [1, 1]
+
+
+# --- the verdicts
+
+# Intervals of three differences: mean ± 4.303 sd / sqrt(3), so [-1, 0, 1] + m has m ± 2.48.
+LOSS, SMALL_LOSS, NOTHING, OPEN = [-9.0, -8.0, -7.0], [-2.1, -2.0, -1.9], [-0.1, 0.0, 0.1], [-3.0, -2.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "word"),
+    [
+        ([], "not run"),
+        ([-8.0], "n < 3: no verdict"),
+        ([-8.0, -8.0], "n < 3: no verdict"),
+        (LOSS, "loss"),
+        ([-gap for gap in LOSS], "gain"),
+        (SMALL_LOSS, "loss"),
+        (NOTHING, "no effect"),
+        ([0.5, 0.6, 0.7], "no effect"),  # clear of noise, and below a point
+        (OPEN, "open"),  # above their spread, but the interval is -4.5 to 0.5
+        ([-1.0, 0.0, 1.0], "open"),  # the interval is -2.5 to 2.5: there may be an effect
+        ([0.8, 0.95, 1.1], "open"),  # 0.58 to 1.32: clear of noise, but below and above a point
+        ([-3.0, -2.0, -1.0] * 2, "loss"),  # more seeds decide
+    ],
+)
+def test_an_effect_is_clear_of_noise_and_a_point_or_more(gaps, word):
+    assert effect(gaps) == word
+
+
+@pytest.mark.parametrize(
+    ("gaps", "printed", "word"),
+    [
+        ([], -3.0, "not run"),
+        ([-8.0, -8.0], -3.0, "n < 3: no verdict"),
+        (LOSS, -8.0, "reproduced"),
+        (LOSS, -16.0, "reproduced"),  # half of it
+        (LOSS, -17.0, "partly"),
+        (LOSS, -1.0, "reproduced"),  # larger than printed
+        (SMALL_LOSS, -80.0, "partly"),
+        ([-gap for gap in LOSS], 16.0, "reproduced"),
+        ([-gap for gap in LOSS], 17.0, "partly"),
+        (LOSS, 8.0, "not"),  # the other sign
+        (NOTHING, -3.0, "not"),
+        (NOTHING, 3.0, "not"),
+        (NOTHING, -0.99, "reproduced"),
+        (NOTHING, 0.0, "reproduced"),
+        (LOSS, -0.5, "not"),
+        (OPEN, -3.0, "open"),
+        (OPEN, 0.1, "open"),
+    ],
+)
+def test_a_printed_difference_is_reproduced_by_the_same_effect_of_half_its_size(gaps, printed, word):
+    assert verdict(gaps, printed) == word
+
+
+def cell_of(card, accuracies, **changes):
+    [cell] = cells([like(card, seed=s, accuracy_last=a, **changes) for s, a in enumerate(accuracies)])
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "verdict"),
+    [
+        ([0.93, 0.94, 0.95], "reproduced"),
+        ([0.925, 0.925, 0.925], "reproduced"),  # a point below
+        ([0.92, 0.92, 0.92], "partly"),
+        ([0.885, 0.885, 0.885], "partly"),  # five points below
+        ([0.88, 0.88, 0.88], "not"),
+        ([0.94, 0.95], "n < 3: no verdict"),
+    ],
+)
+def test_the_verdict_on_a_cell_is_how_far_below_the_papers_number_it_is(card, accuracies, verdict):
+    cell = cell_of(card, accuracies)
+    assert reached(cell, 93.5) == verdict
+    assert reached(cell, None) == ""  # the paper leaves the cell out
+
+
+def test_the_interval_of_a_mean_is_students():
+    """t(0.975) of 2 and 4 degrees of freedom is 4.303 and 2.776."""
+    half = 4.3027 * 7**0.5 / 3**0.5
+    assert interval([1.0, 2.0, 6.0]) == pytest.approx((3 - half, 3 + half), abs=1e-3)
+    half = 2.7764 * 2.5**0.5 / 5**0.5
+    assert interval([0.0, 1.0, 2.0, 3.0, 4.0]) == pytest.approx((2 - half, 2 + half), abs=1e-3)
+    assert interval([2.5] * 3) == (2.5, 2.5)
+    assert interval([]) is interval([1.0]) is interval([1.0, 1.0]) is None  # two seeds are too few
