@@ -1,5 +1,4 @@
-"""Methods that optimise one batch of images a round and keep it in the memory: NAYER, FM, CMI, DeepInversion and
-SpaceshipNet."""
+"""Methods that optimise one batch of images a round and keep it in the memory, as NAYER does."""
 
 import math
 import time

@@ -1,5 +1,5 @@
 """Methods whose one generator goes on learning through the whole run: the student sees its fresh images, and none is
-kept but for what a method replays (DAFL, ZSKT, DFQ, MAD, DFAD and those of `replay.py`)."""
+kept but for what a method replays."""
 
 import copy
 import dataclasses
