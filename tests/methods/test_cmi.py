@@ -11,13 +11,13 @@ from test_ranks import connected
 from tiny import run_all, tiny_config, tiny_setup
 from torch import nn
 
-from nayer_lib import losses
 from nayer_lib.augment import enlarge
 from nayer_lib.classifiers.teacher import Classifier, make_classifier
 from nayer_lib.compute import Compute
 from nayer_lib.config import make_config
 from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError
+from nayer_lib.methods import terms
 from nayer_lib.methods.cmi import CMI
 
 WARMUP, AFTER = 0, 1  # the tiny config has one warm-up epoch
@@ -234,7 +234,7 @@ def test_hooks_are_gone_after_a_round_also_when_it_fails(monkeypatch):
         return [m for one in (method.teacher, method.onlooker) for m in one.modules() if m._forward_pre_hooks]
 
     assert not hooks() and not method.caught
-    monkeypatch.setattr(losses, "info_nce", lambda *_: 1 / 0)
+    monkeypatch.setattr(terms, "info_nce", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         method.synthesize(AFTER)
     assert not hooks()
