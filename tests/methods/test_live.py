@@ -121,7 +121,8 @@ def test_its_images_for_the_student_carry_no_gradient_back(name):
 
 @pytest.mark.parametrize("protocol", ["equal", "published"])
 def test_the_documented_steps_really_happen(name, protocol):
-    counts = {"epochs": 2, "student_steps": 6} if protocol == "equal" else {"epochs": 2, "repeats": 2}
+    equal = {"student_steps": 6, "generator_steps": 2}  # in turns: two of three steps each
+    counts = {"epochs": 2} | (equal if protocol == "equal" else {"repeats": 2})
     config = make_config("digits", method=name, protocol=protocol, profile="quick", **SIZES, **counts)
     setup = prepare(config, device="cpu")
     of_generator, of_student = map(watch_steps, (setup.method.generator_optimizer, setup.method.student_optimizer))
