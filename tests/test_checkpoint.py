@@ -2,10 +2,12 @@
 
 import json
 import multiprocessing
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +56,19 @@ def interrupted_after(folder, epochs: int, **overrides) -> Run:
         if epoch.epoch + 2 == epochs:
             run.stop()  # takes effect at the end of the next epoch
     return run
+
+
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory) -> Path:
+    """A run that was stopped after three epochs; `stopped` is a copy of it."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    interrupted_after(folder, 3)
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path) -> Path:
+    return shutil.copytree(stopped_once, tmp_path / "run")
 
 
 # --- interrupted = uninterrupted
@@ -153,18 +168,17 @@ def test_the_memory_file_holds_every_image_once_and_only_grows(tmp_path):
     assert [size for size, _ in sizes] == [images * (8 * 8 + 4 + 4) for _, images in sizes]
 
 
-def test_the_state_is_small_and_holds_nothing_that_could_run(tmp_path):
-    interrupted_after(tmp_path / "run", 3)
-    saved = torch.load(tmp_path / "run" / STATE, weights_only=True)
+def test_the_state_is_small_and_holds_nothing_that_could_run(stopped):
+    saved = torch.load(stopped / STATE, weights_only=True)
     assert saved["version"] == VERSION and "rows" not in saved["method"]["memory"]
 
 
-def test_images_of_a_save_that_was_cut_off_are_dropped(tmp_path, whole):
-    interrupted_after(tmp_path / "run", 3)
-    with open(tmp_path / "run" / IMAGES, "ab") as file:
+def test_images_of_a_save_that_was_cut_off_are_dropped(stopped, whole):
+    with open(stopped / IMAGES, "ab") as file:
         file.write(b"half an image, and the state does not count it")
-    list(started(tmp_path / "run", resume=True))
-    assert left(tmp_path / "run") == whole
+    list(started(stopped, resume=True, max_minutes=0.0))  # saves once more behind them
+    list(started(stopped, resume=True))
+    assert left(stopped) == whole
 
 
 def test_a_full_disk_while_saving_leaves_the_state_before(tmp_path, monkeypatch, whole):
@@ -225,50 +239,45 @@ def test_a_gpu_that_is_too_small_is_told_with_the_batch_to_try(tmp_path, whole):
 
 
 @pytest.mark.parametrize("file", [STATE, IMAGES])
-def test_files_that_are_cut_short_are_told(file, tmp_path):
-    interrupted_after(tmp_path / "run", 3)
-    path = tmp_path / "run" / file
+def test_files_that_are_cut_short_are_told(file, stopped):
+    path = stopped / file
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match=f"{file} is (not a whole state|cut short).*; run without resume"):
-        started(tmp_path / "run", resume=True)
+        started(stopped, resume=True)
 
 
-def test_another_version_is_refused(tmp_path):
-    interrupted_after(tmp_path / "run", 3)
-    path = tmp_path / "run" / STATE
+def test_another_version_is_refused(stopped):
+    path = stopped / STATE
     torch.save(torch.load(path, weights_only=True) | {"version": 99}, path)
     with pytest.raises(UserError, match=rf"another version of the kit \(99, not {VERSION}\)"):
-        started(tmp_path / "run", resume=True)
+        started(stopped, resume=True)
 
 
 @pytest.mark.parametrize(
     ("other", "named"), [({"seed": 1}, "seed"), ({"alpha_bn": 1.0}, "alpha bn"), ({"prompt": "photo"}, "prompt")]
 )
-def test_another_config_is_refused_and_named(other, named, tmp_path):
-    interrupted_after(tmp_path / "run", 3)
-    before = (tmp_path / "run" / "card.json").read_bytes()
+def test_another_config_is_refused_and_named(other, named, stopped):
+    before = (stopped / "card.json").read_bytes()
     with pytest.raises(UserError, match=f"has another {named}: resume it with the options it was started with"):
-        started(tmp_path / "run", resume=True, **other)
-    assert (tmp_path / "run" / "card.json").read_bytes() == before
+        started(stopped, resume=True, **other)
+    assert (stopped / "card.json").read_bytes() == before
 
 
-def test_after_a_refusal_the_folder_is_free(tmp_path, whole):
-    interrupted_after(tmp_path / "run", 3)
+def test_after_a_refusal_the_folder_is_free(stopped, whole):
     with pytest.raises(
         UserError, match="has another seed"
     ) as kept:  # a notebook keeps the traceback, and the run in it
-        started(tmp_path / "run", resume=True, seed=1)
-    list(started(tmp_path / "run", resume=True))
-    assert left(tmp_path / "run") == whole and kept
+        started(stopped, resume=True, seed=1)
+    list(started(stopped, resume=True))
+    assert left(stopped) == whole and kept
 
 
-def test_a_teacher_that_scores_differently_by_rounding_is_the_same(tmp_path, whole):
-    interrupted_after(tmp_path / "run", 3)
-    saved = torch.load(tmp_path / "run" / STATE, weights_only=True)
+def test_a_teacher_that_scores_differently_by_rounding_is_the_same(stopped, whole):
+    saved = torch.load(stopped / STATE, weights_only=True)
     saved["progress"]["card"]["teacher"]["accuracy"] += 6e-8
-    torch.save(saved, tmp_path / "run" / STATE)
-    list(started(tmp_path / "run", resume=True))
-    assert left(tmp_path / "run") == whole
+    torch.save(saved, stopped / STATE)
+    list(started(stopped, resume=True))
+    assert left(stopped) == whole
 
 
 def test_a_set_up_that_was_used_is_no_fresh_run(tmp_path):
@@ -279,10 +288,9 @@ def test_a_set_up_that_was_used_is_no_fresh_run(tmp_path):
     assert not (tmp_path / "other" / "card.json").exists()
 
 
-def test_without_resume_a_run_is_not_touched(tmp_path):
-    interrupted_after(tmp_path / "run", 3)
+def test_without_resume_a_run_is_not_touched(stopped):
     with pytest.raises(UserError, match="holds a run already: resume it"):
-        started(tmp_path / "run")
+        started(stopped)
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path, whole):
@@ -295,13 +303,12 @@ def test_two_runs_do_not_share_a_folder(tmp_path, whole):
     assert left(tmp_path / "run") == whole
 
 
-def test_other_threads_mean_equal_config_not_equal_bits(tmp_path):
-    interrupted_after(tmp_path / "run", 3)
-    saved = torch.load(tmp_path / "run" / STATE, weights_only=True)
+def test_other_threads_mean_equal_config_not_equal_bits(stopped):
+    saved = torch.load(stopped / STATE, weights_only=True)
     saved["progress"]["card"]["threads"] = 64
-    torch.save(saved, tmp_path / "run" / STATE)
+    torch.save(saved, stopped / STATE)
     with pytest.warns(UserWarning, match="began with other threads: .* not equal bits"):
-        list(started(tmp_path / "run", resume=True))
+        list(started(stopped, resume=True))
 
 
 def test_a_run_that_can_go_on_is_found_by_its_config(tmp_path, monkeypatch):

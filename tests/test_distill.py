@@ -233,7 +233,8 @@ def test_a_run_reads_the_test_split_and_no_other(name, monkeypatch):
     for reader in ("_digits", "_color_digits", "_cifar", "_tiny_imagenet", "_imagenet"):
         monkeypatch.setattr(datasets, reader, read)
     teacher = make_classifier("wrn10_half", facts.class_names, facts.mean, facts.std, seed=0)
-    config = tiny_config(dataset=name, generator_batch=2, student_batch=2)
+    least = {"generator_batch": 2, "student_batch": 2, "generator_steps": 1, "student_steps": 1, "epochs": 1}
+    config = tiny_config(dataset=name, warmup_epochs=0, warmup_rounds=None, **least)
     run_all(distill.prepare(config, teacher, build_pool(facts.class_names, "random", "a"), device="cpu"))
     assert asked == ["test"]
 

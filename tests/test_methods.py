@@ -1,6 +1,7 @@
 """What every method behind the seam promises. A new method is one line in METHODS; then all of this is asked of it."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from nayer_lib.classifiers.teacher import load_teacher
 from nayer_lib.compute import Compute
 from nayer_lib.config import fields_of, make_config
 from nayer_lib.datasets import Split, load_split
-from nayer_lib.distill import distill, prepare
+from nayer_lib.distill import Epoch, Setup, distill, prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.base import Batch, Method, SynthesisReport
@@ -20,7 +21,7 @@ from nayer_lib.methods.inversion import Inversion
 KEEPING = [name for name, method in METHODS.items() if issubclass(method, Inversion)]  # what they make, in a memory
 
 
-@pytest.fixture(params=sorted(METHODS))
+@pytest.fixture(params=sorted(METHODS), scope="module")
 def name(request):
     return request.param
 
@@ -31,6 +32,31 @@ def outcome(setup) -> tuple:
     return [seen.images, seen.labels], setup.method.student.state_dict()
 
 
+def rebuilt(name: str, seed: int = 0) -> Setup:
+    """A run of three epochs, with a new generator in each where the method makes new ones."""
+    return tiny_setup(**over({"generator_life": 1}, {"method": name, "seed": seed}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """A run that has ended, for every test that only looks at it: its epochs, what it left, images after each epoch."""
+
+    setup: Setup
+    epochs: list[Epoch]
+    outcome: tuple
+    images: list[int]
+
+
+@pytest.fixture(scope="module")
+def ran(name) -> Ran:
+    torch.manual_seed(1)
+    setup, epochs, images = rebuilt(name), [], []
+    for epoch in distill(setup.method, setup.evaluate):
+        epochs.append(epoch)
+        images.append(len(setup.method.memory))
+    return Ran(setup, epochs, copy.deepcopy(outcome(setup)), images)
+
+
 def test_it_says_what_it_is(name):
     method = METHODS[name]
     config = make_config(profile="full", method=name, protocol="published")
@@ -39,10 +65,8 @@ def test_it_says_what_it_is(name):
     assert method.name and method.citation[-4:].isdigit()
 
 
-def test_its_images_are_bytes_to_look_at_and_in_0_to_1_when_drawn(name):
-    setup = tiny_setup(method=name)
-    method, facts = setup.method, setup.method.facts
-    run_all(setup)
+def test_its_images_are_bytes_to_look_at_and_in_0_to_1_when_drawn(name, ran):
+    method, facts = ran.setup.method, ran.setup.method.facts
     shape = (facts.channels, facts.size, facts.size)
     seen = method.examples()
     assert seen.images.dtype == torch.uint8 and seen.images.shape[1:] == shape
@@ -58,13 +82,10 @@ def test_its_images_are_bytes_to_look_at_and_in_0_to_1_when_drawn(name):
     assert not batch.images.requires_grad
 
 
-def test_the_teacher_is_left_as_it_was(name):
-    setup = tiny_setup(method=name)
-    teacher = setup.method.teacher
-    before = {key: value.clone() for key, value in teacher.net.state_dict().items()}
-    assert any(key.endswith("running_mean") for key in before)  # buffers too, and the count of batches
-    run_all(setup)
-    assert same(before, teacher.net.state_dict())
+def test_the_teacher_is_left_as_it_was(ran):
+    teacher, before = ran.setup.method.teacher, load_teacher("digits", ran.setup.method.config.teacher)
+    assert any(key.endswith("running_mean") for key in before.state_dict())  # buffers too, and the count of batches
+    assert same(before.state_dict(), teacher.state_dict())
     assert not any(module.training for module in teacher.modules())
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in teacher.modules())  # nothing left behind
@@ -158,32 +179,23 @@ def test_it_freezes_a_teacher_that_is_not(name):
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(name):
-    one, again, other = (tiny_setup(method=name, seed=seed) for seed in (0, 0, 1))
-    for setup in (one, again, other):
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(name, ran):
+    """Whatever torch's global randomness is, which is neither read nor moved."""
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    again, other = rebuilt(name), rebuilt(name, seed=1)
+    for setup in (again, other):
         run_all(setup)
-    assert same(outcome(one), outcome(again))
-    assert not torch.equal(one.method.examples().images, other.method.examples().images)
-    assert not same(one.method.student.state_dict(), other.method.student.state_dict())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same(ran.outcome, outcome(again))
+    assert not torch.equal(ran.outcome[0][0], other.method.examples().images)
+    assert not same(ran.outcome[1], other.method.student.state_dict())
 
 
-def test_it_neither_reads_nor_moves_torch_global_randomness(name):
-    outcomes = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        before = torch.get_rng_state()
-        setup = tiny_setup(**over({"generator_life": 1}, {"method": name}))  # the generator is rebuilt on the way
-        run_all(setup)
-        assert torch.equal(torch.get_rng_state(), before)
-        outcomes.append(outcome(setup))
-    assert same(*outcomes)
-
-
-def test_its_reports_count_what_happened(name):
-    setup = tiny_setup(method=name)
-    method, config = setup.method, setup.method.config
-    held = 0
-    for epoch in distill(method, setup.evaluate):
+def test_its_reports_count_what_happened(name, ran):
+    config, held = ran.setup.method.config, 0
+    assert len(ran.epochs) == config.total_epochs
+    for epoch, images in zip(ran.epochs, ran.images, strict=True):
         assert len(epoch.rounds) == config.repeats * config.synthesis_rounds(epoch.epoch)
         for report in epoch.rounds:
             assert isinstance(report, SynthesisReport)
@@ -191,16 +203,15 @@ def test_its_reports_count_what_happened(name):
             assert all(ce > 0 for ce in report.ce_per_step)
             assert report.seconds > 0 and report.images > 0 and report.bn >= 0
         held += sum(report.images for report in epoch.rounds)
-        assert epoch.images == len(method.memory) == (held if name in KEEPING else 0)
+        assert epoch.images == images == (held if name in KEEPING else 0)
 
 
-def test_looking_at_its_images_changes_nothing(name):
-    setup = tiny_setup(method=name)
-    run_all(setup)
-    before = through_a_file(setup.method.state_dict())
-    first, again = setup.method.examples(), setup.method.examples()
+def test_looking_at_its_images_changes_nothing(ran):
+    method = ran.setup.method
+    before = through_a_file(method.state_dict())
+    first, again = method.examples(), method.examples()
     assert torch.equal(first.images, again.images) and torch.equal(first.labels, again.labels)
-    assert same(before, setup.method.state_dict())
+    assert same(before, method.state_dict())
 
 
 def test_the_student_is_trainable_and_in_train_mode_after_a_round(name):
@@ -233,38 +244,43 @@ def test_its_memory_is_bounded_where_the_config_says_so(name):
     assert setup.method.memory.rounds.min() > 0  # the oldest left
 
 
-@pytest.mark.parametrize("options", [{}, {"memory_size": 30, "generator_life": 1}], ids=["plain", "bounded, rebuilt"])
-@pytest.mark.parametrize("done", [1, 2])
-def test_interrupted_is_uninterrupted(name, done, options):
+BOUNDED = {"memory_size": 30, "generator_life": 1}
+INTERRUPTED = [(name, {}) for name in METHODS] + [(name, BOUNDED) for name in METHODS if fields_of(name) & set(BOUNDED)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    INTERRUPTED,
+    ids=[name + (", bounded, rebuilt" if bound else "") for name, bound in INTERRUPTED],
+)
+def test_interrupted_is_uninterrupted(name, options):
+    """After one epoch and after two; that saving moves nothing is asked where its images are looked at."""
     options = over(options, {"method": name, "epochs": 3, "seed": 3})
-    whole = tiny_setup(**options)
-    expected = run_all(whole)
+    whole, expected, states = tiny_setup(**options), [], []
+    for epoch in distill(whole.method, whole.evaluate):
+        expected.append(epoch)
+        states.append(through_a_file(whole.method.state_dict()))
 
-    first = tiny_setup(**options)
-    epochs = distill(first.method, first.evaluate)
-    for _ in range(done):
-        next(epochs)
-    state = through_a_file(first.method.state_dict())
-
-    second = tiny_setup(**options)
-    second.method.load_state_dict(state)
-    rest = run_all(second, start=done)
-    assert same(outcome(second), outcome(whole))
-    assert same(second.method.state_dict(), whole.method.state_dict())
-    told = [
-        [(e.epoch, e.images, e.student_loss, [r.ce_per_step for r in e.rounds]) for e in es] for es in (rest, expected)
-    ]
-    assert told[0] == told[1][done:]
+    for done in (1, 2):
+        second = tiny_setup(**options)
+        second.method.load_state_dict(states[done - 1])
+        rest = run_all(second, start=done)
+        assert same(outcome(second), outcome(whole))
+        assert same(second.method.state_dict(), whole.method.state_dict())
+        resumed, uninterrupted = (
+            [(e.epoch, e.images, e.student_loss, [r.ce_per_step for r in e.rounds]) for e in epochs]
+            for epochs in (rest, expected)
+        )
+        assert resumed == uninterrupted[done:]
 
 
-def test_a_state_says_the_same_after_loading(name):
-    setup, fresh = tiny_setup(method=name), tiny_setup(method=name, seed=9)
-    run_all(setup)
-    assert not same(setup.method.state_dict(), fresh.method.state_dict())
-    fresh.method.load_state_dict(through_a_file(setup.method.state_dict()))
-    assert same(setup.method.state_dict(), fresh.method.state_dict())
+def test_a_state_says_the_same_after_loading(name, ran):
+    method, fresh = ran.setup.method, rebuilt(name, seed=9).method
+    assert not same(method.state_dict(), fresh.state_dict())
+    fresh.load_state_dict(through_a_file(method.state_dict()))
+    assert same(method.state_dict(), fresh.state_dict())
     for n in (9, 200):  # and draws the same images next, also past the end of the present shuffle
-        mine, other = setup.method.sample(n), fresh.method.sample(n)
+        mine, other = method.sample(n), fresh.sample(n)
         assert torch.equal(mine.images, other.images) and same([mine.labels], [other.labels])
 
 

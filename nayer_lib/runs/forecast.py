@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ..classifiers.teacher import Classifier, load_teacher, make_classifier, teacher_path
+from ..compute import Compute
 from ..config import Config
 from ..datasets import Split, dataset
 from ..distill import Setup, distill, prepare
@@ -128,7 +129,7 @@ def rehearse(
         test = Split(torch.randint(256, shape, generator=rng, dtype=torch.uint8), torch.arange(2))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the teacher scores")  # on two random images
-        setup = prepare(config, teacher, pool, test, device="cpu", ranks=Ranks())
+        setup = prepare(config, teacher, pool, test, device="cpu", compute=Compute(), ranks=Ranks())
     counted = held(setup.method)
     setup.method.config = dataclasses.replace(config, **TOY)
     for _ in distill(setup.method, setup.evaluate):

@@ -11,6 +11,7 @@ from test_ranks import connected
 from tiny import run_all, tiny_config, tiny_setup
 from torch import nn
 
+from nayer_lib import losses
 from nayer_lib.augment import enlarge
 from nayer_lib.classifiers.teacher import Classifier, make_classifier
 from nayer_lib.compute import Compute

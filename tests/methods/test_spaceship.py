@@ -1,6 +1,7 @@
 """SpaceshipNet: exchanged activations in place of images, and a student that looks where the teacher does."""
 
 import copy
+import dataclasses
 import warnings
 
 import pytest
@@ -34,11 +35,12 @@ def network(name: str, seed: int = 0) -> Classifier:
     return make_classifier(name, NAMES, facts.mean, facts.std, seed)
 
 
-def between(teacher: str | Classifier, student: str | Classifier, data: str = "cifar10", **overrides) -> SpaceshipNet:
-    """A pair of fresh networks on CIFAR-10's images."""
+def between(teacher: str | Classifier, student: str | Classifier, size: int = 32, **overrides) -> SpaceshipNet:
+    """A pair of fresh networks on images of CIFAR-10's kind."""
     pair = [n if isinstance(n, Classifier) else network(n, seed) for seed, n in enumerate((teacher, student))]
     sizes = {"noise_dim": 16, "generator_width": 8, "generator_batch": 4, "student_batch": 4}
-    return SpaceshipNet(*pair, make_config(method="spaceship", **{**sizes, **overrides}), facts=dataset(data))
+    facts = dataclasses.replace(dataset("cifar10"), size=size)
+    return SpaceshipNet(*pair, make_config(method="spaceship", **{**sizes, **overrides}), facts=facts)
 
 
 def noise(count: int, channels: int = 1, size: int = 8) -> torch.Tensor:
@@ -348,10 +350,10 @@ def test_a_network_without_pooling_is_refused_for_cam():
     assert between(*pair, alpha_cam=0.0).student_step(Batch(noise(4, 3, 32), None, "test")).isfinite()
 
 
-@pytest.mark.parametrize("options", [{"generator_layout": "paper"}, {"data": "imagenet"}])
+@pytest.mark.parametrize("options", [{"generator_layout": "paper"}, {"size": 68}])
 def test_another_generator_is_refused(options):
     with pytest.raises(UserError, match="generator_layout=released and images of at most 64 px"):
-        between("resnet20", "resnet20", **options)
+        between("wrn10_half", "wrn10_half", **options)
 
 
 def test_an_exchange_more_often_than_always_is_refused():
