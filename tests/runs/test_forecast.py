@@ -1,5 +1,6 @@
 """Every column of Table 1 can be put together and run without data, weights or network; what it would hold adds up."""
 
+import dataclasses
 import os
 
 import pytest
