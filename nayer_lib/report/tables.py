@@ -286,4 +286,4 @@ def arms_table(arms: dict[str, list[dict]]) -> "pandas.DataFrame":
     table = groups.mean().where(whole).dropna(axis=1, how="all")
     table.insert(1, "sd", groups["accuracy"].std())
     table.insert(0, "n", groups.size())
-    return table.reindex(list(arms)).fillna({"n": 0}).astype({"n": int})
+    return table.reindex(list(arms)).rename_axis(None).fillna({"n": 0}).astype({"n": int})

@@ -209,6 +209,7 @@ def test_an_arm_is_a_row_of_means_over_its_seeds(card):
     cards = [measured(card, 0, 0.9, first, 0.5), measured(card, 1, 0.96, second, 1.0, 0.3, 0.4)]
     table = arms_table({"text": cards, "z": cards[:1], "LTE": []})
     assert list(table.index) == ["text", "z", "LTE"] and list(table["n"]) == [2, 1, 0]
+    assert table.index.name is None  # it would be a line of its own in print
     row = table.loc["text"].to_dict()
     assert row == pytest.approx(
         {
