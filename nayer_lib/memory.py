@@ -1,7 +1,7 @@
 """The memory M (Algorithm 1, lines 11 and 13): every image made so far, on the device, one byte a pixel.
 
-Beside it the same for what is not images (SpaceshipNet's activations), a bank of features of images, for CMI, and a
-ring of mini-batches, for methods that replay.
+Beside M: a pool of other tensors (SpaceshipNet's activations), a bank of features (CMI) and a ring of mini-batches
+(MBDFKD).
 """
 
 import math
@@ -15,14 +15,14 @@ from .errors import UserError
 
 
 class Pool:
-    """What was made so far with its label and the round that made it; a ring if `capacity` bounds it (Table 10).
+    """Rows made so far, each with its label and the round that made it; a ring if `capacity` is given (Table 10).
 
-    A row is one tensor or several. Drawing walks through a shuffled order, so every row is seen once before any is seen
-    twice; new rows are in the order as soon as they are added.
+    A row is one tensor or several. `draw` walks through a shuffled order, so every row is drawn once before any row is
+    drawn twice; `add` starts a new order, which has the new rows.
 
     Args:
         kinds: shape and dtype of each tensor of a row.
-        capacity: rows to keep, the oldest leaving first; None keeps all of them.
+        capacity: rows to keep, the newest ones; None keeps all rows.
     """
 
     def __init__(
@@ -38,16 +38,16 @@ class Pool:
         self._labels = torch.empty(0, dtype=torch.long, device=device)
         self._rounds = torch.empty(0, dtype=torch.long, device=device)
         self._count = 0  # rows held
-        self.added = 0  # rows ever added, those that have left among them
-        self._next = 0  # where the next one goes
-        self._order = torch.empty(0, dtype=torch.long, device=device)  # what is left to draw of the present shuffle
+        self.added = 0  # rows ever added, also those that were overwritten
+        self._next = 0  # the place of the next row
+        self._order = torch.empty(0, dtype=torch.long, device=device)  # the rest of the present shuffled order
 
     def __len__(self) -> int:
         return self._count
 
     @property
     def row_bytes(self) -> int:
-        """What one row takes, with its label and its round."""
+        """The bytes of one row, with its label and its round."""
         columns = [*self._rows, self._labels, self._rounds]
         return sum(math.prod(column.shape[1:]) * column.itemsize for column in columns)
 
@@ -67,11 +67,11 @@ class Pool:
         return self._by_age(self._rounds)
 
     def _by_age(self, column: Tensor) -> Tensor:
-        """A ring that has wrapped starts in the middle of its rows."""
+        """A column with the oldest row first: a ring that has wrapped starts in the middle."""
         start = self._next if self._count == self.capacity else 0
         return column[: self._count].roll(-start, 0) if start else column[: self._count]
 
-    def add(self, rows: Sequence[Tensor], labels: Tensor, round: int) -> None:
+    def add(self, rows: Sequence[Tensor], labels: Tensor, round_number: int) -> None:
         """M <- M + rows: each tensor (B, ...), cast to its kind; labels (B,)."""
         if self.capacity is not None:
             rows, labels = [column[-self.capacity :] for column in rows], labels[-self.capacity :]
@@ -79,10 +79,10 @@ class Pool:
             self._grow(self._next + len(labels))
         room = len(self._labels) if self.capacity is None else self.capacity
         places = (self._next + torch.arange(len(labels), device=labels.device)) % room
-        for mine, column in zip(self._rows, rows, strict=True):
-            mine[places] = column.detach().to(mine.dtype)
+        for kept, new in zip(self._rows, rows, strict=True):
+            kept[places] = new.detach().to(kept.dtype)
         self._labels[places] = labels
-        self._rounds[places] = round
+        self._rounds[places] = round_number
         self._next = (self._next + len(labels)) % room if self.capacity is not None else self._next + len(labels)
         self._count = min(self._count + len(labels), room)
         self.added += len(labels)
@@ -103,7 +103,7 @@ class Pool:
         return self._rows[column].index_select(0, chosen), self._labels.index_select(0, chosen)
 
     def _grow(self, needed: int) -> None:
-        """Make room for `needed` rows by doubling: adding costs the same on average however many there are."""
+        """Make room for `needed` rows by doubling: the mean cost of adding a row is constant."""
         if needed <= len(self._labels):
             return
         count = max(needed, 2 * len(self._labels))
@@ -115,14 +115,14 @@ class Pool:
             new[: len(old)] = old
             return new
 
-        for place, column in enumerate(self._rows):  # one after the other: at most one stands there twice
+        for place, column in enumerate(self._rows):  # one after the other: only one column is in memory twice
             self._rows[place] = grown(column)
         self._labels, self._rounds = grown(self._labels), grown(self._rounds)
 
     def state_dict(self) -> dict:
-        """All of it, for an exact resume; rows, labels and rounds stand by age.
+        """The whole pool, for an exact resume; rows, labels and rounds with the oldest first.
 
-        Rows are not copied unless a ring has wrapped: whoever keeps them beyond the next `add` must do that.
+        Rows are not copied unless a ring has wrapped: clone them to keep them beyond the next `add`.
         """
         return {
             "rows": self.rows,
@@ -159,7 +159,7 @@ class Memory(Pool):
 
     Args:
         image_shape: (C, H, W).
-        capacity: images to keep, the oldest leaving first; None keeps all of them.
+        capacity: images to keep, the newest ones; None keeps all images.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], device: torch.device | str, capacity: int | None = None):
@@ -170,39 +170,39 @@ class Memory(Pool):
         """(N, C, H, W) uint8, the oldest first."""
         return self.rows[0]
 
-    def add(self, images: Tensor, labels: Tensor, round: int) -> None:
+    def add(self, images: Tensor, labels: Tensor, round_number: int) -> None:
         """M <- M + images: (B, C, H, W), kept as bytes; labels (B,)."""
-        super().add([self.as_bytes(images)], labels, round)
+        super().add([self.as_bytes(images)], labels, round_number)
 
     @staticmethod
     def as_bytes(images: Tensor) -> Tensor:
-        """Floored to uint8 as an image file would be; what lies outside [0, 1], where pixels are free to, is cut."""
+        """Images in [0, 1], floored to uint8 as in an image file; values outside of [0, 1] are cut off."""
         return (images.detach().clamp(0, 1) * 255).to(torch.uint8)
 
 
 class FeatureBank:
-    """The newest features, one row each: a ring on the device that never takes more room than `capacity` rows.
+    """The newest features, one a row: a ring of `capacity` rows on the device.
 
     Args:
         width: numbers of a feature.
-        capacity: rows to keep, the oldest leaving first.
+        capacity: rows to keep, the newest ones.
     """
 
     def __init__(self, width: int, capacity: int, device: torch.device | str):
         self._rows = torch.empty(capacity, width, device=device)
         self._count = 0  # rows held
-        self._next = 0  # where the next one goes
+        self._next = 0  # the place of the next row
 
     def __len__(self) -> int:
         return self._count
 
     @property
-    def bytes(self) -> int:
-        """What it takes, full or not."""
+    def nbytes(self) -> int:
+        """The bytes of all `capacity` rows."""
         return self._rows.nbytes
 
     def add(self, features: Tensor) -> None:
-        """(n, width), detached."""
+        """Add features (n, width), without their gradient."""
         room = len(self._rows)
         features = features.detach()[-room:]
         places = (self._next + torch.arange(len(features), device=features.device)) % room
@@ -211,29 +211,29 @@ class FeatureBank:
         self._count = min(self._count + len(features), room)
 
     def draw(self, n: int, rng: torch.Generator) -> Tensor:
-        """n different rows, (n, width), each as likely; none, (0, width), as long as it holds fewer."""
+        """n different rows (n, width), drawn uniformly; (0, width) while the bank holds fewer than n."""
         if self._count < n:
             return self._rows[:0]
         chosen = torch.randperm(self._count, generator=rng, device=self._rows.device)[:n]
         return self._rows.index_select(0, chosen)
 
     def state_dict(self) -> dict:
-        """What it holds, for an exact resume."""
+        """The bank's rows, for an exact resume."""
         return {"rows": self._rows[: self._count].clone(), "next": self._next}
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`, in place of whatever this bank held."""
+        """The inverse of `state_dict`; the bank's rows are replaced."""
         self._count, self._next = len(state["rows"]), state["next"]
         self._rows[: self._count] = state["rows"]
 
 
 class BatchRing:
-    """The newest mini-batches of images, whole ones, as bytes like the memory M's: a float would take four times as
-    much room, and what is cut off is less than a step of an image file.
+    """The newest whole mini-batches of images, one byte a pixel as in the memory M: a quarter of a float, with an error
+    of less than 1/255.
 
     Args:
-        capacity: mini-batches to keep, the oldest leaving first.
-        device: where they are kept.
+        capacity: mini-batches to keep, the newest ones.
+        device: where the ring keeps its mini-batches.
     """
 
     def __init__(self, capacity: int, device: torch.device | str):
@@ -245,24 +245,24 @@ class BatchRing:
         return len(self._batches)
 
     def push(self, images: Tensor) -> None:
-        """(n, C, H, W) in [0, 1], kept as one mini-batch."""
+        """Add images (n, C, H, W) in [0, 1] as one mini-batch."""
         self._batches.append(Memory.as_bytes(images).to(self._device))
 
     def draw(self, rng: torch.Generator) -> Tensor:
-        """One of the mini-batches, each as likely, (n, C, H, W) uint8.
+        """One of the mini-batches, drawn uniformly, (n, C, H, W) uint8.
 
         Raises:
-            UserError: there is none yet.
+            UserError: the ring is empty.
         """
         if not self._batches:
             raise UserError("the ring is empty: push a mini-batch before drawing one.")
         return self._batches[int(torch.randint(len(self), (), generator=rng, device=self._device))].clone()
 
     def state_dict(self) -> dict:
-        """What it holds, the oldest first, for an exact resume."""
+        """The mini-batches, the oldest first, for an exact resume."""
         return {"batches": [batch.clone() for batch in self._batches]}
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`, in place of whatever this ring held."""
+        """The inverse of `state_dict`; the ring's mini-batches are replaced."""
         self._batches.clear()
         self._batches.extend(batch.to(self._device, copy=True) for batch in state["batches"])

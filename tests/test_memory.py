@@ -28,8 +28,8 @@ def numbered(start, count):
 def filled(counts, capacity=None):
     """A memory after rounds of these sizes; images are numbered through."""
     memory, start = Memory((1, 1, 1), "cpu", capacity), 0
-    for round, count in enumerate(counts):
-        memory.add(*numbered(start, count), round)
+    for round_number, count in enumerate(counts):
+        memory.add(*numbered(start, count), round_number)
         start += count
     return memory
 
@@ -42,8 +42,8 @@ def contents(memory):
 
 def expected_contents(counts, capacity=None):
     """The same, by keeping a list."""
-    rounds = [round for round, count in enumerate(counts) for _ in range(count)]
-    rows = [(number, number, round) for number, round in enumerate(rounds)]
+    rounds = [number for number, count in enumerate(counts) for _ in range(count)]
+    rows = [(number, number, round_number) for number, round_number in enumerate(rounds)]
     return rows[-capacity:] if capacity else rows
 
 
@@ -109,16 +109,16 @@ def test_with_a_capacity_the_newest_stay(counts, capacity):
 
 def test_the_ring_never_takes_more_room_than_its_capacity():
     memory = Memory((1, 1, 1), "cpu", capacity=10)
-    for round in range(12):
-        memory.add(*numbered(3 * round, 3), round)
-        assert len(memory._rows[0]) <= 10 and len(memory) == min(3 * round + 3, 10)
+    for round_number in range(12):
+        memory.add(*numbered(3 * round_number, 3), round_number)
+        assert len(memory._rows[0]) <= 10 and len(memory) == min(3 * round_number + 3, 10)
 
 
 def test_growing_copies_each_image_a_few_times_at_most():
     """By doubling: 200 rounds need 9 new blocks, not 200."""
     memory, blocks = Memory((1, 1, 1), "cpu"), set()
-    for round in range(200):
-        memory.add(*numbered(0, 2), round)
+    for round_number in range(200):
+        memory.add(*numbered(0, 2), round_number)
         blocks.add(len(memory._rows[0]))
     assert len(memory) == 400 and len(blocks) <= 9 and max(blocks) < 800
 
@@ -203,10 +203,10 @@ KINDS = [((2, 1, 1), torch.float16), ((3,), torch.float32)]
 def pool_of(counts, capacity=None):
     """A pool after additions of these sizes; every number of a row, and its label, is the row's."""
     pool, start = Pool(KINDS, "cpu", capacity), 0
-    for round, count in enumerate(counts):
+    for round_number, count in enumerate(counts):
         numbers = torch.arange(start, start + count)
         rows = [numbers.float().view(-1, *[1] * len(shape)).expand(-1, *shape) for shape, _ in KINDS]
-        pool.add(rows, numbers, round)
+        pool.add(rows, numbers, round_number)
         start += count
     return pool
 

@@ -29,12 +29,12 @@ class NonFiniteLoss(UserError):
 
 @dataclass(frozen=True)
 class SynthesisReport:
-    """What one synthesis round did; the notebooks' curves are drawn from these.
+    """What one synthesis round did; the notebooks draw their curves from these reports.
 
     Attributes:
         steps: optimiser steps taken.
         images: images added to the memory, on all ranks; of a method that keeps none, images made.
-        ce_per_step: L_CE before each step, nats; of a method without labels, with the class that the teacher sees.
+        ce_per_step: L_CE before each step, nats; of a method without labels, with the class that the teacher predicts.
         bn, adv: L_BN and the adversarial term of the last step, unweighted, both lowered; 0 where the term is off.
         seconds: wall time of the round.
         extra: a method's other terms in the last step, unweighted.
@@ -54,9 +54,9 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (B, C, H, W) in [0, 1], augmented.
-        labels: (B,) the pseudo-labels they were made for; None if they were made for none.
-        source: where they come from, e.g. "memory".
-        replayed: how many of them, at the end, come from a memory beside fresh ones.
+        labels: (B,) the images' pseudo-labels; None if they have none.
+        source: where the images come from, e.g. "memory".
+        replayed: how many of the images, the last ones, come from a memory beside fresh ones.
     """
 
     images: Tensor
@@ -71,8 +71,8 @@ class Examples:
 
     Attributes:
         images: (N, C, H, W) uint8, the oldest first.
-        labels: (N,) what they were made for, or what the teacher sees in them.
-        rounds: (N,) the synthesis round that made each; None where there are no rounds to tell apart.
+        labels: (N,) the images' pseudo-labels, or the teacher's predictions.
+        rounds: (N,) the synthesis round that made each image; None where images are not kept.
     """
 
     images: Tensor
@@ -83,30 +83,30 @@ class Examples:
 class Method:
     """A data-free distillation method: one file, one class, one row of Table 1.
 
-    With several processes each holds one such object, with a share of the batches (`Ranks`). What is trained through
-    the whole run goes through `ranks.average_gradients` before each step.
+    Each of several processes holds one such object, with a share of the batches (`Ranks`). Networks that are trained
+    through the whole run have their gradients averaged before each step (`ranks.average_gradients`).
 
     Args:
         teacher: frozen here; nothing in this kit changes a teacher.
         student: trained in place.
-        config: the run, of all processes together; its device is the teacher's.
+        config: of the run, all processes together. The run's device is the teacher's.
         table: (K, e), the pool P, for methods that read label text.
         facts: image size, crop and flip; None takes those of the config's data set.
         compute: number format, memory layout, how steps run; None: 32 bits, plain.
-        ranks: this process among those that share the run; None: it is alone.
+        ranks: this process among those that share the run; None: this process is alone.
 
     Attributes:
-        running: how its steps really run.
+        running: how the method's steps really run.
         name, citation: the row's label, and the paper in author-year form.
-        config_class: a `Config` with the fields that it reads, and the authors' values.
-        published: its own schedule for CIFAR-10, by Section 4 of its paper or the code behind the printed numbers.
-        reads_text: whether it needs the pool P.
+        config_class: a `Config` with the fields that the method reads, and the authors' values.
+        published: the method's schedule for CIFAR-10, by Section 4 of its paper or the code behind the printed numbers.
+        reads_text: whether the method needs the pool P.
         student_first: whether the student's steps come before the synthesis rounds.
-        compilable: whether torch.compile can take the student's loss: not where that contains gradients.
-        config: of this process's part of the run: its own batches.
+        compilable: whether torch.compile can take the student's loss: not a loss that contains gradients.
+        config: of this process's part of the run, with its share of the batches.
         rng: this process's random numbers.
-        trace: a list to which each round that keeps its images adds them at every step, (g, B, C, H, W) uint8, and its
-            labels; None: nothing is traced.
+        trace: a list to which each round of an `Inversion` adds its images at every step, (g, B, C, H, W) uint8, and
+            their labels; None: nothing is traced.
 
     Raises:
         UserError: other classes than the teacher's; a batch or a memory that the ranks cannot share; steps that the
@@ -154,12 +154,12 @@ class Method:
 
     @property
     def compute(self) -> Compute:
-        """How it is computed."""
+        """How the run is computed."""
         return self.running.compute
 
     @property
     def scaler(self) -> torch.amp.GradScaler:
-        """Of the losses; it does nothing but for 16-bit floats."""
+        """Scales the losses in fp16; does nothing with other number formats."""
         return self.running.scaler
 
     # Phase 1.
@@ -176,7 +176,7 @@ class Method:
     def sample(self, n: int) -> Batch:
         """n augmented images for the student: Algorithm 1, line 13."""
         images, labels = self.memory.draw(n, self.rng)
-        return Batch(self.augment(images).float() / 255, labels, "memory")  # cropped as bytes: a quarter to move
+        return Batch(self.augment(images).float() / 255, labels, "memory")  # cropped as bytes, a quarter of the floats
 
     def make_student_optimizer(self) -> torch.optim.Optimizer:
         """A.2: SGD with momentum; `distill` sets its rate each epoch."""
@@ -186,7 +186,7 @@ class Method:
         )
 
     def before_update(self, optimizer: torch.optim.Optimizer) -> None:
-        """Called before every step of an optimiser, of the student's and of synthesis's: its gradients are there."""
+        """Called before every step of an optimiser, the student's or one of synthesis, after its backward pass."""
 
     def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """Eq. 6."""
@@ -221,18 +221,18 @@ class Method:
         return crop_and_flip(images, self.facts.crop_padding, self.facts.flip, self.rng)
 
     def examples(self) -> Examples:
-        """What the student learns from at present: the memory, or what a live generator makes now."""
+        """What the student learns from at present: the memory, or fresh images of a live generator."""
         return Examples(self.memory.images, self.memory.labels, self.memory.rounds)
 
     @property
     def beside(self) -> int:
-        """Bytes of what it holds, at the fullest, beside generator, student, teacher and memory: a second generator, a
-        bank, a ring, with their optimisers."""
+        """The most bytes that a method holds beside generator, student, teacher and memory: a second generator, a bank,
+        a ring, with their optimisers."""
         return 0
 
     @property
     def held(self) -> int:
-        """Images in the memory, on all ranks together: each holds as many."""
+        """Images in the memory, on all ranks together: every rank holds the same number."""
         return self.ranks.size * len(self.memory)
 
     def state_dict(self) -> dict:

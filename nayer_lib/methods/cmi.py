@@ -12,15 +12,15 @@ head f, two linear layers and a ReLU, makes 256 numbers of norm 1 of it. With B 
     l_i  = -log( exp(f(h_i local) . f(h_i global) / T) / sum over j <= B + N of exp(f(h_i local) . f(h_j global) / T) )
     L_cr = mean of l_i over the round's images + mean of l_i over the bank's
 
-without a gradient through the global side. The head learns from L_cr as well, in every round on.
+without a gradient through the global side. The head learns from L_cr as well, through the whole run.
 
-As in the authors' code the bank holds both views' h before the head, which therefore judges old images as it does new
-ones; they keep the h of the best step's views, here two views of the kept images are drawn anew. The bank joins in as
-soon as it can give N rows, theirs with what it has. For ResNet-34 they take four blocks' inputs, here all BatchNorm
-layers count. Their best result begins with images inverted beforehand; here, as in their script "scratch", none are.
-Their student's rate falls along a cosine to 0, as here (in steps in an older state of their code); in FM's (Fang et al.
-2022) to 2e-4 over 200 epochs. Their numbers differ between scripts: alpha_cls 1 or 0.5, T 0.1 or 0.2. Their scripts
-have 200 steps a round; FM's README calls the printed row CMI-500, so `published` has 500.
+As in the authors' code the bank holds both views' h, not the head's output, so the present head compares old images
+with new ones. Their bank keeps the h of the best step's views; here two new views of the kept images are drawn. Here
+the bank is used once it holds N rows, theirs with fewer. For ResNet-34 they take four blocks' inputs, here all
+BatchNorm layers count. Their best result starts from images inverted beforehand; here, as in their script "scratch",
+there are none. Their student's rate falls along a cosine to 0, as here (in steps in an older state of their code); in
+FM's code (Fang et al. 2022) to 2e-4 over 200 epochs. Their numbers differ between scripts: alpha_cls 1 or 0.5, T 0.1 or
+0.2. Their scripts have 200 steps a round; FM's README calls the printed row CMI-500, so `published` has 500.
 """
 
 import copy
@@ -43,7 +43,7 @@ from ..ranks import Ranks
 from . import terms
 from .inversion import Inversion, InversionConfig
 from .nayer import Nayer
-from .round import Seen, parameter_bytes
+from .round import SynthesisBatch, parameter_bytes
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,16 @@ class CMIConfig(InversionConfig):
     alpha_cr: float = 0.8
     temperature_cr: float = 0.1
     bank_size: int = 40_960  # features kept
-    bank_draw: int = 4_096  # of them compared with in a step
+    bank_draw: int = 4_096  # features of the bank in one step's L_cr
 
 
 class CMI(Inversion):
-    """Contrastive model inversion. On several ranks each has a G of its own, which lasts for a round, and its part of
-    the bank.
+    """Contrastive model inversion. Each of several ranks has a G of its own, which lasts for a round, and a part of the
+    bank.
 
     Attributes:
         generator: z, one vector an image, followed by G: labels (B,) -> images (B, C, H, W) in [0, 1].
-        onlooker: the teacher once more, on the same weights, for the local view: L_BN does not see what this one sees.
+        onlooker: a second teacher with the same weight tensors, for the local view, which L_BN must not count.
         head: features (N, d) -> (N, 256), yet to be normalised; it learns through the whole run.
         bank: (2d,) a row: global and local feature of an image that was kept.
     """
@@ -92,7 +92,8 @@ class CMI(Inversion):
         width = sum(layer.num_features for layer in teacher.batch_norms())
         if not width:
             raise UserError(
-                "CMI compares what enters a teacher's BatchNorm2d layers; without any, take another method."
+                "CMI compares the inputs of a teacher's BatchNorm2d layers, and this teacher has none: take another "
+                "method."
             )
         if not config.augment_synthesis:
             raise UserError("CMI compares two random views of each image: leave augment_synthesis on.")
@@ -114,18 +115,18 @@ class CMI(Inversion):
 
     @property
     def shared(self) -> list[nn.Module]:
-        """Nothing of the generator, which starts over in every round."""
+        """No part: the generator starts over in every round."""
         return []
 
     def begin_round(self) -> None:
-        """A new z and a new G, in place, with a fresh Adam for both; the head goes on with its own."""
+        """A new z and a new G, in place, with a fresh Adam for both; the head keeps its Adam."""
         super().begin_round()
         latent, network = self.generator
         latent.redraw(self.rng)
         redraw_weights(network, self.rng)
 
     def watched(self) -> AbstractContextManager[dict[int, Tensor]]:
-        """What enters the BatchNorm layers of both teachers."""
+        """The inputs of the BatchNorm layers of both teachers."""
         return tapped([*self.teacher.batch_norms(), *self.onlooker.batch_norms()], inputs=True)
 
     def draw_view(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,29 +135,29 @@ class CMI(Inversion):
         return super().draw_view(batch), windows, self.bank.draw(self.config.bank_draw, self.rng)
 
     def view(self, images: Tensor, drawn: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """The global one."""
-        self.caught.clear()  # a step that always starts with nothing seen is compiled once
+        """The global view."""
+        self.caught.clear()  # every step starts with an empty one, so it is compiled once
         return super().view(images, drawn[0])
 
-    def values(self, seen: Seen) -> list[Tensor]:
+    def values(self, batch: SynthesisBatch) -> list[Tensor]:
         """The three terms of Eq. 5, on the global view, and L_cr."""
-        _, windows, banked = seen.view
-        self._look(enlarge(seen.made, windows), self.onlooker)
+        _, windows, banked = batch.view
+        self._look(enlarge(batch.generated, windows), self.onlooker)
         features = torch.cat([self._features(self.caught), banked])
         self.caught.clear()
         with self.compute.autocast(self.device):
             key, query = (self.head(side) for side in features.chunk(2, 1))
-        found = terms.info_nce(F.normalize(query.float()), F.normalize(key.float()), self.config.temperature_cr)
-        parts = found.split([len(seen.made), len(banked)])
-        return [*Nayer.values(self, seen), sum(part.mean() for part in parts if len(part))]
+        contrasts = terms.info_nce(F.normalize(query.float()), F.normalize(key.float()), self.config.temperature_cr)
+        parts = contrasts.split([len(batch.generated), len(banked)])
+        return [*Nayer.values(self, batch), sum(part.mean() for part in parts if len(part))]
 
     def after_backward(self) -> None:
-        """The head's gradients, besides the generator's."""
+        """Average the head's gradients over the ranks."""
         self.ranks.average_gradients([self.head])
 
     @torch.no_grad()
     def remember(self, kept: list[Tensor], labels: Tensor) -> None:
-        """Keep the images; both views of them go into the bank."""
+        """Keep the images, and put the features of two views of them into the bank."""
         super().remember(kept, labels)
         view = self.draw_view(len(labels))
         with self.watched() as inputs:
@@ -176,10 +177,10 @@ class CMI(Inversion):
     @property
     def beside(self) -> int:
         """The bank, and the head under its Adam."""
-        return self.bank.bytes + parameter_bytes(self.head, copies=4)
+        return self.bank.nbytes + parameter_bytes(self.head, copies=4)
 
     def state_dict(self) -> dict:
-        """The head with its optimiser, and the bank, on top of `Rounds.state_dict`."""
+        """`Rounds.state_dict` with the head, its optimiser and the bank."""
         return super().state_dict() | {
             "head": self.head.state_dict(),
             "head_optimizer": self.head_optimizer.state_dict(),

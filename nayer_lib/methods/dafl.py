@@ -3,15 +3,15 @@
     L_G = L_OH + alpha_ie L_IE + alpha_act L_act        over G
     L_S = KL(t || s) at temperature 1                   over S
 
-L_OH is the cross-entropy of the teacher's answer with the class that it sees itself, L_IE minus the entropy of the
-batch's mean answer, L_act minus the mean size of its pooled features. The student does not enter L_G.
+L_OH is the cross-entropy of the teacher's answer with the class that it predicts, L_IE minus the entropy of the batch's
+mean answer, L_act minus the mean size of the teacher's pooled features. The student does not enter L_G.
 
 The authors' code takes L_IE in base 10 (so its 5 is 5 / ln 10 here), makes one joint update of both networks from one
-batch, divides the student's rate by ten at 40 and 80 % of the run (a cosine here) and has Adam's usual betas for G;
-its G ends in Tanh and BatchNorm, and its BatchNorms after the convolutions have eps = 0.8 (a positional argument), here
-1e-5: they divide by sqrt(var + 0.8). Here the student sees the z of the generator's steps, after them, under `equal`
-also cropped. On several ranks L_IE balances each rank's own images. The printed CIFAR-10 numbers come from CMI's code
-(Fang et al. 2021), which has other weights.
+batch, divides the student's rate by ten at 40 and 80 % of the run (a cosine here) and has Adam's usual betas for G; its
+G ends in Tanh and BatchNorm, and its BatchNorms after the convolutions have eps = 0.8 (a positional argument), here
+1e-5: they divide by sqrt(var + 0.8). Here the student's steps follow the generator's and use the same z; under `equal`
+their images are also cropped. On several ranks L_IE balances each rank's own images. The printed CIFAR-10 numbers come
+from CMI's code (Fang et al. 2021), which has other weights.
 """
 
 import math
@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import losses
 from . import terms
 from .live import Live, LiveConfig
-from .round import Seen
+from .round import SynthesisBatch
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class DAFLConfig(LiveConfig):
 
 
 class DAFL(Live):
-    """A generator that makes images of which the teacher is sure, of all classes, that excite it."""
+    """A generator of images of all classes that the teacher is sure of, with large features."""
 
     name = "DAFL"
     citation = "Chen et al. 2019"
@@ -50,10 +50,10 @@ class DAFL(Live):
     asks_features = True
     holds_z = True
 
-    def values(self, seen: Seen) -> list[Tensor]:
+    def values(self, batch: SynthesisBatch) -> list[Tensor]:
         """The three terms of L_G."""
         return [
-            losses.classification(seen.t, seen.labels),
-            terms.information_entropy(seen.t),
-            terms.activation(seen.features),
+            losses.classification(batch.t, batch.labels),
+            terms.information_entropy(batch.t),
+            terms.activation(batch.features),
         ]

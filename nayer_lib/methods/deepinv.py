@@ -6,18 +6,18 @@ pixels themselves are optimised.
     alpha_cls CE(T(x), y) + alpha_tv TV(x) + alpha_l2 ||x||_2 + alpha_bn L_BN(x) + alpha_adv (1 - JS(T(x), S(x)))
 
 The second and third are their R_prior, the fourth R_feature, which NAYER took over as L_BN, and the last R_compete,
-which makes DeepInversion adaptive. T and S see x rolled around its edges and mirrored, as one whole batch, anew in each
-step.
+which makes DeepInversion adaptive. In each step T and S see x rolled around its edges and mirrored, the whole batch
+alike.
 
 Code. Theirs for CIFAR-10 rolls by up to 2 pixels and never mirrors, starts from alpha_adv = 0, and means to keep the
-best step's pixels but keeps a view of them, so the last step's; their way from images to a student was not published.
-The printed numbers come from a port: the CIFAR-10 ones are digit for digit those of CMI's README (Fang et al. 2021),
-and FM's (2022) calls the row DeepInv-2k, so `published` has 2,000 steps a round where both scripts have 1,000. The
-port's weights, rate, roll by up to an eighth of the side and mirroring stand here. It differs in that its labels are
-drawn at random, it cuts x to the range of images after each step, lowers 0.001 of minus the L_BN of the student too,
-and fails where alpha_adv = 0; its weight of TV is 0.001 in CMI's code and 0 in FM's. It keeps a view of x for the best
-step too: what it stores is x after the last update, the pixels of none of the steps that were evaluated. Here x may
-leave the range of images, and only the memory cuts it. Both write JS with the arguments of KL exchanged
+best step's pixels but keeps a view of x, so the last step's; the training of their student was not published. The
+printed numbers come from a port: the CIFAR-10 ones are digit for digit those of CMI's README (Fang et al. 2021), and
+FM's (2022) calls the row DeepInv-2k, so `published` has 2,000 steps a round where both scripts have 1,000. The port's
+weights, rate, roll by up to an eighth of the side and mirroring stand here. The port differs from this file: it draws
+labels at random, cuts x to the range of images after each step, also lowers minus 0.001 times the student's L_BN, and
+fails where alpha_adv = 0; its weight of TV is 0.001 in CMI's code and 0 in FM's. The port, too, keeps a view of x for
+the best step: it stores x after the last update, pixels that no step has evaluated. Here x may leave the range of
+images, and only the memory cuts it. Both programs compute JS with the arguments of KL exchanged
 (`terms.jensen_shannon`). The student's rate falls to 0, as in CMI's code; in FM's to 2e-4 over 200 epochs.
 """
 
@@ -32,7 +32,7 @@ from ..augment import take
 from ..base_config import Config
 from . import terms
 from .inversion import Inversion
-from .round import Seen
+from .round import SynthesisBatch
 
 
 class Pixels(nn.Module):
@@ -74,7 +74,7 @@ class DeepInvConfig(Config):
     generator_betas: tuple[float, float] = (0.5, 0.99)
     alpha_cls: float = 1.0
     alpha_bn: float = 10.0
-    alpha_adv: float = 1.0  # of the Jensen-Shannon term; 0: without it
+    alpha_adv: float = 1.0  # of the Jensen-Shannon term; 0: DeepInversion without it
     alpha_tv: float = 0.0
     alpha_l2: float = 0.0
     bn_momentum: float = 0.0
@@ -131,13 +131,13 @@ class DeepInversion(Inversion):
         """1 - JS in place of -L_KL."""
         return terms.adversarial_js(t, s)
 
-    def values(self, seen: Seen) -> list[Tensor]:
+    def values(self, batch: SynthesisBatch) -> list[Tensor]:
         """The five terms."""
-        x = self.generator.normalised(seen.images)
+        x = self.generator.normalised(batch.images)
         return [
-            losses.classification(seen.t, seen.labels),
-            self.batch_norm_term(seen),
-            self.adversarial_term(seen),
+            losses.classification(batch.t, batch.labels),
+            self.batch_norm_term(batch),
+            self.adversarial_term(batch),
             terms.total_variation(x),
             torch.linalg.vector_norm(x),
         ]

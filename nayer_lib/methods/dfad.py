@@ -4,14 +4,14 @@
     L_S =  |t - s|      over S,  |t - s| the mean absolute difference of the logits
 
 The student moves first: five steps on fresh images, then one of the generator. The mean difference of logits does not
-vanish where both networks are sure, as a KL does; that is the paper's point.
+vanish where both networks are sure, as a KL does: this is the paper's point.
 
 The authors' code has, as here, a z of 256 numbers, Adam at 1e-3 with torch's betas for G, and a student in train mode
 in G's step, whose BatchNorm statistics therefore move with it (here in eval mode in an epoch's first turn alone). Its G
 ends in a BatchNorm, and its option to divide both rates by ten at epochs 100 and 200 is a cosine for the student here.
-It neither crops nor mirrors, nor does `published` here; `equal` does. FM's code (Fang et al. 2022) has this method too,
-with the teacher as the student: |t - t| is 0 and so is G's whole gradient. Not in Table 1: PREKD, MBDFKD and KAKR take
-its L_S, ZAQ both losses.
+The code neither crops nor mirrors, nor does `published` here; `equal` does. FM's code (Fang et al. 2022) has this
+method too, with the teacher as the student: |t - t| is 0 and so is G's whole gradient. Not in Table 1: PREKD, MBDFKD
+and KAKR take its L_S, ZAQ both losses.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .. import losses
 from . import terms
 from .base import Batch
 from .live import AdversarialConfig, Live
-from .round import Seen
+from .round import SynthesisBatch
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class DFAD(Live):
     terms = {"L_OH": "alpha_cls", "L_1": "alpha_adv"}
     student_first = True
 
-    def values(self, seen: Seen) -> list[Tensor]:
+    def values(self, batch: SynthesisBatch) -> list[Tensor]:
         """L_OH, which every method reports first and which has no weight here, and -|t - s|."""
-        return [losses.classification(seen.t, seen.labels), self.adversarial_term(seen)]
+        return [losses.classification(batch.t, batch.labels), self.adversarial_term(batch)]
 
     def against_student(self, t: Tensor, s: Tensor) -> Tensor:
         """-|t - s| in place of -L_KL."""

@@ -6,8 +6,8 @@
 Table 1's CIFAR-10 numbers are digit for digit those of CMI's README (Fang et al. 2021). These terms and weights are
 those of the code of that year: no warm-up, G in eval mode when it makes images for the student, a cosine to 0. FM's
 code (Fang et al. 2022) has the same terms, but G in train mode there, a cosine to 2e-4 over 200 epochs, and the teacher
-as the student that G plays against, so that the adversarial term is KL(t || t) = 0. Neither crops or mirrors what the
-student sees, nor does `published` here; `equal` does.
+in the student's place, so that the adversarial term is KL(t || t) = 0. Neither program crops or mirrors the student's
+images, nor does `published` here; `equal` does.
 
 Choi et al. have each image's entropy for L_OH, a Gaussian KL for L_BN, 0.01 for all weights but the adversarial one,
 and train G alone before the student starts: `protocol=published` with `warmup_epochs=50` does that here. They also have
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .. import losses
 from . import terms
 from .live import AdversarialConfig, Live
-from .round import Seen
+from .round import SynthesisBatch
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class DFQChoiConfig(AdversarialConfig):
 
 
 class DFQChoi(Live):
-    """A generator against the student that is held to what the teacher knows: sure, of all classes, of real statistics.
+    """An adversarial generator of images of all classes that the teacher is sure of, with the real data's statistics.
 
-    Not to be taken for the quantisation method of the same short name (Nagel et al. 2019).
+    Not the quantisation method of the same short name (Nagel et al. 2019).
     """
 
     name = "DFQ"
@@ -53,17 +53,17 @@ class DFQChoi(Live):
 
     terms = {"L_OH": "alpha_cls", "L_IE": "alpha_ie", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
 
-    def values(self, seen: Seen) -> list[Tensor]:
+    def values(self, batch: SynthesisBatch) -> list[Tensor]:
         """The four terms of L_G, the adversarial one with its minus."""
         return [
-            losses.classification(seen.t, seen.labels),
-            terms.information_entropy(seen.t),
-            self.batch_norm_term(seen),
-            self.adversarial_term(seen),
+            losses.classification(batch.t, batch.labels),
+            terms.information_entropy(batch.t),
+            self.batch_norm_term(batch),
+            self.adversarial_term(batch),
         ]
 
     def fresh(self, n: int, generator: nn.Module | None = None) -> Tensor:
-        """(n, C, H, W) images that the generator makes now, in eval mode, augmented."""
+        """n images (n, C, H, W), generated in eval mode, augmented."""
         self.generator.eval()
         images = super().fresh(n, generator)
         self.generator.train()

@@ -1,13 +1,12 @@
 """FM, a generator learned to be adapted (Fang et al. 2022, "Up to 100x Faster Data-free Knowledge Distillation").
 
-A round starts from a meta-generator G, which outlives it, and optimises a copy G' of it beside fresh z, from random
-labels y:
+A round optimises a copy G' of a persistent meta-generator G, together with fresh z, for random labels y:
 
     G' <- G,  z ~ N(0, I)
     g times:  (G', z) <- Adam of  alpha_bn L_BN + alpha_cls L_CE(y) - alpha_adv L_KL       at lr_G' and lr_z
     G <- Adam of  sum over the g steps of dL/dG'  at lr_G = g lr_G'                         (first-order MAML)
 
-The terms are NAYER's Eq. 5, which took them from here: L_BN with its momentum, L_KL where both networks agree.
+The terms are those of Eq. 5, which NAYER took from FM: L_BN with its momentum, L_KL where both networks agree.
 Once, after 60 % of distillation, the first Linear and the first BatchNorm of G start over.
 
 The authors' code: the reset draws both layers' weights from N(0, 0.02) (here: as PyTorch initialises them), and in one
@@ -39,7 +38,7 @@ class FMConfig(InversionConfig):
     noise_dim: int = 256  # of z
     nayer_generator: bool = False  # z enters G through a further Linear, as the text's vectors do in NAYER (Table 11)
     nayer_noise_dim: int = 1000  # r of that Linear
-    generator_lr: float = 2e-3  # of the round's copy; the meta step's is g times that
+    generator_lr: float = 2e-3  # of G'; the meta step's rate is g times this one
     latent_lr: float = 0.01
     alpha_cls: float = 0.4
     alpha_bn: float = 10.0
@@ -47,14 +46,14 @@ class FMConfig(InversionConfig):
     bn_momentum: float = 0.9
     student_lr: float = 0.2
     student_lr_end: float = 2e-4
-    reset_after: float = 0.6  # of the distillation epochs: G's first layers start over then
+    reset_after: float = 0.6  # share of the distillation epochs after which G's first layers start over
 
 
 class FM(Inversion):
     """Fast meta-learned inversion.
 
     Attributes:
-        generator: z, then G': labels (B,) -> images (B, C, H, W) in [0, 1]. The same modules in every round.
+        generator: z, then G': labels (B,) -> images (B, C, H, W) in [0, 1]; the same modules in every round.
         meta: G.
     """
 
@@ -85,11 +84,11 @@ class FM(Inversion):
         if epoch == config.warmup_epochs + round(config.reset_after * config.distillation_epochs):
             fresh = self._new_generator()[1:]
             for kind in (nn.Linear, _BatchNorm):
-                mine, new = (next(m for m in net.modules() if isinstance(m, kind)) for net in (self.meta, fresh))
-                mine.load_state_dict(new.state_dict())
+                old, new = (next(m for m in net.modules() if isinstance(m, kind)) for net in (self.meta, fresh))
+                old.load_state_dict(new.state_dict())
 
     def begin_round(self) -> None:
-        """G' <- G and new z, in place as all else here: what was compiled or captured sees them."""
+        """G' <- G and new z, in place, because compiled and captured steps read these tensors."""
         super().begin_round()
         self.generator[0].redraw(self.rng)
         self.generator[1:].load_state_dict(self.meta.state_dict())
@@ -99,7 +98,7 @@ class FM(Inversion):
             parameter.grad.zero_()
 
     def after_backward(self) -> None:
-        """Add G''s gradient to G's, but for a step that overflows in 16 bits: the scaler leaves it out as well."""
+        """Add the gradient of G' to that of G, except in a step that overflows in 16 bits, which the scaler skips."""
         self.scaler.unscale_(self.optimizers[0])
         sound = torch.stack([p.grad.isfinite().all() for p in self.generator.parameters()]).all()
         for meta, adapted in zip(self.meta.parameters(), self.generator[1:].parameters(), strict=True):
@@ -128,7 +127,7 @@ class FM(Inversion):
         return parameter_bytes(self.meta, copies=4)
 
     def state_dict(self) -> dict:
-        """G and its optimiser on top of `Rounds.state_dict`."""
+        """`Rounds.state_dict` with G and its optimiser."""
         return super().state_dict() | {
             "meta": self.meta.state_dict(),
             "meta_optimizer": self.meta_optimizer.state_dict(),

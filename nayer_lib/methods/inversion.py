@@ -33,7 +33,7 @@ class InversionConfig(GeneratorConfig):
 
 
 def start_over(optimizer: torch.optim.Adam) -> None:
-    """Make an optimiser a fresh one, in place, so that steps that were captured with it go on."""
+    """Set an optimiser's moments to zero, in place: captured steps go on reading the same tensors."""
     for moments in optimizer.state.values():
         for moment in moments.values():
             moment.zero_()
@@ -44,23 +44,23 @@ class Inversion(Rounds):
 
     Attributes:
         generator: a latent, then G: labels (B,) -> images (B, C, H, W) in [0, 1].
-        balanced: pseudo-labels are all classes in order until the batch is full; else each is drawn uniformly.
+        balanced: whether a batch has as many whole sets of the classes as fit in; all other labels are drawn uniformly.
     """
 
     balanced: ClassVar[bool] = True
 
     @property
     def shared(self) -> list[nn.Module]:
-        """G, and the BatchNorm of what enters it; heads and z are drawn for a round, by each rank for itself."""
+        """G, and the BatchNorm of its latent; each rank draws heads and z of its own for a round."""
         latent, *networks = self.generator
         return [*networks, *(part for part in latent.modules() if isinstance(part, _BatchNorm))]
 
     def begin_round(self) -> None:
-        """Make the generator ready for new images; its optimiser, the first one, starts over."""
+        """Prepare the generator for new images; its optimiser, the first of `optimizers`, starts over."""
         start_over(self.optimizers[0])
 
     def remember(self, kept: list[Tensor], labels: Tensor) -> None:
-        """Put what the round kept into the memory: Algorithm 1, line 11."""
+        """Put the images that the round kept into the memory: Algorithm 1, line 11."""
         self.memory.add(kept[0], labels, self.round - 1)
 
     def synthesize(self, epoch: int) -> SynthesisReport:
@@ -86,7 +86,7 @@ class Inversion(Rounds):
         return report
 
     def labels_of(self, entering: Tensor, t: Tensor) -> Tensor:
-        """The pseudo-labels, which are what enters."""
+        """The pseudo-labels, which are the generator's input."""
         return entering
 
     def pseudo_labels(self) -> Tensor:

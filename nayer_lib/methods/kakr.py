@@ -4,15 +4,15 @@ MBDFKD's ring (KAKR_MB) or PREKD's VAE (KAKR_GR).
     theta' = theta - inner_lr * grad of L(theta, x_new)                            acquire
     L_S    = L(theta', x_mem) + L(theta, x_new and x_mem)                          retain, over theta
 
-with L = mean |t - s| on logits. The first term judges a step towards the new images by what it does to the remembered
-ones; its gradient goes through that step, a gradient of a gradient, and so pulls the two gradients into one direction.
-With nothing to replay the step is the plain one.
+with L = mean |t - s| on logits. The first term is the loss on remembered images after a step towards the new ones. Its
+gradient goes through that inner step, a gradient of a gradient, and so aligns the gradients of new and remembered
+images. As long as there is nothing to replay, L_S is L(theta, x_new).
 
 The authors' inner step also has weight decay, left out here, and momentum, which does nothing in a single step. As in
-their code the inner rate stays as it is while the outer one falls; no run of their code was compared. BatchNorm
-normalises each pass by its own images, and its running statistics move once a step, by the joint batch. On several
-ranks each takes the inner step with its own images. Apart from the step their code (gaurav104/LRA) differs from its
-MBDFKD and PREKD in the schedule: twice the turns, half the images.
+their code the inner rate is constant while the outer one falls; no run of their code was compared. BatchNorm normalises
+each pass by its own images, and its running statistics move once a step, by the joint batch. On several ranks each
+takes the inner step with its own images. Apart from L_S their code (gaurav104/LRA) differs from its MBDFKD and PREKD in
+the schedule: twice the turns, half the images.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def retention(student: nn.Module, new: Tensor, t_new: Tensor, old: Tensor, t_old
 
 
 class Bilevel(Replay):
-    """A student that steps towards new images only as it does not forget the replayed ones."""
+    """A student whose steps towards new images are to lower its error on replayed ones too."""
 
     published = Replay.published | {"repeats": 72, "generator_batch": 512, "student_batch": 576}  # twice the turns
     compilable = False
@@ -67,7 +67,7 @@ class Bilevel(Replay):
 class KAKRMBConfig(MBDFKDConfig):
     """KAKR over MBDFKD's ring (Patel et al. 2023)."""
 
-    inner_lr: float = 0.9  # of the step towards the new images, through which the replayed ones are judged
+    inner_lr: float = 0.9  # learning rate of the inner step, towards the new images
 
 
 class KAKRMB(Bilevel, MBDFKD):

@@ -1,5 +1,5 @@
-"""Methods whose one generator goes on learning through the whole run: the student sees its fresh images, and none is
-kept but for what a method replays."""
+"""Methods with a persistent generator, trained through the whole run: the student learns from freshly generated images,
+and no image is kept except for replay."""
 
 import copy
 import dataclasses
@@ -18,10 +18,10 @@ from .round import Rounds
 
 @dataclass(frozen=True)
 class LiveConfig(GeneratorConfig):
-    """Methods whose generator plays on through the whole run."""
+    """Methods with a persistent generator."""
 
     generator_lr: float = 1e-3
-    alpha_cls: float = 0.0  # of L_OH: cross-entropy with the class that the teacher itself sees
+    alpha_cls: float = 0.0  # of L_OH: cross-entropy with the class that the teacher itself predicts
     augment_synthesis: bool = False
     augment_student: bool = True  # crop and flip before the student's steps; published programs do not
     student_lr: float = 0.1
@@ -30,8 +30,9 @@ class LiveConfig(GeneratorConfig):
     def in_turns(self) -> Self:
         """Table 8's budget for a live generator: an epoch in turns of a few generator and as many student steps.
 
-        Published turns are of 1 and 5 or 10 steps; here both sides get up to five, so that with the same student steps
-        about as many images go through the teacher in synthesis as in NAYER's warm-up and rounds together.
+        Published turns have 1 generator step and 5 or 10 student steps; here each network gets up to five, so that with
+        the same student steps about as many images go through the teacher in synthesis as in NAYER's warm-up and rounds
+        together.
         """
         turn = max(steps for steps in range(1, 6) if self.student_steps % steps == 0)
         repeats = self.student_steps // turn
@@ -52,20 +53,20 @@ class LiveConfig(GeneratorConfig):
 
 @dataclass(frozen=True)
 class AdversarialConfig(LiveConfig):
-    """Those whose generator plays against the student."""
+    """Methods with a persistent generator and an adversarial term."""
 
     alpha_adv: float = 1.0
     student_trains_in_synthesis: bool = False
 
 
 class Live(Rounds):
-    """One generator and one optimiser for the whole run: z -> images, fresh ones in every step.
+    """A persistent generator with one optimiser: z -> images, fresh ones in every step.
 
-    Its layout is that of the other methods here, images in [0, 1], so that the comparison is of losses and schedules;
-    the authors of most of these methods end theirs in a BatchNorm without squashing.
+    The generator's layout is that of the other methods here, images in [0, 1], so that losses and schedules alone are
+    compared; most of these methods' authors end the generator in a BatchNorm without squashing.
 
     Attributes:
-        holds_z: a round's steps, and the student steps after it, all look at the same z.
+        holds_z: whether a round's steps, and the student steps after them, all use the same z.
     """
 
     holds_z: ClassVar[bool] = False
@@ -87,19 +88,19 @@ class Live(Rounds):
         return self.report(epoch, terms, len(terms) * batch, start)
 
     def z(self, n: int) -> Tensor:
-        """(n, r) what enters the generator next."""
+        """(n, r) the generator's next input."""
         return self._held_z[:n] if self.holds_z else self._draw(n)
 
     def _draw(self, n: int) -> Tensor:
         return torch.randn(n, self.config.noise_dim, generator=self.rng, device=self.device)
 
     def labels_of(self, entering: Tensor, t: Tensor) -> Tensor:
-        """The classes that the teacher sees."""
+        """The classes that the teacher predicts."""
         return t.argmax(1)
 
     @torch.no_grad()
-    def made(self, n: int, generator: nn.Module | None = None) -> Tensor:
-        """(n, C, H, W) images that the generator, or another one, makes now."""
+    def generate(self, n: int, generator: nn.Module | None = None) -> Tensor:
+        """n images (n, C, H, W) of the run's generator as it is now, or of `generator`."""
         with self.compute.autocast(self.device):
             return (generator or self.generator)(self.z(n)).float()
 
@@ -108,24 +109,24 @@ class Live(Rounds):
         return super().augment(images) if self.config.augment_student else images
 
     def fresh(self, n: int, generator: nn.Module | None = None) -> Tensor:
-        """The same, augmented."""
-        return self.augment(self.made(n, generator))
+        """n images of `generate`, augmented."""
+        return self.augment(self.generate(n, generator))
 
     def sample(self, n: int) -> Batch:
-        """n images, made now."""
+        """n freshly generated images."""
         return Batch(self.fresh(n), None, "generator")
 
     @torch.no_grad()
     def examples(self) -> Examples:
-        """500 images of now, labelled by the teacher. They come from random numbers of their own, through a copy of
-        the generator, so that looking at them changes nothing."""
+        """500 fresh images, labelled by the teacher. A copy of the generator makes them, from random numbers of their
+        own, so that the run does not change."""
         rng = torch.Generator(self.device).manual_seed(self.round)
         z = torch.randn(500, self.config.noise_dim, generator=rng, device=self.device)
         images = copy.deepcopy(self.generator)(z).float()
         return Examples(Memory.as_bytes(images), self.teacher(images).argmax(1), None)
 
     def state_dict(self) -> dict:
-        """The generator's optimiser and the z that is held on top of `Rounds.state_dict`."""
+        """`Rounds.state_dict` with the generator's optimiser and the held z."""
         return super().state_dict() | {
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "held_z": self._held_z,

@@ -5,8 +5,8 @@ Distillation", NeurIPS).
     G~ <- a G~ + (1 - a) G   after each step of G, a = 0.95                           (`ema`; buffers too)
     L_S = D(t, s | G) + lambda_0 D(t, s | G~)   on half a batch of each               over S   (`alpha_ema`)
 
-A student of a generator that plays on forgets what that no longer makes. A second one, its slow mean over time, still
-makes it.
+The student of a persistent generator forgets images that the generator no longer makes. A second generator, the first
+one's slow mean over time, still makes such images.
 
 This is our re-implementation: there is no public code, and the coefficients are guesses. What is known is the two
 losses' form, and by a third party's summary a = 0.95 as the best of the authors' values. Guesses: D, the KL at
@@ -35,11 +35,11 @@ class MADConfig(DFQChoiConfig):
     """MAD (Do et al. 2022): DFQ's terms. All weights are guesses; `ema` is from a summary of the paper."""
 
     alpha_ema: float = 1.0  # lambda_0, of the loss on the slow generator's images
-    ema: float = 0.95  # how much of the slow generator stays at each step
+    ema: float = 0.95  # share of the slow generator's weights that stays at each step
 
 
 class MAD(Live):
-    """A generator that plays on against the student, and a slow copy of it that reminds the student.
+    """A persistent adversarial generator, and a slow copy of it whose images remind the student.
 
     Attributes:
         slow: G~, in eval mode.
@@ -64,7 +64,7 @@ class MAD(Live):
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """G~ follows G, its BatchNorm statistics too; a count of batches is taken over."""
+        """G~ follows G, its BatchNorm statistics too; counts of batches are copied."""
         for old, new in zip(self.slow.state_dict().values(), self.generator.state_dict().values(), strict=True):
             if old.is_floating_point():
                 old.lerp_(new, 1 - self.config.ema)
@@ -72,12 +72,12 @@ class MAD(Live):
                 old.copy_(new)
 
     def sample(self, n: int) -> Batch:
-        """n images, made now: by G, then, as `replayed`, by G~."""
+        """n freshly generated images: of G, then of G~, which count as `replayed`."""
         images = [self.fresh(n - n // 2), self.fresh(n // 2, self.slow)]
         return Batch(torch.cat(images), None, "generator and its slow copy", replayed=n // 2)
 
     def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-        """D on the images of G, and on those of G~ by `alpha_ema`."""
+        """D on the images of G, plus `alpha_ema` times D on those of G~."""
         halves = [len(batch.images) - batch.replayed, batch.replayed]
         pairs = zip(teacher_logits.split(halves), student_logits.split(halves), strict=True)
         new, old = (losses.distillation(t, s, self.config.temperature) for t, s in pairs)
@@ -89,7 +89,7 @@ class MAD(Live):
         return parameter_bytes(self.slow, copies=1)
 
     def state_dict(self) -> dict:
-        """G~ on top of `Live.state_dict`."""
+        """`Live.state_dict` with G~."""
         return super().state_dict() | {"slow": self.slow.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:

@@ -3,14 +3,14 @@ via Synthetic Data", WACV): replay from a memory bank.
 
 L_G, L_S and the batch are those of `replay.py`. After the first epoch and every `push_every` epochs from there on G
 makes one mini-batch for a ring, as many images as a student step replays; each student step replays one of the ring's
-mini-batches, drawn at random. Ten fit.
+mini-batches, drawn uniformly. The ring holds ten.
 
 The authors' own code was not found: numbers and ring are those of KAKR's (Patel et al. 2023), which has this method
-beside its own. That code pushes images of the epoch's last student step; here G makes others, at the next epoch's
+beside its own. That code pushes images of the epoch's last student step; here G makes new ones, at the next epoch's
 start, uncropped. On few epochs (profiles quick and lab) a push is every epoch, else the ring would hardly fill.
 `memory_size` (Table 10) replaces the ring's ten by as many mini-batches as make up that many images; the published
-schedule pushes 10,240 in all, so Table 10's rows of 20k and more are out of its reach. On several ranks each has a ring
-for its share of a batch.
+schedule pushes 10,240 in all, too few for Table 10's rows of 20k and more. Each of several ranks has a ring for its
+share of a batch.
 """
 
 import math
@@ -28,7 +28,7 @@ class MBDFKDConfig(ReplayConfig):
     """MBDFKD (Binici et al. 2022, WACV), its numbers as the code of KAKR has them."""
 
     push_every: int = 5  # epochs between two mini-batches that enter the ring
-    ring_batches: int = 10  # mini-batches kept, where memory_size does not say how many images
+    ring_batches: int = 10  # mini-batches kept, unless memory_size gives a number of images
     memory_size: int | None = None  # images
 
 
@@ -36,7 +36,7 @@ class MBDFKD(Replay):
     """Replay from a ring of mini-batches.
 
     Attributes:
-        ring: what is replayed.
+        ring: the mini-batches to replay.
 
     Raises:
         UserError: a memory_size that holds no mini-batch.
@@ -56,15 +56,15 @@ class MBDFKD(Replay):
         if not batches:
             raise UserError(
                 f"memory_size={config.memory_size} holds none of the mini-batches of {self._pushed} images that a "
-                "student step replays: raise it, or lower student_batch."
+                "student step replays: raise memory_size, or lower student_batch."
             )
         self.ring = BatchRing(batches, self.device)
 
     def begin_epoch(self, epoch: int) -> None:
-        """A mini-batch of what the generator makes by now goes into the ring, after the first of every few epochs."""
+        """Push a freshly generated mini-batch into the ring: after the first epoch, then every `push_every` epochs."""
         super().begin_epoch(epoch)
         if epoch and (epoch - 1) % self.config.push_every == 0 and self._pushed:
-            self.ring.push(self.made(self._pushed))
+            self.ring.push(self.generate(self._pushed))
 
     def replay(self, n: int) -> Tensor:
         """The first n images of one of the ring's mini-batches, augmented."""
@@ -74,11 +74,11 @@ class MBDFKD(Replay):
 
     @property
     def beside(self) -> int:
-        """The ring when it is full."""
+        """The bytes of a full ring."""
         return self.ring.capacity * self._pushed * math.prod(self.facts.image_shape)
 
     def state_dict(self) -> dict:
-        """The ring on top of `Live.state_dict`."""
+        """`Live.state_dict` with the ring."""
         return super().state_dict() | {"ring": self.ring.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:

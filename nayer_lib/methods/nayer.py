@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..generator.latents import COLUMNS, build_latent, control_table
 from ..ranks import Ranks
 from .inversion import Inversion
-from .round import Seen
+from .round import SynthesisBatch
 
 KEPT = [name for name, column in COLUMNS.items() if not column.redrawn]  # latents whose heads outlive a rebuild of G
 
@@ -23,8 +23,8 @@ KEPT = [name for name, column in COLUMNS.items() if not column.redrawn]  # laten
 class Nayer(Inversion):
     """The method of the paper.
 
-    On several ranks each has labels, heads and a memory of L_BN of its own; heads that outlive a round are trained
-    together, so that there are as many different ones as on one rank.
+    Each of several ranks has labels, heads and a memory of L_BN of its own. Heads that outlive a round are trained by
+    all ranks together.
 
     Attributes:
         generator: the latent (Z over the pool P) followed by G: labels (B,) -> images (B, C, H, W) in [0, 1].
@@ -54,14 +54,14 @@ class Nayer(Inversion):
         self.generator = self._new_generator()
         self.optimizers = [self.adam(self.generator.parameters(), config.generator_lr)]
 
-    def values(self, seen: Seen) -> list[Tensor]:
+    def values(self, batch: SynthesisBatch) -> list[Tensor]:
         """Eq. 5: L_CE, L_BN, and L_KL with its minus."""
-        ce = losses.classification(seen.t, seen.labels)
-        return [ce, self.batch_norm_term(seen), self.adversarial_term(seen)]
+        ce = losses.classification(batch.t, batch.labels)
+        return [ce, self.batch_norm_term(batch), self.adversarial_term(batch)]
 
     @property
     def shared(self) -> list[nn.Module]:
-        """What outlives a round: G, the BatchNorm of Z, and heads that are kept."""
+        """The parts that outlive a round: G, the BatchNorm of Z, and heads that are kept."""
         return [self.generator] if self.config.latent in KEPT else super().shared
 
     def begin_epoch(self, epoch: int) -> None:
@@ -69,7 +69,7 @@ class Nayer(Inversion):
         super().begin_epoch(epoch)
         life = self.config.generator_life
         if life is not None and epoch > 0 and (epoch - self.config.warmup_epochs) % life == 0:
-            # In place: what was compiled for the old one serves the new one.
+            # In place: steps compiled or captured for the old generator serve the new one.
             self.generator.load_state_dict(self._new_generator().state_dict())
 
     def begin_round(self) -> None:

@@ -1,22 +1,22 @@
 """PREKD (Binici et al. 2022, "Robust and Resource-Efficient Data-Free Knowledge Distillation by Generative Pseudo
 Replay", AAAI): a memory that keeps no image.
 
-L_G, L_S and the batch are those of `replay.py`. A VAE learns to make what G has made, E the encoder, D the decoder:
+L_G, L_S and the batch are those of `replay.py`. A VAE, encoder E and decoder D, learns to reproduce the images of G:
 
     L_V = mean |x - x'| + mean |T(x) - T(x')| + alpha_kld KL(E(x) || N(0, I)),     x' = D(z), z ~ E(x)
 
-x are the first half of the student batch's new images, and D's own, as many as a student step replays, so that it
-forgets less. It learns beside the first 40 % of a turn's student steps: 4 of the authors' 10. D's own images, and what
-is replayed, are D(z) after one Adam step of z ~ N(0, I), at latent_lr, on
+x are the first half of the student batch's new images and, so that the VAE forgets less, as many images of D as a
+student step replays. The VAE learns beside the first 40 % of a turn's student steps: 4 of the authors' 10. D's images
+in x, and the replayed images, are D(z) after one Adam step of z ~ N(0, I), at latent_lr, on
 
     alpha_ie L_IE + alpha_cls L_OH + mean (var(z) - 1)^2 + mean mean(z)^2
 
 from the first student step on, before D has learned anything. D normalises by the batch while the VAE learns, and by
-its running statistics in replay. Beside L_V this loss lowers D too: its gradient is there when the VAE steps.
+its running statistics in replay. This loss trains D too: its gradient is added to that of L_V.
 
-All of this is as in the authors' code (kuluhan/PRE-DFKD), that last point perhaps by oversight; there the VAE sees no
-images of D in the run's first turn. Under "equal" the VAE learns from cropped images, as the student's are, and what it
-replays is not cropped again. On several ranks z's step sees each rank's own images.
+All of this is as in the authors' code (kuluhan/PRE-DFKD), where this loss trains D perhaps by oversight; there the VAE
+sees no images of D in the run's first turn. Under "equal" the VAE learns from cropped images, as the student does, and
+replayed images are not cropped again. On several ranks z's step sees each rank's own images.
 """
 
 import math
@@ -40,16 +40,16 @@ class PREKDConfig(ReplayConfig):
     """PREKD (Binici et al. 2022, AAAI), its numbers for CIFAR."""
 
     vae_lr: float = 0.02 / 40  # Adam
-    vae_share: float = 0.4  # of a turn's student steps, from the first on: the VAE learns beside these
+    vae_share: float = 0.4  # share of a turn's student steps, the first ones, beside which the VAE learns
     alpha_kld: float = 1e-5  # of the VAE's posterior
-    latent_lr: float = 0.02  # of the one Adam step that readies a z for replay
+    latent_lr: float = 0.02  # of z's one Adam step before the decoder reads it
 
 
 class PREKD(Replay):
-    """Replay from a VAE that learns along.
+    """Replay from a VAE that is trained along with the student.
 
     Attributes:
-        vae: its decoder is what is replayed from.
+        vae: the VAE; its decoder makes the replayed images.
     """
 
     name = "PREKD"
@@ -62,7 +62,7 @@ class PREKD(Replay):
         self.vae = self.build(lambda: VAE(self.network(r), r, facts.size, facts.channels, config.generator_width))
         self.vae_optimizer = self.adam(self.vae.parameters(), config.vae_lr)
         self._remember = Step(self._vae_loss, self.running)
-        self._step_of_turn = 0  # at an epoch's end 0 again
+        self._step_of_turn = 0  # 0 again at an epoch's end
         self._vae_losses: list[Tensor] = []  # L_V since the last round, on the device
         if config.vae_share > 1:
             raise UserError(f"vae_share must lie in [0, 1], not {config.vae_share!r}.")
@@ -108,30 +108,30 @@ class PREKD(Replay):
 
     def _vae_loss(self, images: Tensor, noise: Tensor) -> Tensor:
         with self.compute.autocast(self.device):
-            again, mean, log_var = self.vae(images, noise)
+            reconstructed, mean, log_var = self.vae(images, noise)
             with torch.no_grad():
                 wanted = self._answering(images)
-            found = self._answering(again)
-        unlike = (images - again.float()).abs().mean() + terms.logit_distance(wanted.float(), found.float())
-        return unlike + self.config.alpha_kld * terms.posterior_divergence(mean, log_var)
+            found = self._answering(reconstructed)
+        error = (images - reconstructed.float()).abs().mean() + terms.logit_distance(wanted.float(), found.float())
+        return error + self.config.alpha_kld * terms.posterior_divergence(mean, log_var)
 
     def replay(self, n: int) -> Tensor:
-        """n images that the decoder, in eval mode, makes of z that the teacher is sure of, of all classes."""
+        """n images that the decoder, in eval mode, makes of z after its Adam step."""
         self.vae.decoder.eval()
         images = self._recall(n, learn=False)
         self.vae.decoder.train()
         return images
 
     def _recall(self, n: int, learn: bool) -> Tensor:
-        """n images that the decoder makes of z after its Adam step; with `learn` that step's loss also leaves its
-        gradient on the decoder."""
+        """n images that the decoder makes of z after its Adam step; with `learn` the loss of z also leaves its gradient
+        on the decoder."""
         if not n:
             return self.no_images
         z = self._draw(n).requires_grad_()
         t = self._answering(self.vae.decoder(z))  # in 32 bits
         loss = self.config.alpha_ie * terms.information_entropy(t)
         loss = loss + self.config.alpha_cls * losses.classification(t, t.argmax(1)) + terms.from_standard_normal(z)
-        # Scaled as L_V is, whose gradient joins it; of a scale an Adam's first step takes no notice.
+        # Scaled as L_V is, to whose gradient this one is added. Adam's first step does not depend on the scale.
         self.scaler.scale(loss).backward(inputs=None if learn else [z])
         torch.optim.Adam([z], self.config.latent_lr).step()
         with torch.no_grad():
@@ -143,7 +143,7 @@ class PREKD(Replay):
         return parameter_bytes(self.vae, copies=4)
 
     def state_dict(self) -> dict:
-        """The VAE and its optimiser on top of `Live.state_dict`."""
+        """`Live.state_dict` with the VAE, its optimiser and L_V."""
         return super().state_dict() | {
             "vae": self.vae.state_dict(),
             "vae_optimizer": self.vae_optimizer.state_dict(),

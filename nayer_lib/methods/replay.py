@@ -1,17 +1,16 @@
-"""Replay: what PREKD, MBDFKD and both KAKR share. The generator moves on, so the student is shown older images too.
+"""Replay: what PREKD, MBDFKD and both KAKR share. The generator changes, so the student sees earlier images too.
 
     L_G = L_OH + alpha_ie L_IE + alpha_act L_act + alpha_adv (1 - JS(t, s))     over G
     L_S = mean |t - s|                                                          over S, on logits
 
-L_G is DAFL's with a Jensen-Shannon term after Yin et al. 2020, so that G looks for images on which the student does not
-yet answer as the teacher does, and z is new in every step. The term is what the public code of PREKD and of KAKR
-computes (`one_minus_js`), the student is in train mode in it, but for an epoch's first turn, and Adam has torch's
-betas. Their L_IE is in base 10 (5 is 5 / ln 10 here).
+L_G is DAFL's with an adversarial term, the Jensen-Shannon term of Yin et al. 2020, and z is new in every step. The term
+is computed as in the public code of PREKD and of KAKR (`one_minus_js`), with the student in train mode except in an
+epoch's first turn; Adam has torch's betas. Their L_IE is in base 10 (5 is 5 / ln 10 here).
 
-Their student step has 1,024 new images and 128 of the memory; here a batch of n images holds n / 9 that are replayed,
-at its end, the others new, so that under "equal" these methods see no more images than the others. Before there is
-anything to replay all of them are new. Under "equal" the student's images are cropped; the authors' are not, nor are
-they under "published". What a memory costs beside that, PREKD's VAE above all, is not in the budget of "equal".
+Their student step has 1,024 new images and 128 of the memory; here the last n / 9 of a batch of n images are replayed
+and the others new, so that under "equal" these methods see no more images than the others. As long as the memory is
+empty all images are new. Under "equal" the student's images are cropped; the authors' are not, nor are they under
+"published". The costs of a memory, above all of PREKD's VAE, are not in the budget of "equal".
 
 Their G ends in Tanh and BatchNorm, has spectral norm, BatchNorms with eps = 0.8 after its first two convolutions and
 starts from U(-0.08, 0.08); here it is this kit's (`Live`).
@@ -27,9 +26,9 @@ from . import terms
 from .base import Batch
 from .dafl import DAFL, DAFLConfig
 from .live import AdversarialConfig
-from .round import Seen
+from .round import SynthesisBatch
 
-ONE_IN = 9  # images of a batch is replayed: 128 beside 1,024
+ONE_IN = 9  # one image in nine of a batch is replayed: 128 beside 1,024
 
 
 def replayed_of(n: int) -> int:
@@ -38,10 +37,10 @@ def replayed_of(n: int) -> int:
 
 
 def one_minus_js(t: Tensor, s: Tensor) -> Tensor:
-    """1 - JS at temperature 3, JS = (KL(m || p) + KL(m || q)) / 2, a mean over images and classes; low where they
+    """1 - JS at temperature 3, JS = (KL(m || p) + KL(m || q)) / 2, a mean over images and classes; low where t and s
     differ.
 
-    p and q are the softmax of t / 3 and s / 3, m = (p + q) / 2, all clamped to [0.01, 0.99]; t gets no gradient. Beside
+    p and q are the softmax of t / 3 and s / 3, m = (p + q) / 2, all clamped to [0.01, 0.99]; t gets no gradient. Unlike
     `terms.adversarial_js` this exchanges KL's arguments and divides by K as well: the gradient in s is 5.9 (K = 10)
     and 55 (K = 100) times smaller (measured on normal logits of standard deviation 3).
     """
@@ -52,7 +51,7 @@ def one_minus_js(t: Tensor, s: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ReplayConfig(AdversarialConfig):
-    """DAFL's numbers and a student that is played against: alpha_adv is of the Jensen-Shannon term."""
+    """DAFL's numbers and an adversarial term: alpha_adv is the weight of the Jensen-Shannon term."""
 
     generator_lr: float = DAFLConfig.generator_lr
     generator_betas: tuple[float, float] = (0.9, 0.999)
@@ -64,7 +63,7 @@ class ReplayConfig(AdversarialConfig):
 
 
 class Replay(DAFL):
-    """A generator that plays against the student, and a memory that reminds the student. A subclass has the memory."""
+    """An adversarial generator, and a memory of earlier images, which a subclass keeps."""
 
     # 1,024 new images and 128 replayed ones a student step.
     published = {"repeats": 36, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 1024}
@@ -73,9 +72,9 @@ class Replay(DAFL):
     terms = DAFL.terms | {"L_JS": "alpha_adv"}
     holds_z = False
 
-    def values(self, seen: Seen) -> list[Tensor]:
+    def values(self, batch: SynthesisBatch) -> list[Tensor]:
         """The four terms of L_G."""
-        return [*super().values(seen), self.adversarial_term(seen)]
+        return [*super().values(batch), self.adversarial_term(batch)]
 
     def against_student(self, t: Tensor, s: Tensor) -> Tensor:
         """1 - JS in place of -L_KL."""
@@ -86,7 +85,7 @@ class Replay(DAFL):
         return terms.logit_distance(teacher_logits, student_logits)
 
     def replay(self, n: int) -> Tensor:
-        """Up to n images (n, C, H, W) in [0, 1] from the memory, for the student; `no_images` before it has any."""
+        """Up to n images (n, C, H, W) in [0, 1] from the memory, for the student; `no_images` while it is empty."""
         raise NotImplementedError
 
     @property
@@ -95,7 +94,7 @@ class Replay(DAFL):
         return torch.empty(0, *self.facts.image_shape, device=self.device)
 
     def sample(self, n: int) -> Batch:
-        """n images: those made now, then those replayed."""
+        """n images: fresh ones, then replayed ones."""
         replayed = self.replay(replayed_of(n))
         fresh = self.fresh(n - len(replayed))
         if not len(replayed):

@@ -1,6 +1,6 @@
-"""A synthesis round: g steps that lower a weighted sum of loss terms over whatever makes the images.
+"""A synthesis round: g steps that lower a weighted sum of loss terms over the generator's parameters.
 
-`inversion.py` and `live.py` have the two families of methods that are built on it.
+`inversion.py` and `live.py` have the two families of methods that are built on rounds.
 """
 
 import math
@@ -22,19 +22,19 @@ from .base import Method, NonFiniteLoss, SynthesisReport
 
 
 @dataclass(frozen=True)
-class Seen:
+class SynthesisBatch:
     """What the terms of one step are computed from.
 
     Attributes:
-        made: (B, C, H, W) as the generator made them.
-        images: the same as the teacher saw them: cropped and flipped, if synthesis augments.
-        labels: (B,) the pseudo-labels; of a live generator, which has none, the classes that the teacher sees.
-        t, s: (B, K) logits of teacher and student; s is None while nobody plays against the student.
-        features: (B, d) the teacher's pooled features, for methods that ask for them.
+        generated: (B, C, H, W) the generator's images.
+        images: (B, C, H, W) the networks' input: the generator's images, cropped and flipped if synthesis augments.
+        labels: (B,) the pseudo-labels; of a live generator, which has none, the teacher's predictions.
+        t, s: (B, K) logits of teacher and student; s is None in steps without an adversarial term.
+        features: (B, d) the teacher's pooled features; None unless the method asks for them.
         view: what `draw_view` drew for this step.
     """
 
-    made: Tensor
+    generated: Tensor
     images: Tensor
     labels: Tensor
     t: Tensor
@@ -44,14 +44,14 @@ class Seen:
 
 
 class StepResult(NamedTuple):
-    """What one step did, all without a gradient and as before its update.
+    """The results of one step, detached and from before its update.
 
     Attributes:
         loss: the weighted sum, a scalar.
         terms: (number of terms,) unweighted, in their order.
-        images: (B, C, H, W) as the generator made them.
-        kept: what of the step is worth keeping, one row an image.
-        statistics: what L_BN saw; None where there is no such term.
+        images: (B, C, H, W) the generator's images.
+        kept: the tensors of `worth_keeping`, one row an image.
+        statistics: the variance and mean that L_BN compared, of each layer; None without L_BN.
     """
 
     loss: Tensor
@@ -62,23 +62,23 @@ class StepResult(NamedTuple):
 
 
 def parameter_bytes(network: nn.Module, copies: int) -> int:
-    """Bytes of a network's parameters, times the numbers kept for each: 4 under Adam, with gradient and moments."""
+    """Bytes of `copies` tensors of each parameter; under Adam 4: the weights, their gradient and two moments."""
     return copies * sum(p.nbytes for p in network.parameters())
 
 
 class Rounds(Method):
-    """A round: g steps that lower sum(weight * term) over whatever makes the images.
+    """A method whose rounds take g steps that lower sum(weight * term) over the generator's parameters.
 
     A subclass names its terms in `terms` and computes them in `values`; `generator` maps labels or z to images.
 
     Attributes:
-        terms: name -> the config field of its weight. The first is the cross-entropy, the one weighted by "alpha_adv"
-            plays against the student.
+        terms: name -> the config field of its weight. The first is the cross-entropy; the one with the weight
+            "alpha_adv" is the adversarial term.
         asks_features: whether `values` needs the teacher's features.
         generator: the module that is optimised.
-        optimizers: of the generator's parameters, and of what else learns in these steps; a subclass makes them.
-        caught: what the hooks of `watched` saw in this step.
-        bn_loss: L_BN with its momentum memory; None where there is no such term.
+        optimizers: of the generator, and of what else learns in these steps; a subclass makes them.
+        caught: the activations that the hooks of `watched` recorded in this step.
+        bn_loss: L_BN with its momentum memory; None without L_BN.
     """
 
     terms: ClassVar[dict[str, str]]
@@ -92,7 +92,7 @@ class Rounds(Method):
         self.bn_loss = losses.BatchNormLoss(self.teacher, config.bn_momentum) if watched else None
         self.round = 0  # of the run
         self._round_of_epoch = 0
-        self._generate = Step(self._objective, self.running)
+        self._synthesis = Step(self._objective, self.running)
         self._improve = Graphs(self._update, self.running, lambda: self.student.training)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -101,27 +101,27 @@ class Rounds(Method):
 
     # What a subclass fills in.
 
-    def values(self, seen: Seen) -> list[Tensor]:
-        """The terms, unweighted, each a scalar, in the order of `terms`. Where `seen.s` is None, alpha_adv's is 0."""
+    def values(self, batch: SynthesisBatch) -> list[Tensor]:
+        """The unweighted terms, scalars, in the order of `terms`; the adversarial one is 0 where `batch.s` is None."""
         raise NotImplementedError
 
     def draw_view(self, batch: int) -> Tensor | tuple[Tensor, ...]:
-        """The random part of how the teacher sees a batch: by default the data set's crop and flip."""
+        """The random numbers of `view`: by default those of the data set's crop and flip."""
         facts = self.facts
         shape = torch.Size((batch, *facts.image_shape))
         return draw_pixels(shape, facts.crop_padding, facts.flip, self.rng, self.device)
 
     def view(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """The images as the teacher sees them."""
+        """The networks' input, made from the generator's images and what `draw_view` drew."""
         return take(images, drawn, self.facts.crop_padding)
 
     def watched(self) -> AbstractContextManager[dict[int, Tensor]]:
-        """Hooks on what a method looks at inside a network while a round lasts (`tapped`): they fill `caught`."""
+        """Hooks on a network's layers for the time of a round (`tapped`): they record activations in `caught`."""
         return nullcontext({})
 
     @property
     def shared(self) -> list[nn.Module]:
-        """The parts of the generator that all ranks train together: those that outlive a round."""
+        """The parts of the generator that outlive a round: all ranks train these together."""
         return [self.generator]
 
     def after_backward(self) -> None:
@@ -131,29 +131,29 @@ class Rounds(Method):
         """Called after each of the generator's updates."""
 
     def worth_keeping(self, images: Tensor) -> list[Tensor]:
-        """What a round keeps of a step: its images. Each tensor (B, ...), one row an image."""
+        """The tensors (B, ...) of a step that a round may keep, one row an image: by default its images."""
         return [images]
 
     # The round.
 
     def steps(self, epoch: int, entering: Callable[[], Tensor]) -> Iterator[StepResult]:
-        """g steps. The next one may overwrite a step's images and what is kept of it: clone what is to stay.
+        """g steps. The next step may overwrite a result's `images` and `kept`: clone what is to stay.
 
         Args:
-            entering: what enters the generator in the next step: labels (B,) or z (B, r).
+            entering: returns the generator's input for the next step: labels (B,) or z (B, r).
         """
         config = self.config
-        adversarial = config.alpha_adv > 0 and epoch >= config.warmup_epochs  # before, the student has learned nothing
+        adversarial = config.alpha_adv > 0 and epoch >= config.warmup_epochs  # in warm-up the student learns nothing
         self.student.train(config.student_trains_in_synthesis and self._round_of_epoch > 0)  # D13
         self.student.requires_grad_(False)
         with self.bn_loss.armed() if self.bn_loss else nullcontext(), self.watched() as self.caught:
             for _ in range(config.generator_steps):
-                enters = entering()
-                view = self.draw_view(len(enters)) if config.augment_synthesis else None  # D12
-                step = self._improve(enters, view, adversarial, optimizers=self.optimizers)
+                inputs = entering()
+                view = self.draw_view(len(inputs)) if config.augment_synthesis else None  # D12
+                step = self._improve(inputs, view, adversarial, optimizers=self.optimizers)
                 yield step._replace(terms=step.terms.clone())
             if self.bn_loss:
-                self.bn_loss.last = step.statistics  # where a graph was replayed no hook has run
+                self.bn_loss.last = step.statistics  # a replayed graph runs no hook
                 self.bn_loss.end_round()
         self.student.requires_grad_(True).train()
 
@@ -161,7 +161,7 @@ class Rounds(Method):
         """One step of the generator."""
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss, terms, images = self._generate.backward(entering, view, adversarial, loss_of=operator.itemgetter(0))
+        loss, terms, images = self._synthesis.backward(entering, view, adversarial, loss_of=operator.itemgetter(0))
         self.ranks.average_gradients(self.shared, self.generator.parameters())
         self.after_backward()
         for optimizer in optimizers:
@@ -174,12 +174,12 @@ class Rounds(Method):
         return StepResult(loss.detach(), terms.detach(), images, self.worth_keeping(images), statistics)
 
     def report(self, epoch: int, terms: list[Tensor], images: int, start: float) -> SynthesisReport:
-        """What the round's steps did; it counts the round, and waits for the device once.
+        """Count a finished round and report on it; waits for the device once.
 
         Args:
-            terms: of each step.
-            images: that were made, on this rank.
-            start: of the round, by `time.perf_counter`.
+            terms: of each step, (number of terms,).
+            images: the number of images that this rank generated.
+            start: when the round began, by `time.perf_counter`.
 
         Raises:
             NonFiniteLoss: a term became NaN or infinite.
@@ -206,19 +206,19 @@ class Rounds(Method):
         )
 
     def _objective(self, entering: Tensor, view, adversarial: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The weighted sum of the terms on images made from what enters, the terms, and the images (B, C, H, W)."""
+        """The weighted sum of the terms, the terms, and the generator's images (B, C, H, W) for its input."""
         with self.compute.autocast(self.device):
-            made = self.generator(entering)  # Eq. 4
-            images = made if view is None else self.view(made, view)
+            generated = self.generator(entering)  # Eq. 4
+            images = generated if view is None else self.view(generated, view)
             answer = self.teacher(images, return_features=self.asks_features)
             s = self.student(images).float() if adversarial else None
         t, features = (x.float() for x in answer) if self.asks_features else (answer.float(), None)
-        seen = Seen(made, images, self.labels_of(entering, t), t, s, features, view)
-        terms = torch.stack(self.values(seen))
+        batch = SynthesisBatch(generated, images, self.labels_of(entering, t), t, s, features, view)
+        terms = torch.stack(self.values(batch))
         if self.bn_loss:
             self.bn_loss.settle()
         weights = [getattr(self.config, weight) for weight in self.terms.values()]
-        return sum(alpha * term for alpha, term in zip(weights, terms, strict=True)), terms, made
+        return sum(alpha * term for alpha, term in zip(weights, terms, strict=True)), terms, generated
 
     def labels_of(self, entering: Tensor, t: Tensor) -> Tensor:
         """(B,) the labels that the first term is computed with."""
@@ -226,21 +226,21 @@ class Rounds(Method):
 
     # Shared pieces.
 
-    def batch_norm_term(self, seen: Seen) -> Tensor:
-        """L_BN of what the teacher saw last, a scalar; 0 where it has no weight."""
-        return self.bn_loss() if self.bn_loss else seen.t.new_zeros(())
+    def batch_norm_term(self, batch: SynthesisBatch) -> Tensor:
+        """L_BN of the teacher's last pass, a scalar; 0 without L_BN."""
+        return self.bn_loss() if self.bn_loss else batch.t.new_zeros(())
 
-    def adversarial_term(self, seen: Seen) -> Tensor:
-        """`against_student`; 0 while nobody plays against the student."""
-        return seen.t.new_zeros(()) if seen.s is None else self.against_student(seen.t, seen.s)
+    def adversarial_term(self, batch: SynthesisBatch) -> Tensor:
+        """`against_student`, a scalar; 0 in steps without an adversarial term."""
+        return batch.t.new_zeros(()) if batch.s is None else self.against_student(batch.t, batch.s)
 
     def against_student(self, t: Tensor, s: Tensor) -> Tensor:
         """-L_KL of Eq. 5 from the logits (B, K), a scalar: low where the student is far from the teacher."""
         return losses.adversarial(t, s, self.config.adversarial_mask)
 
     def build(self, make: Callable[[], nn.Module]) -> nn.Module:
-        """What `make` makes, its weights drawn from this run's random numbers and equal on all ranks, on the device, in
-        train mode."""
+        """The module that `make` returns, on the device, in train mode; its weights are drawn from this run's random
+        numbers and equal on all ranks."""
         seed = self.ranks.agree(torch.randint(2**31, (), generator=self.rng, device=self.device))
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.device:
             torch.manual_seed(seed)
@@ -248,7 +248,7 @@ class Rounds(Method):
         return self.compute.lay_out(built.to(self.device)).train()
 
     def network(self, width_in: int) -> Generator:
-        """G for this data set, reading `width_in` numbers."""
+        """G for this data set, with an input of `width_in` numbers."""
         config, facts = self.config, self.facts
         return Generator(
             width_in,
@@ -260,11 +260,11 @@ class Rounds(Method):
         )
 
     def adam(self, parameters, rate: float) -> torch.optim.Adam:
-        """A.2's optimiser, for whatever is optimised in synthesis."""
+        """A.2's optimiser for synthesis: Adam."""
         return torch.optim.Adam(parameters, rate, self.config.generator_betas, fused=True)
 
     def state_dict(self) -> dict:
-        """The rounds' part on top of `Method.state_dict`."""
+        """`Method.state_dict` with the generator, L_BN and the number of rounds."""
         return super().state_dict() | {
             "generator": self.generator.state_dict(),
             "bn_loss": self.bn_loss.state_dict() if self.bn_loss else {},

@@ -5,27 +5,27 @@ A round draws z, and optimises the generator that all rounds share for balanced 
 
     L_G = alpha_cls L_CE(y) + alpha_bn L_BN                                          over G
 
-The memory keeps no images but what three layers of G gave in the best step: the BatchNorm after its Linear, and the
-LeakyReLU behind each of its first two convolutions. For each student batch one of the three is drawn, and with
-probability 0.7 each row i keeps a random half of its channels and takes the others from row B - 1 - i (`exchange`). G
-as it is now, in eval mode, makes images of that.
+The memory keeps no images but the outputs of three layers of G in the best step: the BatchNorm after its Linear, and
+the LeakyReLU behind each of its first two convolutions. For each student batch one of the three is drawn, and with
+probability 0.7 each row i keeps a random half of its channels and takes the others from row B - 1 - i (`exchange`). The
+present G, in eval mode, makes images of the result.
 
     L_S = T^2 KL_T(t || s) / K + alpha_cam MSE(CAM_t, CAM_s) + alpha_gradcam sum over stages of MSE(GC_t, GC_s)
 
 CAM has a map for each class, the head's weights on the last feature map; GC is the Grad-CAM of the class that the
-teacher sees, without its ReLU, on the last block of each stage. The teacher's are constants, and so are the weights in
-the student's, the head's in CAM and the mean gradients in GC: gradients flow through its maps alone. CAM's term is by
-far the strongest: at T = 30 the first is 1 / (2 K^2) of the sum of squared errors of an image's logits, CAM's at least
-1 / K of it. A Grad-CAM of a map with H W places is of size 1 / (H W), its error of that squared: on the 8 px digits it
-counts about 256 times as much as on 32 px.
+teacher predicts, without its ReLU, on the last block of each stage. The teacher's maps are constants, and so are the
+weights in the student's, the head's in CAM and the mean gradients in GC: gradients flow through feature maps alone.
+CAM's term is by far the strongest: at T = 30 the first is 1 / (2 K^2) of the sum of squared errors of an image's
+logits, CAM's at least 1 / K of it. A Grad-CAM of a map with H W places is of size 1 / (H W), its error of that squared:
+on the 8 px digits it counts about 256 times as much as on 32 px.
 
 All of this, and a fresh Adam in each round, is as in the authors' code (skgyu/SpaceshipNet), which fills the last
 incomplete set of labels in order (here: at random). Activations are 16-bit floats here, 32-bit there: 213 KB an image
-of 32 px, so the memory is bounded by the published run's 51,200 images (10.9 GB) also where more are made. The file of
-a stopped run holds all that were made. torch.compile takes no function that asks for gradients, so the student's step
-is not compiled. Their best of six seeds is the printed 77.41 on CIFAR-100 (ResNet-34 to 18), by their README, whose
-mean is 77.15. For a pair whose maps do not fit each other, such as VGG-11 and ResNet-18, we do not know what they
-compare.
+of 32 px, so the memory is bounded by the published run's 51,200 images (10.9 GB) also in longer runs. The file of a
+stopped run holds the activations of all images made. torch.compile takes no function that asks for gradients, so the
+student's step is not compiled. Their best of six seeds is the printed 77.41 on CIFAR-100 (ResNet-34 to 18), by their
+README, whose mean is 77.15. For a pair whose maps do not fit each other, such as VGG-11 and ResNet-18, we do not know
+what they compare.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -67,16 +67,16 @@ class SpaceshipConfig(InversionConfig):
     alpha_cam: float = 1.0
     alpha_gradcam: float = 1.0
     temperature: float = 30.0
-    memory_size: int | None = 51_200  # all of the published run's; on 32 px 213 KB each, 10.9 GB together
+    memory_size: int | None = 51_200  # as many as in the published run; on 32 px 213 KB each, 10.9 GB together
 
 
 class SpaceshipNet(Inversion):
-    """Images from exchanged features, and a student that looks where the teacher does.
+    """Images from exchanged features, and a student with the teacher's activation maps.
 
     Attributes:
         generator: z, one vector an image, then G: labels (B,) -> images (B, C, H, W) in [0, 1]. Only G is optimised.
         memory: of G's activations at three depths, float16.
-        layers: the three layers of G, by their place.
+        layers: the places of the three layers in G.
 
     Raises:
         UserError: another generator than that of the released layout up to 64 px; networks whose maps do not pair up;
@@ -117,16 +117,16 @@ class SpaceshipNet(Inversion):
     # Phase 1.
 
     def begin_round(self) -> None:
-        """A new z, and a fresh Adam for G as it is."""
+        """A new z, and a fresh Adam for G, which keeps its weights."""
         super().begin_round()
         self.generator[0].redraw(self.rng)
 
     def watched(self) -> AbstractContextManager[dict[int, Tensor]]:
-        """What the three layers give."""
+        """The outputs of the three layers."""
         return tapped([self.generator[1].layers[i] for i in self.layers])
 
     def worth_keeping(self, images: Tensor) -> list[Tensor]:
-        """The activations in place of the images; a step that always starts with nothing seen is compiled once."""
+        """The activations in place of the images; every step starts with `caught` empty, so it is compiled once."""
         return [self.caught.pop(depth).detach() for depth in range(len(self.layers))]
 
     def remember(self, kept: list[Tensor], labels: Tensor) -> None:
@@ -136,8 +136,7 @@ class SpaceshipNet(Inversion):
     # Phase 2.
 
     def sample(self, n: int) -> Batch:
-        """n images of exchanged activations; an image's label is that of the row whose place it
-        has."""
+        """n images of exchanged activations; image i has the label of row i."""
         depth = int(torch.randint(len(self.layers), (), generator=self.rng, device=self.device))
         maps, labels = self.memory.draw(n, self.rng, depth)
         maps = exchange(maps, self.config.exchange_rate, self.rng)
@@ -145,7 +144,7 @@ class SpaceshipNet(Inversion):
 
     @torch.no_grad()
     def decode(self, maps: Tensor, depth: int) -> Tensor:
-        """The images (B, C, H, W) that G makes now, in eval mode, of activations at one of the three depths."""
+        """The images (B, C, H, W) that the present G, in eval mode, makes of activations at one of the three depths."""
         network = self.generator[1].eval()
         with self.compute.autocast(self.device):
             images = network.decode(maps.float(), self.layers[depth] + 1)
@@ -154,7 +153,7 @@ class SpaceshipNet(Inversion):
 
     def _student_loss(self, batch: Batch) -> Tensor:
         config = self.config
-        t, of_teacher = self._look(self.teacher, batch.images.detach().requires_grad_())  # for gradients of its maps
+        t, of_teacher = self._look(self.teacher, batch.images.detach().requires_grad_())  # for gradients of the maps
         s, of_student = self._look(self.student, batch.images)
         loss = losses.distillation(t.detach(), s, config.temperature) / t.shape[1]
         if config.alpha_cam:
@@ -199,6 +198,6 @@ class SpaceshipNet(Inversion):
             )
 
     def examples(self) -> Examples:
-        """The images that G makes now of the memory, without an exchange."""
+        """The images that the present G makes of the memory's activations, without an exchange."""
         images = in_batches(lambda maps: self.decode(maps, 0), self.memory.rows[0], 500)
         return Examples(Memory.as_bytes(images), self.memory.labels, self.memory.rounds)

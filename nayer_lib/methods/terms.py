@@ -17,7 +17,7 @@ def jensen_shannon(t: Tensor, s: Tensor, temperature: float = 3.0) -> Tensor:
     p and q are the softmax of t / T and s / T, each probability clamped to [0.01, 0.99], beyond which nothing is gained
     by pulling further: the clamp stops its gradient (Yin et al. 2020). Public code, theirs first, passes `kl_div` its
     arguments the other way round and so has KL(m || p) and KL(m || q): equal to second order near p = q, larger far
-    from it. This is the formula of their text.
+    from p = q. Here stands the formula of their text.
     """
     p, q = (F.softmax(x / temperature, 1).clamp(0.01, 0.99) for x in (t, s))
     m = (p + q) / 2
@@ -27,7 +27,7 @@ def jensen_shannon(t: Tensor, s: Tensor, temperature: float = 3.0) -> Tensor:
 def adversarial_js(t: Tensor, s: Tensor) -> Tensor:
     """1 - JS at temperature 3, the adversarial term of Yin et al. 2020: 1 where student and teacher agree.
 
-    Code clamps JS to [0, 1] here, which JS never leaves.
+    Public code clamps JS to [0, 1], a range that JS never leaves.
     """
     return 1 - jensen_shannon(t, s)
 
@@ -35,7 +35,7 @@ def adversarial_js(t: Tensor, s: Tensor) -> Tensor:
 def total_variation(x: Tensor) -> Tensor:
     """How rough images are: the L2 norms of the differences of neighbours, down, right and along both diagonals, added.
 
-    x is (B, C, H, W) of normalised pixels, and a norm is one over the whole batch (Yin et al. 2020).
+    x is (B, C, H, W) of normalised pixels, and each norm is over the whole batch (Yin et al. 2020).
     """
     down = x[..., 1:, :] - x[..., :-1, :]
     right = x[..., 1:] - x[..., :-1]
@@ -59,10 +59,10 @@ def activation(features: Tensor) -> Tensor:
 
 
 def attention_transfer(of_teacher: Iterable[Tensor], of_student: Iterable[Tensor]) -> Tensor:
-    """How far the student looks elsewhere: sum over stages of mean (A_t - A_s)^2 over images and places.
+    """How far the networks' attention differs: sum over stages of mean (A_t - A_s)^2 over images and places.
 
     A (B, H W) is a stage's attention: its maps (B, C, H, W) squared, averaged over channels, at length 1 for each
-    image. The two may differ in C (Zagoruyko & Komodakis 2017, as in the code of Micaelli & Storkey 2019).
+    image. The networks may differ in C (Zagoruyko & Komodakis 2017, as in the code of Micaelli & Storkey 2019).
     """
 
     def attention(maps: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def grad_cams(logits: Tensor, maps: list[Tensor], classes: Tensor) -> list[Tenso
 
 
 def logit_distance(t: Tensor, s: Tensor) -> Tensor:
-    """The mean over images and classes of |t - s| (Fang et al. 2019): it keeps its gradient where both are sure."""
+    """The mean over images and classes of |t - s| (Fang et al. 2019): its gradient stays where both are sure."""
     return (t - s).abs().mean()
 
 

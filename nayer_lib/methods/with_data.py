@@ -18,7 +18,7 @@ class WithData(Method):
 
     def __init__(self, teacher: Classifier, student: Classifier, config: Config, split: Split):
         super().__init__(teacher, student, config)
-        self.memory.add(split.images.float() / 255, split.labels, round=0)
+        self.memory.add(split.images.float() / 255, split.labels, round_number=0)
 
     def synthesize(self, epoch: int) -> SynthesisReport:
         """Nothing to make."""

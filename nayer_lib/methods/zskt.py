@@ -3,16 +3,17 @@
     L_G = -KL(t || s)                                              over G
     L_S = KL(t || s) + alpha_at sum over stages of |A_t - A_s|^2   over S, both at temperature 1
 
-A round draws z once: the generator's steps and the student's after them all look at it, and every gradient is clipped.
+A round draws z once, for the generator's steps and the student's after them, and every gradient is clipped.
 The second term of L_S, attention transfer, is off as in Table 1; it needs feature maps of equal size.
 
 Table 1's CIFAR-10 numbers are digit for digit those of CMI's README (Fang et al. 2021). From the code of that year come
-the schedule, batch, width of z and SGD for the student, along a cosine to 0; it plays against the student in eval mode,
-draws new z in every step, does not clip, and has Adam with betas (0.5, 0.999) at a constant rate for G. FM's code (Fang
-et al. 2022) has other settings for the same row (a cosine to 2e-4), and gives this method the teacher as its student:
-KL(t || t) is 0, the largest gradient that G gets 1e-8 (measured with that code on a CPU).
+the schedule, batch, width of z and SGD for the student, along a cosine to 0. In that code the adversarial term has the
+student in eval mode, every step draws new z, no gradient is clipped, and G has Adam with betas (0.5, 0.999) at a
+constant rate. FM's code (Fang et al. 2022) has other settings for the same row (a cosine to 2e-4), and gives this
+method the teacher as its student: KL(t || t) is 0, the largest gradient that G gets 1e-8 (measured with that code on a
+CPU).
 
-The z that is held, the clipping and, under `published`, Adam for G (torch's betas, a cosine to 0) are the authors' own.
+The held z, the clipping and, under `published`, Adam for G (torch's betas, a cosine to 0) are the authors' own.
 They also have Adam for the student (from 2e-3), 10 student steps a round, 80,000 rounds of 128 images, z of 100
 numbers, a student in train mode in the generator's steps and a G that ends in a BatchNorm; their rates fall after each
 round, here after each epoch. None of these programs crops or mirrors, nor does `published` here; `equal` crops. The
@@ -32,7 +33,7 @@ from ..classifiers.teacher import Classifier, check_paired, tapped
 from . import terms
 from .base import Batch
 from .live import AdversarialConfig, Live
-from .round import Seen
+from .round import SynthesisBatch
 
 LARGEST_NORM = 5.0  # of a gradient of KL / K
 
@@ -49,7 +50,7 @@ class ZSKTConfig(AdversarialConfig):
 
 
 class ZSKT(Live):
-    """A generator that looks for images on which the student does not yet answer as the teacher does.
+    """A generator of images on which the student does not yet answer as the teacher does.
 
     Raises:
         UserError: attention transfer between networks whose feature maps do not pair up.
@@ -75,19 +76,19 @@ class ZSKT(Live):
                 "attention transfer",
                 "take two networks of one family, or set alpha_at=0",
             )
-            self._answering = self.teacher  # a folded one's stages cannot be tapped
+            self._answering = self.teacher  # the stages of a folded teacher cannot be tapped
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set G's rate, where it falls."""
+        """Set G's rate, if it follows a cosine."""
         super().begin_epoch(epoch)
         if self.config.generator_cosine:
             falling = (1 + math.cos(math.pi * epoch / self.config.total_epochs)) / 2
             for group in self.generator_optimizer.param_groups:
                 group["lr"] = falling * self.config.generator_lr
 
-    def values(self, seen: Seen) -> list[Tensor]:
-        """L_OH, which has no weight and is only looked at, and the adversarial term with its minus."""
-        return [losses.classification(seen.t, seen.labels), self.adversarial_term(seen)]
+    def values(self, batch: SynthesisBatch) -> list[Tensor]:
+        """L_OH, which has no weight and is only reported, and the adversarial term with its minus."""
+        return [losses.classification(batch.t, batch.labels), self.adversarial_term(batch)]
 
     def before_update(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient as a whole."""

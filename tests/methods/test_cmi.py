@@ -100,7 +100,7 @@ def test_nothing_of_an_earlier_round_enters_the_next_ones_images():
         method.rng.manual_seed(4)
         seen = watch_steps(method)
         method.synthesize(WARMUP)
-        made.append(seen[0][0].made)
+        made.append(seen[0][0].generated)
     assert torch.equal(*made)
 
 
@@ -154,7 +154,7 @@ def test_labels_are_drawn_at_random():
 def contrast_by_hand(method: CMI, seen, head: dict) -> float:
     """The formula of the file's header, one image after the other."""
     pixels, windows, banked = seen.view
-    torch.testing.assert_close(seen.images, method.view(seen.made, (pixels, windows, banked)))
+    torch.testing.assert_close(seen.images, method.view(seen.generated, (pixels, windows, banked)))
     twin = copy.deepcopy(method.head)
     twin.load_state_dict(head)
 
@@ -164,13 +164,13 @@ def contrast_by_hand(method: CMI, seen, head: dict) -> float:
         return out / out.square().sum(1, keepdim=True).sqrt()
 
     old_global, old_local = banked[:, :FEATURES], banked[:, FEATURES:]
-    local = project(torch.cat([features_of(method.teacher, enlarge(seen.made, windows)), old_local]))
+    local = project(torch.cat([features_of(method.teacher, enlarge(seen.generated, windows)), old_local]))
     whole = project(torch.cat([features_of(method.teacher, seen.images), old_global]))
     found = []
     for i, query in enumerate(local):
         scores = [(query @ key / method.config.temperature_cr).exp() for key in whole]
         found.append(-(scores[i] / sum(scores)).log().item())
-    current, cached = found[: len(seen.made)], found[len(seen.made) :]
+    current, cached = found[: len(seen.generated)], found[len(seen.generated) :]
     assert len(cached) in (0, method.config.bank_draw)
     return sum(current) / len(current) + (sum(cached) / len(cached) if cached else 0)
 
@@ -362,7 +362,7 @@ def test_a_teacher_without_batchnorm_is_refused():
     names = method.teacher.class_names
     plain = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), names, (0.3,), (0.4,))
     student = make_classifier("wrn10_half", names, (0.3,), (0.4,), 0)
-    with pytest.raises(UserError, match="compares what enters a teacher's BatchNorm2d layers; .* take another method"):
+    with pytest.raises(UserError, match="the inputs of a teacher's BatchNorm2d layers, .* take another method"):
         CMI(plain, student, method.config)
 
 

@@ -153,4 +153,4 @@ def test_running_statistics_move_once_a_step_by_the_joint_batch(name):
 
 def test_its_student_step_is_not_compiled(name):
     method = prepare(tiny_config(method=name), device="cpu", compute=Compute(steps="compiled")).method
-    assert method._learn.forward is method._learn.plain and method._generate.forward is not method._generate.plain
+    assert method._learn.forward is method._learn.plain and method._synthesis.forward is not method._synthesis.plain

@@ -68,7 +68,7 @@ def test_a_memory_size_in_images_bounds_the_ring(memory_size, batches):
 
 
 def test_a_memory_size_for_no_mini_batch_is_refused():
-    with pytest.raises(UserError, match="memory_size=2 holds none of the mini-batches of 3 images .* raise it"):
+    with pytest.raises(UserError, match="memory_size=2 holds none of the mini-batches of 3 .* raise memory_size"):
         tiny_mbdfkd(student_batch=27, memory_size=2)
 
 
