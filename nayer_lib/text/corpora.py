@@ -1,4 +1,4 @@
-"""What Doc2Vec is trained on: documents as lists of words, lower case, letters only."""
+"""Doc2Vec's training texts: documents as lists of words, lower case, letters only."""
 
 import lzma
 import re
@@ -16,21 +16,21 @@ TEXT8_DOCUMENT = 200  # words; text8 is one endless line
 
 
 def words(text: str) -> list[str]:
-    """The words of a text. What is not a letter parts words and is dropped, full stops and digits too."""
+    """The words of a text. All other characters, also full stops and digits, separate words and are dropped."""
     return re.findall("[a-z]+", text.lower())
 
 
 @lru_cache(maxsize=1)  # several pools are often built from one corpus
 def read_corpus(corpus: str) -> tuple[list[list[str]], dict]:
-    """The documents of a corpus, and where they come from.
+    """The documents of a corpus, and its source as header entries.
 
     Args:
         corpus: "wordnet", lemmas and gloss of each of WordNet 3.0's 117,659 meanings; "text8", the start of Wikipedia
             through gensim's downloader; or a text file, one document a line (also .gz, .bz2, .xz).
 
     Raises:
-        MissingFile: no such file, WordNet not installed, or text8 neither here nor to be downloaded.
-        UserError: no text, or nothing in it.
+        MissingFile: no such file, WordNet not installed, or text8 neither cached nor downloadable.
+        UserError: not a text file, or one without words.
     """
     if corpus == "wordnet":
         documents = list(_wordnet())
@@ -48,13 +48,13 @@ def read_corpus(corpus: str) -> tuple[list[list[str]], dict]:
 
 
 def vocabulary(documents: list[list[str]]) -> set[str]:
-    """Every word that stands in some document."""
+    """All words of the documents."""
     return {word for document in documents for word in document}
 
 
-def coverage(names: Sequence[str], heard: set[str]) -> list[str]:
-    """The names of which a vocabulary has every word."""
-    return [name for name in names if set(words(name)) <= heard]
+def coverage(names: Sequence[str], known_words: set[str]) -> list[str]:
+    """The names whose words are all known."""
+    return [name for name in names if set(words(name)) <= known_words]
 
 
 def _lines(path: Path) -> list[list[str]]:
@@ -86,16 +86,16 @@ def _wordnet() -> Iterator[list[str]]:
 def _text8() -> list[list[str]]:
     from gensim import downloader, utils
 
-    waited = socket.getdefaulttimeout()
+    timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10)
     try:
-        path = downloader.load("text8", return_path=True)  # the path alone: nothing that was downloaded is executed
-    except Exception as error:  # gensim lets urllib's, json's and its own errors through
+        path = downloader.load("text8", return_path=True)  # the path alone, so that no downloaded code is executed
+    except Exception as error:  # errors of urllib, of json and of gensim
         raise MissingFile(
             "text8 is not here and could not be downloaded: connect to the network once, or name a corpus of your own."
         ) from error
     finally:
-        socket.setdefaulttimeout(waited)
+        socket.setdefaulttimeout(timeout)
     with utils.open(path, "rt", encoding="utf-8") as file:
         text = words(file.read())
-    return [text[at : at + TEXT8_DOCUMENT] for at in range(0, len(text), TEXT8_DOCUMENT)]
+    return [text[start : start + TEXT8_DOCUMENT] for start in range(0, len(text), TEXT8_DOCUMENT)]

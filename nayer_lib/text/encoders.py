@@ -1,8 +1,9 @@
-"""Text encoders C of Eq. 1 behind one call: a list of texts in, one row a text out.
+"""Text encoders C of Eq. 1 behind one function: a list of texts in, one row a text out.
 
-The encoder is asked once, when a pool is built (Section 3.2); no other part of the kit imports this file's libraries.
-Same machine, same versions, same texts: same numbers, bit for bit. CLIP and SBERT round a little differently on
-another processor or device; Doc2Vec is trained by one thread with every seed fixed, because with more it never repeats.
+The encoder runs once, when a pool is built (Section 3.2); no other part of the kit imports this file's libraries.
+On the same machine, with the same versions, equal texts get equal numbers, bit for bit. CLIP and SBERT round a little
+differently on another processor or device; Doc2Vec is trained by one thread with fixed seeds, because training by
+several threads is not reproducible.
 """
 
 import logging
@@ -23,9 +24,9 @@ from ..files import file_hash, text_hash
 from .corpora import read_corpus, vocabulary, words
 from .hub import CLIP_WEIGHTS, cached_weights, no_weights
 
-Encoded = tuple[Tensor, dict]  # (K, e) float32 and where it came from
+Encoded = tuple[Tensor, dict]  # (K, e) float32, and its provenance
 BATCH = 256  # texts
-OPENAI_CLIP = "timm/vit_base_patch32_clip_224.openai"  # where open_clip has ViT-B-32:openai on the hub
+OPENAI_CLIP = "timm/vit_base_patch32_clip_224.openai"  # ViT-B-32:openai on the hub
 
 
 def encode(
@@ -35,7 +36,7 @@ def encode(
 
     Args:
         encoder: a key of ENCODERS.
-        model: which one, as its function says; None takes the encoder's default.
+        model: the encoder's model, see its function; None takes the encoder's default.
         device: where CLIP and SBERT compute.
         bar: whether to show a progress bar.
 
@@ -59,11 +60,11 @@ def clip(texts: list[str], model: str | None, device: str, bar: bool) -> Encoded
     """CLIP's text tower through open_clip, the paper's encoder: (K, 512), not normalised, for ViT-B-32.
 
     Args:
-        model: "NAME:TAG" of open_clip, default "ViT-B-32:openai", or "NAME:FILE" with a weights file. OpenAI's own
-            weights were trained with QuickGELU: a file of them wants the name "ViT-B-32-quickgelu".
+        model: "NAME:TAG" of open_clip, default "ViT-B-32:openai", or "NAME:FILE" with a weights file. OpenAI's
+            weights were trained with QuickGELU: for a file of these the name is "ViT-B-32-quickgelu".
 
     Raises:
-        UserError: unknown name or tag, a file that is not this network's, or no weights and no network.
+        UserError: unknown name or tag, a file of another network's weights, or weights that cannot be downloaded.
     """
     name, _, tag = (model or "ViT-B-32:openai").partition(":")
     if not tag:
@@ -71,7 +72,7 @@ def clip(texts: list[str], model: str | None, device: str, bar: bool) -> Encoded
             f"{model!r} names no weights, and random ones know nothing of language: write NAME:TAG, as ViT-B-32:openai."
         )
     if (name, tag) == ("ViT-B-32", "openai"):
-        cached_weights(OPENAI_CLIP, *CLIP_WEIGHTS)  # before open_clip, which takes some ten seconds to import
+        cached_weights(OPENAI_CLIP, *CLIP_WEIGHTS)  # before open_clip, whose import takes ten seconds
     try:
         import open_clip
     except ImportError as error:
@@ -88,12 +89,12 @@ def clip(texts: list[str], model: str | None, device: str, bar: bool) -> Encoded
         # open_clip only warns when a tag's weights want another activation than the model's config has.
         net = open_clip.create_model(name, str(weights), force_quick_gelu=quick_gelu, require_pretrained=True)
         tokenize = open_clip.get_tokenizer(name)
-    except Exception as error:  # torch's, safetensors' and open_clip's own: whatever is wrong with the file
+    except Exception as error:  # errors of torch, safetensors and open_clip: the file is damaged or another's
         reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
         raise UserError(f"{weights} does not hold the weights of CLIP {name} ({reason}).") from error
     net = net.to(device).eval()
     with torch.no_grad():
-        rows = [net.encode_text(tokenize(some).to(device)).float().cpu() for some in _batches(texts, bar)]
+        rows = [net.encode_text(tokenize(batch).to(device)).float().cpu() for batch in _batches(texts, bar)]
     return torch.cat(rows), {
         "model": f"{name}:{Path(tag).name}",
         "weights_sha256": file_hash(weights),
@@ -109,7 +110,7 @@ def _clip_weights(known: dict) -> Path:
     cached = cached_weights(repository, *([name] if name else CLIP_WEIGHTS)) if repository else None
     try:
         return cached or Path(download_pretrained(known))
-    except Exception as error:  # the hub's, urllib's and open_clip's own
+    except Exception as error:  # errors of the hub, of urllib and of open_clip
         raise no_weights(repository or known["url"]) from error
 
 
@@ -148,16 +149,16 @@ def sbert(texts: list[str], model: str | None, device: str, bar: bool) -> Encode
 def doc2vec(texts: list[str], model: str | None, device: str, bar: bool) -> Encoded:
     """Doc2Vec (Table 4): PV-DM of Le and Mikolov, trained here with gensim's defaults, (K, 100).
 
-    It knows the words of its corpus and nothing else, neither digits nor full stops: P1 and P2 are the same to it, and
-    P3 is refused.
+    Doc2Vec knows the words of its corpus alone, neither digits nor full stops: P1 and P2 get equal embeddings, and P3
+    is refused.
 
     Args:
-        model: its corpus, as `corpora.read_corpus` takes it; default "wordnet" (about a minute to train on).
+        model: the corpus, as in `corpora.read_corpus`; default "wordnet" (about a minute of training).
 
     Raises:
-        UserError: no corpus, or texts that its words cannot tell apart.
+        UserError: no corpus, or texts that have the same known words.
     """
-    if find_spec("gensim") is None:  # which reading a corpus needs too
+    if find_spec("gensim") is None:  # reading a corpus needs gensim too
         raise UserError("Doc2Vec needs gensim: `pip install -e '.[text]'`.")
     corpus = model or "wordnet"
     documents, source = read_corpus(corpus)
@@ -190,12 +191,12 @@ def _trained_doc2vec(corpus: str, bar: bool):
 
 
 def _inferred(net, text: list[str]) -> Tensor:
-    """The vector of a text, (e,), fixed by the network and the text alone."""
+    """The vector (e,) of a text, which depends on the network and the text alone."""
     from gensim.models import doc2vec as module
 
     # gensim starts from a vector seeded by Python's hash, which is salted anew in every process, whatever `hashfxn` is.
     start = partial(module.pseudorandom_weak_vector, hashfxn=_stable_hash)
-    net.random.seed(0)  # else it would depend on how many texts came before it
+    net.random.seed(0)  # else the vector would depend on earlier texts
     with mock.patch.object(module, "pseudorandom_weak_vector", start):
         return torch.from_numpy(net.infer_vector(text, epochs=50))
 
@@ -204,20 +205,20 @@ def _stable_hash(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
-def _check_vocabulary(texts: list[str], heard: set[str], corpus: str) -> list[str]:
-    """The words of the texts that the corpus never used, if the texts can be told apart without them."""
-    spoken = [words(text) for text in texts]
-    missing = sorted({word for text in spoken for word in text} - heard)
-    common = set.intersection(*map(set, spoken)) if len(texts) > 1 else set()  # the prompt's words
-    known = [tuple(word for word in text if word in heard) for text in spoken]
-    empty = [k for k, told in enumerate(known) if not set(told) - common and len(told) < max(len(spoken[k]), 1)]
+def _check_vocabulary(texts: list[str], known_words: set[str], corpus: str) -> list[str]:
+    """The words of the texts that are not in the corpus, if the texts differ without these words."""
+    words_of = [words(text) for text in texts]
+    missing = sorted({word for text in words_of for word in text} - known_words)
+    common = set.intersection(*map(set, words_of)) if len(texts) > 1 else set()  # the prompt's words
+    known_of = [tuple(word for word in text if word in known_words) for text in words_of]
+    empty = [k for k, known in enumerate(known_of) if not set(known) - common and len(known) < max(len(words_of[k]), 1)]
     if empty:
         raise UserError(
             f"Doc2Vec trained on {corpus} knows no word of its own in {len(empty)} of {len(texts)} texts, as in "
             f"{texts[empty[0]]!r}: take a larger corpus or another encoder."
         )
-    for text, told in zip(texts, known, strict=True):
-        if known.count(told) > 1:
+    for text, known in zip(texts, known_of, strict=True):
+        if known_of.count(known) > 1:
             raise UserError(f"Doc2Vec trained on {corpus} cannot tell {text!r} from another class's text.")
     return missing
 
@@ -226,7 +227,7 @@ def _check_vocabulary(texts: list[str], heard: set[str], corpus: str) -> list[st
 
 
 def random(texts: list[str], model: str | None, device: str, bar: bool) -> Encoded:
-    """The control that the paper does not have: 384 standard normal numbers a text, fixed by the text alone."""
+    """A control that the paper does not have: 384 standard normal numbers, which depend on the text alone."""
     rows = [torch.randn(384, generator=torch.Generator().manual_seed(int(text_hash(t)[:15], 16))) for t in texts]
     return torch.stack(rows), {"model": "N(0, 1) seeded by the text's sha256"}
 
@@ -235,11 +236,11 @@ ENCODERS: dict[str, Callable[..., Encoded]] = {"clip": clip, "sbert": sbert, "do
 
 
 def _batches(texts: list[str], bar: bool):
-    """The texts in batches, behind a progress bar if asked for."""
+    """The texts in batches, with a progress bar if `bar`."""
     with _progress(len(texts), "text", bar) as shown:
-        for at in range(0, len(texts), BATCH):
-            yield texts[at : at + BATCH]
-            shown.update(len(texts[at : at + BATCH]))
+        for start in range(0, len(texts), BATCH):
+            yield texts[start : start + BATCH]
+            shown.update(len(texts[start : start + BATCH]))
 
 
 def _progress(total: int, unit: str, bar: bool):

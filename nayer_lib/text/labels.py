@@ -1,7 +1,7 @@
 """Class names in the index order of each data set: the y of Section 3.2.
 
-One line a class in `data/labels/<dataset>.txt`; line k is class k. Order matters more than anything else here: an
-embedding given to the wrong class is worse than noise, so a pool carries `labels_hash` and is refused when it differs.
+One line a class in `data/labels/<dataset>.txt`; line k is class k. The order matters most: an embedding
+given to the wrong class is worse than noise, so a pool has a `labels_hash` and is refused if the hash differs.
 """
 
 import csv
@@ -33,7 +33,7 @@ def superclasses() -> tuple[str, ...]:
 def wnids(dataset: str) -> tuple[str, ...]:
     """The WordNet ids of the K classes of "tiny_imagenet" or "imagenet", in index order, which is sorted order.
 
-    They name the folders of these data sets.
+    The ids are the names of these data sets' folders.
     """
     return _column(f"{dataset}_wnids", "wnid")
 
@@ -44,21 +44,21 @@ def _column(file: str, name: str) -> tuple[str, ...]:
 
 
 def readable(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names as one would say them: blanks for underscores, and of a list of synonyms the first.
+    """Class names as spoken text: blanks for underscores, and the first of a list of synonyms.
 
-    Where the first synonym is another class's too, all of them are said: "maillot, tank suit" beside "maillot".
+    If several classes share their first synonym, they keep all synonyms: "maillot tank suit" beside "maillot".
     """
-    spoken = [" ".join(name.replace("_", " ").split()) for name in names]
-    first = [name.split(",")[0].strip() for name in spoken]
-    shared = Counter(name.casefold() for name in first)
+    spaced = [" ".join(name.replace("_", " ").split()) for name in names]
+    first_synonyms = [name.split(",")[0].strip() for name in spaced]
+    counts = Counter(name.casefold() for name in first_synonyms)
     return tuple(
-        one if shared[one.casefold()] == 1 else " ".join(name.replace(",", " ").split())
-        for one, name in zip(first, spoken, strict=True)
+        first if counts[first.casefold()] == 1 else " ".join(name.replace(",", " ").split())
+        for first, name in zip(first_synonyms, spaced, strict=True)
     )
 
 
 def check_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names as a tuple, if there are some and no two classes share one: equal names would get equal embeddings."""
+    """The names as a tuple; refused if there are none, or if two are equal, which would get equal embeddings."""
     names = tuple(names)
     odd = [k for k, name in enumerate(names) if not isinstance(name, str) or not name.strip() or "\n" in name]
     if not names or odd:
@@ -70,5 +70,5 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def labels_hash(names: Sequence[str]) -> str:
-    """sha256 of the names in order: equal exactly if names and order are."""
+    """sha256 of the names in order: equal hashes mean equal names in the same order."""
     return text_hash("\n".join(names))

@@ -21,7 +21,7 @@ from .prompts import PROMPTS, fill, template
 
 @dataclass(frozen=True)
 class LTEPool:
-    """The pool P: `table` is (K, e) float32, row k the embedding of class k; `header` says how it was made."""
+    """The pool P: `table` is (K, e) float32, row k the embedding of class k; `header` is its provenance."""
 
     table: Tensor
     header: dict
@@ -32,7 +32,7 @@ class LTEPool:
 
 
 def pool_path(dataset: str, encoder: str, prompt: str) -> Path:
-    """Where the kit keeps the pool of a data set, an encoder and a prompt id (of a template of your own: a hash)."""
+    """The kit's file for the pool of a data set, an encoder and a prompt id (a hash for a template of your own)."""
     prompt = prompt if prompt in PROMPTS else files.text_hash(template(prompt))[:8]
     return files.data_dir() / "lte" / f"{dataset}.{encoder}.{prompt}.safetensors"
 
@@ -40,9 +40,9 @@ def pool_path(dataset: str, encoder: str, prompt: str) -> Path:
 def build_pool(
     names: Sequence[str], encoder: str, prompt: str, model: str | None = None, device: str = "cpu", bar: bool = False
 ) -> LTEPool:
-    """Ask the encoder once for all class names (Eq. 1), said as `labels.readable` says them.
+    """Encode all class names once (Eq. 1), as `labels.readable` writes them.
 
-    `prompt` as in `prompts.fill`, the rest and its errors as in `encode`.
+    `prompt` and its errors as in `prompts.fill`, all other arguments and errors as in `encode`.
     """
     names = check_names(names)
     table, provenance = encode(fill(prompt, readable(names)), encoder, model, device, bar)
@@ -50,10 +50,10 @@ def build_pool(
 
 
 def find_pool(dataset: str, names: Sequence[str], encoder: str, prompt: str) -> LTEPool:
-    """The pool of a data set's classes: the one the kit brings, else the user's cache, else built now and cached.
+    """The pool of a data set's classes: the kit's, else the user's cached one, else one built now and cached.
 
     Raises:
-        UserError: as `load_pool`, and where it has to be built as `build_pool`.
+        UserError: as `load_pool`, and as `build_pool` if the pool must be built.
     """
     kept = pool_path(dataset, encoder, prompt)
     if kept.is_file():
@@ -61,7 +61,7 @@ def find_pool(dataset: str, names: Sequence[str], encoder: str, prompt: str) -> 
     cached = files.datasets_dir() / "lte" / pool_path(labels_hash(names)[:12], encoder, prompt).name
     try:
         return load_pool(cached, names)
-    except UserError:  # not there, or damaged: nothing is lost
+    except UserError:  # missing, or damaged: rebuilding loses nothing
         save_pool(cached, build_pool(names, encoder, prompt, bar=True))
     return load_pool(cached, names)
 
@@ -114,8 +114,8 @@ def read_npz_table(path: Path, key: str) -> tuple[Tensor, list[str]]:
     arrays = files.load_arrays(path)
     table, names = arrays.get(key), arrays.get(f"{key}_labels")
     if table is None:
-        there = ", ".join(name for name in arrays if f"{name}_labels" in arrays) or "none with class names"
-        raise UserError(f"{path} has no table {key!r}: choose one of those it has with --key ({there}).")
+        keys = ", ".join(name for name in arrays if f"{name}_labels" in arrays) or "none with class names"
+        raise UserError(f"{path} has no table {key!r}: choose one of those it has with --key ({keys}).")
     if table.ndim != 2 or table.dtype.kind != "f":
         raise UserError(f"{key!r} in {path} is no table of embeddings: {table.dtype} of shape {table.shape}.")
     if names is None or names.shape != (len(table),) or names.dtype.kind != "U":
@@ -131,23 +131,22 @@ def released_pool(
     """One of the authors' released tables as a pool for the classes `names`.
 
     Args:
-        path: their pickle, or an .npz file that holds such tables with their class names.
-        order: the class list that lies beside the table; rows are then matched by name. None takes an .npz file's own
-            names, and of a pickle row k for class k: so it is for CIFAR-10, CIFAR-100 and ImageNet. Tiny-ImageNet's
-            released list is not in the order of its labels, which are sorted by WordNet id: 189 of its 200 rows belong
-            to another class than their place says.
-        key: which of the tables of an .npz file.
+        path: the authors' pickle, or an .npz file that holds such tables with their class names.
+        order: the class list of the table, to match rows by name. None takes the names in an .npz file, and row k of a
+            pickle for class k, as is right for CIFAR-10, CIFAR-100 and ImageNet. Tiny-ImageNet's released list is not
+            in the order of its labels, which are sorted by WordNet id: 189 of its 200 rows have another class's place.
+        key: the name of a table in an .npz file.
 
     Raises:
         UserError: as `read_released_table` and `read_npz_table`, another number of classes, no order for Tiny-ImageNet,
             or a class that the order does not name once.
     """
-    names, own = check_names(names), None
+    names, table_names = check_names(names), None
     if Path(path).suffix == ".npz":
-        table, own = read_npz_table(path, key)
+        table, table_names = read_npz_table(path, key)
     else:
         table = read_released_table(path)
-    order = own if order is None else order
+    order = table_names if order is None else order
     if len(table) != len(names):
         raise UserError(f"{path} has {len(table)} rows, there are {len(names)} class names: it is another data set's.")
     if order is None and names == class_names("tiny_imagenet"):
@@ -161,23 +160,23 @@ def released_pool(
         "prompt": template("a"),
         "labels_sha256": labels_hash(names),
     }
-    return LTEPool(table[rows], header | ({"key": key} if own else {}))
+    return LTEPool(table[rows], header | ({"key": key} if table_names else {}))
 
 
 def _rows_of(names: Sequence[str], order: Sequence[str]) -> list[int]:
-    """The place of each class in a list that names the rows of a table, compared as one would say them.
+    """The row of each class in a table whose rows `order` names; names are compared as `labels.readable` writes them.
 
-    Where the list calls one class in a hundred otherwise, or fewer (ImageNet's two cranes), and has all others at
-    their own places, its order is that of the labels.
+    If `order` has other names for at most one class in a hundred (ImageNet's two cranes), and all others at their own
+    places, its order is taken for that of the labels.
     """
-    ours, theirs = readable(names), readable(order)
-    odd = [k for k, name in enumerate(ours) if theirs.count(name) != 1]
-    rows = [k if k in odd else theirs.index(name) for k, name in enumerate(ours)]
+    names_of_classes, names_of_rows = readable(names), readable(order)
+    odd = [k for k, name in enumerate(names_of_classes) if names_of_rows.count(name) != 1]
+    rows = [k if k in odd else names_of_rows.index(name) for k, name in enumerate(names_of_classes)]
     in_place = len(order) == len(names) and rows == list(range(len(names)))
     if odd and not (in_place and 100 * len(odd) <= len(names)):
         raise UserError(
-            f"the class list does not name {ours[odd[0]]!r} once ({len(odd)} of {len(names)}): give one that does; a "
-            "pickle whose rows are in the order of the labels needs none."
+            f"the class list does not name {names_of_classes[odd[0]]!r} once ({len(odd)} of {len(names)}): give a "
+            "list that does, or no list for a pickle whose rows are in the order of the labels."
         )
     if len(order) != len(names):
         raise UserError(f"the class list has {len(order)} names, the table {len(names)} rows: it is another table's.")
@@ -185,32 +184,32 @@ def _rows_of(names: Sequence[str], order: Sequence[str]) -> list[int]:
 
 
 def equal_rows(table: Tensor) -> list[tuple[int, int]]:
-    """Pairs of classes with one and the same embedding: a generator that reads it cannot tell them apart."""
+    """Pairs of classes with equal embeddings, which a generator cannot tell apart."""
     _, place = table.unique(dim=0, return_inverse=True)
     pairs = torch.triu(place[:, None] == place[None, :], 1).nonzero()
     return [(i, j) for i, j in pairs.tolist()]
 
 
-def agreement(pool: LTEPool, other: LTEPool) -> Tensor:
+def agreement(first: LTEPool, second: LTEPool) -> Tensor:
     """(K,) cosine of each class's embedding in two pools.
 
     Raises:
-        UserError: pools of other classes, or of encoders of another width, whose numbers mean different things.
+        UserError: pools of different classes, or of different width and so of different encoders.
     """
-    if pool.header["labels_sha256"] != other.header["labels_sha256"]:
-        raise UserError("the two pools are for other class names or another order: there is nothing to compare.")
-    if pool.table.shape != other.table.shape:
-        widths = f"{pool.table.shape[1]} and {other.table.shape[1]}"
+    if first.header["labels_sha256"] != second.header["labels_sha256"]:
+        raise UserError("the two pools are for different class names or orders: there is nothing to compare.")
+    if first.table.shape != second.table.shape:
+        widths = f"{first.table.shape[1]} and {second.table.shape[1]}"
         raise UserError(f"the two pools have {widths} numbers a class: they come from different encoders.")
-    return torch.nn.functional.cosine_similarity(pool.table, other.table)
+    return torch.nn.functional.cosine_similarity(first.table, second.table)
 
 
 def read_pool(path: Path) -> LTEPool:
-    """Read a pool, whoever's classes it is for.
+    """Read a pool of any classes.
 
     Raises:
         MissingFile: no such pool.
-        UserError: not a pool, cut short, or rows that are not finite.
+        UserError: the file is not a pool or cut short, or its rows are not finite.
     """
     if not Path(path).is_file():
         raise MissingFile(
@@ -232,7 +231,7 @@ def load_pool(path: Path, names: Sequence[str]) -> LTEPool:
     """Read the pool of the classes `names`, in that order.
 
     Raises:
-        MissingFile, UserError: as `read_pool`; another number of classes, or other names or another order.
+        MissingFile, UserError: as `read_pool`; another number of classes, other names, or another order.
     """
     pool, file = read_pool(path), Path(path).name
     if len(pool.table) != len(names):

@@ -30,7 +30,7 @@ def fill(prompt: str, names: Sequence[str]) -> list[str]:
     """One text a class. `prompt` is an id of PROMPTS or a template with {name} and/or {index} (which counts from 0).
 
     Raises:
-        UserError: no text, no slot, another slot than these two, or two classes with the same text.
+        UserError: no text, no slot, another slot than {name} and {index}, or two classes with the same text.
     """
     text = template(prompt)
     try:
@@ -40,7 +40,7 @@ def fill(prompt: str, names: Sequence[str]) -> list[str]:
         raise UserError(f"the prompt {text!r} has a slot that is neither {{name}} nor {{index}} ({error}).") from error
     if not slots:
         raise UserError(f"the prompt {text!r} gives all classes the same text: it needs a {{name}} or {{index}} slot.")
-    heard = [said.casefold() for said in filled]  # text encoders ignore case: ImageNet has a Cardigan and a cardigan
-    if same := [said for said in filled if heard.count(said.casefold()) > 1][:2]:
+    folded = [filling.casefold() for filling in filled]  # encoders ignore case: ImageNet has a Cardigan and a cardigan
+    if same := [filling for filling in filled if folded.count(filling.casefold()) > 1][:2]:
         raise UserError(f"two classes get the same text, {same[0]!r} and {same[1]!r}: tell their names apart.")
     return filled

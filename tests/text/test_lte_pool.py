@@ -274,7 +274,7 @@ def test_agreement_is_the_cosine_of_each_classs_two_rows():
 
 def test_pools_of_other_classes_or_of_another_width_are_not_compared():
     pool = pool_of(torch.randn(3, 5))
-    with pytest.raises(UserError, match="other class names or another order: there is nothing to compare"):
+    with pytest.raises(UserError, match="different class names or orders: there is nothing to compare"):
         agreement(pool, LTEPool(pool.table, {"labels_sha256": labels_hash(NAMES[::-1])}))
     with pytest.raises(UserError, match="5 and 4 numbers a class: they come from different encoders"):
         agreement(pool, pool_of(torch.randn(3, 4)))
