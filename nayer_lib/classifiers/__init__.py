@@ -1,4 +1,4 @@
-"""The networks that teach and learn: `build` makes one from its name."""
+"""The networks of teachers and students: `build` makes a network from its name."""
 
 import re
 

@@ -1,7 +1,7 @@
-"""The frame around every network that classifies: T and S, their normalisation, their files.
+"""The frame around every classifying network: T and S, their normalisation, their files.
 
 An image is float NCHW in [0, 1] everywhere in this kit; a `Classifier` carries its own normalisation as its first
-layer, so nobody else ever normalises.
+layer, so no other code normalises.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +23,8 @@ class Classifier(nn.Module):
     Args:
         net: maps normalised images (B, C, H, W) to logits (B, K); its last nn.Linear is the head.
         class_names: K names, in the order of the logits.
-        mean, std: C numbers each, in [0, 1] units: what the network was trained with.
-        name: the architecture's name in `classifiers.build`; "" if it is not one of ours.
+        mean, std: C numbers each, in [0, 1] units: the normalisation that the network was trained with.
+        name: the architecture's name in `classifiers.build`; "" for any other architecture.
     """
 
     def __init__(
@@ -45,33 +45,33 @@ class Classifier(nn.Module):
         normalised = (images - self._mean) / self._std
         if not return_features:
             return self.net(normalised)
-        seen = []
-        handle = self.head().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        head_inputs = []
+        handle = self.head().register_forward_pre_hook(lambda _, args: head_inputs.append(args[0]))
         try:
-            return self.net(normalised), seen[0]
+            return self.net(normalised), head_inputs[0]
         finally:
             handle.remove()
 
     def head(self) -> nn.Linear:
-        """Its last linear layer: features (B, d) -> logits (B, K)."""
+        """The network's last linear layer: features (B, d) -> logits (B, K)."""
         return [module for module in self.net.modules() if isinstance(module, nn.Linear)][-1]
 
     def batch_norms(self) -> list[nn.BatchNorm2d]:
-        """Its BatchNorm2d layers, in the order of definition: where L_BN looks."""
+        """The network's BatchNorm2d layers, whose inputs L_BN compares, in the order of definition."""
         return [module for module in self.net.modules() if isinstance(module, nn.BatchNorm2d)]
 
     def stages(self) -> list[nn.Module]:
-        """The modules whose outputs are its feature maps, one for each group of blocks, from large maps to small."""
+        """The modules that give the network's feature maps, one for each group of blocks, from large maps to small."""
         return [module for name, module in self.net.named_children() if name.startswith(("block", "layer"))]
 
     def pooled(self) -> nn.Module:
-        """The module that gives the last feature map before its ReLU: the last one before pooling and head."""
+        """The module that gives the last feature map, before its ReLU: the last module before pooling and head."""
         *_, last = (m for m in self.net.children() if not isinstance(m, nn.Linear | nn.AdaptiveAvgPool2d))
         return last
 
     @torch.no_grad()
     def ends_in_pooling(self, image_shape: tuple[int, int, int]) -> bool:
-        """Whether the head reads the mean over places of what `pooled` gives, after a ReLU; (C, H, W) to try it on."""
+        """Whether the head reads the mean over places of `pooled`'s output after a ReLU, tried on (C, H, W) images."""
         training, device = self.training, next(self.parameters()).device
         images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
         with tapped([self.eval().pooled()]) as maps:
@@ -81,21 +81,21 @@ class Classifier(nn.Module):
         return mean.shape == features.shape and torch.allclose(mean, features, rtol=1e-3, atol=1e-5)
 
     def freeze(self) -> "Classifier":
-        """Eval mode and no gradients to its weights: a teacher. Gradients still flow through it to the images."""
+        """Make a teacher: eval mode, no gradients to the weights. Gradients still flow to the images."""
         return self.eval().requires_grad_(False)
 
 
 @contextmanager
 def tapped(modules: Sequence[nn.Module], inputs: bool = False) -> Iterator[dict[int, Tensor]]:
-    """What some modules give out, or their first inputs, in the passes inside the block, by their place in `modules`.
+    """The outputs of modules, or their first inputs, in passes inside the block, by the modules' place in `modules`.
 
-    A later pass replaces an earlier one's.
+    A later pass replaces the tensors of an earlier one.
     """
-    seen: dict[int, Tensor] = {}
+    recorded: dict[int, Tensor] = {}
 
     def watch(place: int):
         def hook(_module, args, output=None):
-            seen[place] = args[0] if inputs else output
+            recorded[place] = args[0] if inputs else output
 
         return hook
 
@@ -104,7 +104,7 @@ def tapped(modules: Sequence[nn.Module], inputs: bool = False) -> Iterator[dict[
         for i, module in enumerate(modules)
     ]
     try:
-        yield seen
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()
@@ -119,14 +119,14 @@ def check_paired(
     who: str,
     way_out: str,
 ) -> None:
-    """Pass one image (C, H, W) through both: as many feature maps, and each as large in both.
+    """Pass an image (C, H, W) through both networks: they must have feature maps of equal number and sizes.
 
     Args:
-        of: a classifier's modules that give the maps, e.g. `Classifier.stages`.
-        who, way_out: what pairs the maps, and what else to do, for the sentence.
+        of: returns the modules of a classifier that give its maps, e.g. `Classifier.stages`.
+        who, way_out: what pairs the maps, and the remedy, for the error's sentence.
 
     Raises:
-        UserError: they do not pair up, or there are none.
+        UserError: the maps do not pair up, or there are none.
     """
     sizes = []
     for network in (teacher, student):
@@ -145,7 +145,7 @@ def check_paired(
 def make_classifier(
     name: str, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float], seed: int
 ) -> Classifier:
-    """A freshly initialised network of `classifiers.build` in its frame; the same seed gives the same weights."""
+    """A `Classifier` of a freshly initialised network of `classifiers.build`; equal seeds give equal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = build(name, len(class_names), channels=len(mean))
@@ -174,10 +174,10 @@ def save_classifier(path: Path, classifier: Classifier, half: bool = False, **pr
 
 
 def load_classifier(path: Path) -> Classifier:
-    """Read a classifier of ours, whole: network, names, normalisation.
+    """Read a file of `save_classifier`: network, names, normalisation.
 
     Raises:
-        MissingFile, UserError: no such file; cut short; not one of ours; weights of another network (keys named).
+        MissingFile, UserError: no such file; cut short; another program's; another network's weights (keys named).
     """
     tensors, header = files.load_tensors(path)
     missing = {"network", "class_names", "mean", "std"} - set(header)
@@ -191,8 +191,8 @@ def load_classifier(path: Path) -> Classifier:
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The weights of a foreign checkpoint: safetensors, or a torch file with a state_dict inside or as a whole.
 
-    `module.` prefixes of data-parallel training are dropped. Nothing is ever unpickled: a torch file is read with
-    weights_only, and one that holds anything but tensors and plain numbers is refused.
+    `module.` prefixes of data-parallel training are dropped. No code is executed: a torch file is read with
+    weights_only, and refused if it holds anything but tensors and plain numbers.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -210,27 +210,27 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 def load_weights(net: nn.Module, weights: dict[str, Tensor], source: object) -> None:
     """Load strictly; the error names missing, unexpected and misshapen keys in one sentence."""
-    own = net.state_dict()
-    problems = {
-        # Old checkpoints do not count batches; torch starts that counter at 0.
-        "missing": {k for k in own.keys() - weights.keys() if not k.endswith("num_batches_tracked")},
-        "unexpected": weights.keys() - own.keys(),
-        "of another shape": {k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape},
+    expected = net.state_dict()
+    misfits = {
+        # Old checkpoints have no counters of batches; torch starts them at 0.
+        "missing": {k for k in expected.keys() - weights.keys() if not k.endswith("num_batches_tracked")},
+        "unexpected": weights.keys() - expected.keys(),
+        "of another shape": {k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape},
     }
-    told = [f"{kind}: {', '.join(sorted(keys)[:3])} ({len(keys)})" for kind, keys in problems.items() if keys]
-    if told:
-        raise UserError(f"{source} holds weights of another network ({'; '.join(told)}): check the network's name.")
+    problems = [f"{problem}: {', '.join(sorted(keys)[:3])} ({len(keys)})" for problem, keys in misfits.items() if keys]
+    if problems:
+        raise UserError(f"{source} holds weights of another network ({'; '.join(problems)}): check the network's name.")
     net.load_state_dict(dict(weights))
 
 
 def foreign_teacher(
     checkpoint: Path, network: str, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float]
 ) -> Classifier:
-    """Somebody else's checkpoint of a network of ours, with the normalisation it was trained with, frozen.
+    """A frozen teacher from a foreign checkpoint of a network of `classifiers.build`, with its normalisation.
 
     Raises:
-        MissingFile, UserError: as `read_checkpoint`, `classifiers.build` and `load_weights`; class names that are not
-            as many as the head's outputs show up as a weight of another shape.
+        MissingFile, UserError: as `read_checkpoint`, `classifiers.build` and `load_weights`; a wrong
+            number of class names is reported as a weight of another shape.
     """
     classifier = make_classifier(network, class_names, mean, std, seed=0)
     load_weights(classifier.net, read_checkpoint(checkpoint), checkpoint)
@@ -238,15 +238,15 @@ def foreign_teacher(
 
 
 def teacher_path(dataset: str, network: str) -> Path:
-    """Where the kit keeps the teacher of a data set."""
+    """The kit's file for the teacher of a data set."""
     return files.data_dir() / "teachers" / f"{dataset}-{network}.safetensors"
 
 
 def load_teacher(dataset: str, network: str, checkpoint: Path | None = None) -> Classifier:
-    """A frozen teacher: the kept one of a data set, or `checkpoint` (a file of `save_classifier`).
+    """A frozen teacher: the kit's for a data set, or that of `checkpoint` (a file of `save_classifier`).
 
     Raises:
-        MissingFile: there is none; the sentence says how to train it.
+        MissingFile: no such file; the sentence says how to train a teacher.
     """
     path = Path(checkpoint) if checkpoint else teacher_path(dataset, network)
     if not path.is_file():
@@ -257,9 +257,9 @@ def load_teacher(dataset: str, network: str, checkpoint: Path | None = None) -> 
     return load_classifier(path).freeze()
 
 
-# --- judges: who scores images made from a teacher --------------------------------------------------------------------
+# --- judges, which score images made from a teacher -------------------------------------------------------------------
 
-# By data set, a network that is no teacher of Table 1 on it.
+# For each data set a network that is none of its teachers in Table 1.
 JUDGES = {
     "digits": "resnet8",
     "color_digits": "resnet8",
@@ -273,8 +273,8 @@ def load_judge(dataset: str, teacher: Classifier) -> Classifier:
     """A frozen classifier trained on a data set's real images, of another architecture and seed than the teacher.
 
     Raises:
-        UserError: no judge is named for this data set, or the judge is the distilled teacher itself.
-        MissingFile: it is not trained yet; the sentence says how.
+        UserError: the data set has no judge, or the judge is the distilled teacher itself.
+        MissingFile: the judge is not trained yet; the sentence says how to train it.
     """
     if dataset not in JUDGES:
         raise UserError(f"no judge is named for {dataset}, only for {', '.join(JUDGES)}: take the inception score.")
@@ -293,13 +293,13 @@ def check_judge(judge: Classifier, teacher: Classifier) -> None:
     """Raise a `UserError` if a judge has the distilled teacher's weights, rounded to 16 bits or not."""
 
     def weights(classifier: Classifier) -> dict[str, Tensor]:
-        """Without the counters of batches, which old checkpoints lack."""
+        """All but the counters of batches, which old checkpoints lack."""
         return {name: x.cpu().float() for name, x in classifier.net.state_dict().items() if x.is_floating_point()}
 
-    ours, theirs = weights(judge), weights(teacher)
-    if ours.keys() == theirs.keys() and all(
-        x.shape == theirs[name].shape and torch.allclose(x, theirs[name], rtol=1e-2, atol=1e-6)
-        for name, x in ours.items()
+    of_judge, of_teacher = weights(judge), weights(teacher)
+    if of_judge.keys() == of_teacher.keys() and all(
+        x.shape == of_teacher[name].shape and torch.allclose(x, of_teacher[name], rtol=1e-2, atol=1e-6)
+        for name, x in of_judge.items()
     ):
         raise UserError(
             "the judge has the weights of the distilled teacher, which the images were made to please: take a "

@@ -1,4 +1,4 @@
-"""How a teacher is made: supervised training on real data (appendix A.1) that can be interrupted and resumed."""
+"""Supervised training of teachers on real data (appendix A.1), which can be interrupted and resumed."""
 
 import dataclasses
 import math
@@ -21,8 +21,8 @@ from .teacher import Classifier
 class Recipe:
     """How a teacher is trained. The defaults are appendix A.1's.
 
-    With `minutes` it ends when so much time has passed, in the middle of an epoch if need be, and `epochs` is None. The
-    rate, one-cycle, then follows the clock and not the steps: it is annealed at the end however fast the machine is.
+    With `minutes` in place of `epochs` the training ends after this time, also in the middle of an epoch. The one-cycle
+    rate then follows the clock, not the steps, so that it is annealed at the end on a machine of any speed.
     """
 
     epochs: int | None = 200
@@ -35,16 +35,16 @@ class Recipe:
     one_cycle: bool = False  # else cosine annealing
 
 
-# "short" is for a rented GPU: batches four times as large, which a GPU is faster with, at four times the rate (Goyal et
-# al. 2017), reached by a warm-up and annealed within 30 epochs (one-cycle; Smith and Topin 2018). "laptop" is ours, for
-# two CPU cores and a small network.
+# "short" is for a rented GPU: for speed, batches four times as large at four times the rate (Goyal et al. 2017), with a
+# warm-up and 30 annealed epochs (one-cycle; Smith and Topin 2018). "laptop" is ours, for two CPU cores and a small
+# network.
 RECIPES = {
     "paper": Recipe(),
     "short": Recipe(epochs=30, batch=512, lr=0.4, nesterov=True, one_cycle=True),
     "laptop": Recipe(epochs=20, lr=0.2, nesterov=True, one_cycle=True),
     "digits": Recipe(epochs=15, batch=64, nesterov=True, one_cycle=True),
 }
-TICKS = 10_000  # places on a schedule that follows the clock: any number does, since places between them are reached
+TICKS = 10_000  # steps of a schedule that follows the clock; any number does, because positions between steps are used
 
 
 class Training:
@@ -56,15 +56,15 @@ class Training:
         images: (N, C, H, W) uint8, on the classifier's device.
         labels: (N,) class ids.
         augment: a batch in [0, 1] and a generator -> the augmented batch.
-        compute: how it is computed; None takes what is fastest on the device.
+        compute: how the training is computed; None takes what is fastest on the device.
 
     Attributes:
-        epoch: epochs done, the last of them in part where the minutes were over.
-        steps, seconds: steps done, and the time since the first began, that of the caller between epochs included.
+        epoch: epochs done, the last one in part if the minutes were over.
+        steps, seconds: steps done, and the time since the first step began, including the caller's between epochs.
 
     Raises:
-        UserError: minutes without a one-cycle recipe; and while iterating, where loss or weights became NaN or
-            infinite: no epoch is yielded for that.
+        UserError: minutes without a one-cycle recipe; while iterating, loss or weights that became NaN or
+            infinite, in place of the epoch.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Training:
 
     @property
     def share(self) -> float:
-        """How much of it is done, in [0, 1]: of the minutes, or else of the epochs."""
+        """The share of the training that is done, in [0, 1]: of the minutes, or else of the epochs."""
         if self.recipe.minutes:
             return min(1.0, self.seconds / (60 * self.recipe.minutes))
         return self.epoch / self.recipe.epochs
@@ -135,7 +135,7 @@ class Training:
             total += loss.detach()
             self.steps, self.seconds = self.steps + 1, time.perf_counter() - begun
             if self.recipe.minutes:
-                self.schedule.last_epoch = self.share * (TICKS - 1) - 1  # the step below goes to where the clock is
+                self.schedule.last_epoch = self.share * (TICKS - 1) - 1  # the next line steps to the clock's position
             self.schedule.step()
             if self.recipe.minutes and self.share == 1:
                 break
@@ -163,7 +163,7 @@ class Training:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`, on a training built with the same arguments; it goes on as it was computed."""
+        """The inverse of `state_dict`, on a training built with the same arguments; `compute` is the saved one."""
         self.epoch, self.steps, self.seconds = state["epoch"], state["steps"], state["seconds"]
         self._compute_as(Compute(**state.get("compute", {})))
         self.classifier.net.load_state_dict(state["weights"])
@@ -174,21 +174,22 @@ class Training:
 
 
 def save_partial(path: Path, about: dict, training: Training) -> None:
-    """Keep an unfinished training; `about` says which: network, data set, recipe, seed and so on."""
+    """Save an unfinished training; `about` identifies it: network, data set, recipe, seed and so on."""
     files.save_torch(path, {"about": about, **training.state_dict()})
 
 
 def resume_training(path: Path, about: dict, training: Training) -> None:
-    """Continue the unfinished training at `path`, which must be about the same.
+    """Continue the unfinished training at `path`, whose `about` must be equal.
 
     Raises:
-        MissingFile, UserError: there is none, it is cut short, or it is of another training (what differs is told).
+        MissingFile, UserError: no such file, a file that is cut short, or another training (with the differences).
     """
     if not path.is_file():
         raise MissingFile(f"there is no unfinished training at {path}: leave --resume out to begin one.")
     state = files.load_torch(path)
-    other = state.get("about", {}) if isinstance(state, dict) else {}
-    told = [f"{name} {other.get(name)}, not {value}" for name, value in about.items() if other.get(name) != value]
-    if told:
-        raise UserError(f"{path} is another training ({'; '.join(told)}): resume that one, or remove it.")
+    saved = state.get("about", {}) if isinstance(state, dict) else {}
+    different = [name for name, value in about.items() if saved.get(name) != value]
+    if different:
+        differences = "; ".join(f"{name} {saved.get(name)}, not {about[name]}" for name in different)
+        raise UserError(f"{path} is another training ({differences}): resume that training, or remove the file.")
     training.load_state_dict(state)

@@ -14,7 +14,7 @@ def conv_bn(in_channels: int, out_channels: int) -> tuple[nn.Conv2d, nn.BatchNor
 class VGG11(nn.Module):
     """Eight convolutions in five blocks, then global average pooling and one linear head, `classifier`.
 
-    The first three blocks end in a 2x2 max-pool; the fourth does so only when the images are 64 px high, so that 32
+    The first three blocks end in a 2x2 max-pool; the fourth does only for images of 64 px height, so that 32
     and 64 px images both reach the last block at 4x4. The last ReLU of each block is in `forward`.
     Shapes: (B, channels, H, W) normalised images, H and W at least 8 -> (B, num_classes) logits.
     Source: Simonyan & Zisserman 2015, table 1 (A), as cut down for CIFAR by Tian et al. 2020, "Contrastive

@@ -226,7 +226,7 @@ def test_a_training_goes_on_as_it_was_computed(drawings, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("about", "sentence"),
     [
-        ({"network": "wrn16_1"}, r"is another training \(network wrn10_half, not wrn16_1\): resume that one, or rem"),
+        ({"network": "wrn16_1"}, r"is another training \(network wrn10_half, not wrn16_1\): resume that"),
         ({"seed": 1, "recipe": {"epochs": 5}}, r"\(recipe {'epochs': 3}, not {'epochs': 5}; seed 0, not 1\)"),
         ({"device": "cuda"}, r"\(device None, not cuda\)"),
     ],

@@ -126,7 +126,7 @@ def test_an_interrupted_teacher_is_resumed_and_ends_the_same(clone, call, monkey
     sentence = "parts.safetensors.partial is an unfinished training: continue it with --resume, or remove it."
     assert sentence in call("train", *WRN, "--out", parts)[1]
     status, said = call("train", *WRN, "--seed", 1, "--resume", "--out", parts)
-    assert status == 2 and "is another training (seed 0, not 1): resume that one, or remove it." in said
+    assert status == 2 and "is another training (seed 0, not 1): resume that training, or remove the file." in said
     assert call("train", *WRN, "--resume", "--out", parts)[0] == 0
     assert weights_of(parts) == weights_of(whole) and not partial.exists()
     assert reached(parts)["steps"] == reached(whole)["steps"] == 60 and reached(parts)["epochs"] == 3
@@ -233,7 +233,7 @@ def test_score_takes_somebody_elses_checkpoint(clone, call):
     names = clone / "names.txt"
     names.write_text("\n".join(class_names("digits")[::-1]))
     status, said = call("score", *words, "--classes", names)
-    assert status == 2 and "not those of digits, in its order: it starts with nine, eight, seven" in said
+    assert status == 2 and "not those of digits, in its order: the teacher's start with nine, eight, seven" in said
     status, said = call("score", theirs, "--network", "wrn10_1")
     assert status == 2 and "theirs.pth is to be scored on stands nowhere: give --dataset." in said
 
