@@ -1,7 +1,7 @@
 """Algorithm 1 of the paper as one function: read it from top to bottom, and change it.
 
 Numbers at the right edge are the paper's lines, D1 to D13 rows of docs/divergences.md.
-`distill` with methods/nayer.py computes the same, and has beside it what a lab needs.
+`distill` with methods/nayer.py computes the same, with the additions that a lab needs.
 """
 
 from collections.abc import Iterator
@@ -31,10 +31,10 @@ def algorithm1(
         teacher: with BatchNorm2d layers; frozen here.
         student: trained in place.
         table: (K, e), the embeddings of the labels' text, on the networks' device.
-        facts: how large images are, and how they are cropped and flipped.
+        facts: the size of images, and how to crop and flip them.
 
     Raises:
-        UserError: a config with something that is not in Algorithm 1.
+        UserError: a config with a setting that Algorithm 1 does not have.
     """
     fixed = {"method": "nayer", "latent": "noisy", "embedding": "text", "repeats": 1}
     if any(getattr(config, name, None) != fixed[name] for name in fixed):
@@ -58,11 +58,11 @@ def algorithm1(
         warmup = epoch < config.warmup_epochs
         life = config.generator_life  # D5
         if epoch == 0 or (life and (epoch - config.warmup_epochs) % life == 0):
-            with torch.random.fork_rng(devices=[]):  # from this run's numbers alone
+            with torch.random.fork_rng(devices=[]):  # seeded by this run's rng
                 seed = torch.randint(2**31, (), generator=rng, device=device)
                 torch.manual_seed(int(seed))
                 Z = NoisyLayer(P.shape[1], config.noise_dim, B, per_head=K)
-                Z.redraw()  # once more, as the library: so G begins as it does there
+                Z.redraw()  # a second time, as the library does: G starts equal
                 G = Generator(
                     config.noise_dim, facts.size, facts.channels,
                     config.generator_width, config.generator_layout,  # D1
@@ -88,11 +88,11 @@ def algorithm1(
             with batch_norm.armed():
                 for _ in range(config.generator_steps):                             #  7
                     x = G(Z(e))                                                     #  8
-                    seen = crop(x) if config.augment_synthesis else x  # D12
-                    t = teacher(seen)
+                    view = crop(x) if config.augment_synthesis else x  # D12
+                    t = teacher(view)
                     L_CE, L_BN, L_KL = losses.classification(t, y), batch_norm(), 0
                     if a_adv:
-                        s = student(seen)
+                        s = student(view)
                         L_KL = -losses.adversarial(t, s, config.adversarial_mask)  # D7
                     L_Z = a_cls * L_CE - a_adv * L_KL + a_bn * L_BN                 #  9
                     adam.zero_grad()

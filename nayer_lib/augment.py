@@ -1,4 +1,4 @@
-"""Random crop and flip of a batch, and windows of it enlarged: per image, on the batch's device, differentiable.
+"""Random crops and flips, and enlarged random windows: one draw an image, on the batch's device, differentiable.
 
 One gather does a crop and a flip, one interpolation a window. Library transforms draw one crop for a whole batch, or
 leave the device.
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator) -> Tensor:
-    """Shift each image by a whole number of pixels, up to `padding` a side, zeros coming in; mirror half of them.
+    """Shift each image by a whole number of pixels, up to `padding` a side, filled with zeros; mirror half of them.
 
     Args:
         images: (B, C, H, W) in [0, 1], or uint8 from the memory; zero is black in both, before any normalisation.
@@ -25,7 +25,7 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator
 
 
 def draw_pixels(shape: torch.Size, padding: int, flip: bool, rng: torch.Generator, device: torch.device) -> Tensor:
-    """The random part alone, for `take`: (B, H * W), where in the padded image each pixel of the crop comes from."""
+    """The random part, for `take`: (B, H * W) the place in the padded image of each pixel of the crop."""
     batch, _, height, width = shape
 
     def offsets() -> Tensor:
@@ -41,7 +41,7 @@ def draw_pixels(shape: torch.Size, padding: int, flip: bool, rng: torch.Generato
 
 
 def take(images: Tensor, pixels: Tensor, padding: int) -> Tensor:
-    """The crops that `draw_pixels` drew: no random number is needed, so the step that does this can be captured."""
+    """The crops that `draw_pixels` drew. `take` draws no random number, so a step that calls it can be captured."""
     padded = F.pad(images, [padding] * 4).flatten(2)
     return padded.gather(2, pixels.unsqueeze(1).expand(-1, images.shape[1], -1)).view_as(images)
 
@@ -50,8 +50,8 @@ def draw_windows(batch: int, smallest: float, flip: bool, rng: torch.Generator, 
     """The random part of a random resized crop, for `enlarge`: (B, 2, 3), one affine map an image.
 
     A window's share of the image's area is uniform in [smallest, 1], its width over its height log-uniform in
-    [3/4, 4/3] and its place uniform; what would stick out of the image is cut off. With `flip` half of them are
-    mirrored. The map takes (x, y, 1), with x and y from -1 to 1 over the crop, to where that lies in the image.
+    [3/4, 4/3] and its place uniform; windows are cut off at the image's edges. With `flip` half of the windows are
+    mirrored. The map takes (x, y, 1), with x and y from -1 to 1 over the crop, to the place in the image.
     """
     area, ratio, across, down = torch.rand(4, batch, generator=rng, device=device)
     area = smallest + (1 - smallest) * area

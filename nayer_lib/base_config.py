@@ -1,4 +1,4 @@
-"""One frozen `Config` says everything about a run: what every method reads, and the fields of the method's own."""
+"""A frozen `Config` describes a run: the fields that every method reads, and those of its method."""
 
 import dataclasses
 import json
@@ -15,23 +15,23 @@ PROTOCOLS = ("equal", "published")
 
 @dataclass(frozen=True)
 class Config:
-    """What every run has. The defaults are Table 8's CIFAR-10 row and A.2; units in the comments.
+    """The fields of every run. The defaults are Table 8's CIFAR-10 row and A.2; units in the comments.
 
-    A method's subclass adds the fields that it reads, and no other: what a method has no field for cannot be set for
-    it, swept and taken for a result. What shared code asks every config for is a constant where there is no such field.
+    A method's subclass adds exactly the fields that the method reads, so that a setting without effect is refused and
+    never swept. Where shared code reads a setting that only some methods have as a field, the others have a constant.
     """
 
     dataset: str = "cifar10"
     teacher: str = "wrn40_2"  # names of classifiers.build
     student: str = "wrn16_2"
     method: str = "nayer"
-    protocol: str = "equal"  # "equal": Table 8's budget, whatever the method; "published": the method's own schedule
+    protocol: str = "equal"  # "equal": Table 8's budget for all methods; "published": the method's own schedule
     variant: str = "released"
     profile: str = "full"
     seed: int = 0
 
     # Phase 1: synthesis (Algorithm 1, lines 4-11).
-    repeats: int = 1  # how often an epoch goes through its synthesis rounds and student steps
+    repeats: int = 1  # turns of an epoch, each of synthesis rounds and student steps
     generator_batch: int = 400  # images of a round
     rounds: int = 2  # I, synthesis rounds an epoch
     warmup_rounds: int | None = 10  # D4: rounds of a warm-up epoch; None: I
@@ -79,7 +79,7 @@ class Config:
 
     @property
     def synthesis_passes(self) -> int:
-        """Images that go through the teacher in all synthesis steps, warm-up included: what synthesis costs."""
+        """Images that go through the teacher in all synthesis steps, warm-up included: the cost of synthesis."""
         return self.total_rounds * self.generator_steps * self.generator_batch
 
     def lr(self, epoch: int) -> float:
@@ -89,7 +89,7 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """sha256 over all fields but the seed: equal for runs that may be averaged."""
+        """sha256 over all fields but the seed: runs with equal hashes may be averaged."""
         fields = dataclasses.asdict(self)
         del fields["seed"]
         return text_hash(json.dumps(fields, sort_keys=True))
@@ -136,7 +136,7 @@ class NayerConfig(GeneratorConfig):
 OPTIONAL = "warmup_rounds generator_life memory_size".split()  # counts that None switches off
 POSITIVE = "latent_beta generator_lr student_lr temperature".split()
 BELOW_ONE = "bn_momentum student_momentum".split()
-CHOICES = {  # field -> what a sentence calls it, and its values
+CHOICES = {  # field -> its name in an error's sentence, and its values
     "protocol": ("protocol", PROTOCOLS),
     "latent": ("latent", LATENTS),
     "embedding": ("embedding", EMBEDDINGS),
@@ -145,7 +145,7 @@ CHOICES = {  # field -> what a sentence calls it, and its values
 
 
 def check(config: Config) -> Config:
-    """The config itself, if its values make sense.
+    """The config itself, if its values are valid.
 
     Raises:
         UserError: one sentence that names the field.
@@ -161,8 +161,8 @@ def check(config: Config) -> Config:
 
 
 def _check(name: str, default: object, value: object) -> None:
-    """One field's value, by what its default is."""
-    whole = type(value) is int  # a bool is none
+    """Check one field's value by the type of the default."""
+    whole = type(value) is int  # a bool is not
     number = value if isinstance(value, int | float) else math.nan
     if name in CHOICES and value not in CHOICES[name][1]:
         raise unknown(CHOICES[name][0], value, CHOICES[name][1])

@@ -1,9 +1,9 @@
-"""Exact resume: what a run needs to go on as if it had never stopped.
+"""Exact resume: the state with which a run goes on as if it had never stopped.
 
 Two files beside the run card. `state.pt` is small, is replaced as a whole, and holds nothing but tensors and plain
-values (it is read with weights_only). `memory.bin` holds every row of the memory M once and only grows: saving writes
-what was made since the last time, not all that was ever made. Images are appended before the state that counts them is
-put in place, so whatever a kill leaves behind is the old state or the new one.
+values (it is read with weights_only). `memory.bin` holds every row of the memory M once and only grows: saving appends
+the rows made since the last save. Rows are appended before the state that counts them is replaced, so a kill leaves the
+old state or the new one.
 """
 
 import os
@@ -31,14 +31,14 @@ class Checkpoint:
 
     def __init__(self, folder: Path):
         self.state, self.images = Path(folder) / STATE, Path(folder) / IMAGES
-        self._rows = 0  # images in the file that the state counts
-        self._added = 0  # images that the memory had been given by then
+        self._rows = 0  # rows of the file that the state counts
+        self._added = 0  # rows added to the memory up to the last save
 
     def save(self, method: Method, progress: dict) -> None:
-        """Put down a method between two epochs, and the run's own `progress` (plain values).
+        """Save a method between two epochs, and the run's `progress` (plain values).
 
         Raises:
-            UserError: the folder cannot be written, or is full; the state before is whole and stays.
+            UserError: the folder cannot be written, or is full; the last saved state stays, whole.
         """
         state = method.state_dict()
         memory = state["memory"]
@@ -50,7 +50,7 @@ class Checkpoint:
             record[name] = column[first:].cpu().numpy()
         try:
             with open(self.images, "r+b" if self._rows else "wb") as file:
-                file.truncate(self._rows * record.itemsize)  # what an interrupted save left
+                file.truncate(self._rows * record.itemsize)  # drops the rows of an interrupted save
                 file.seek(0, os.SEEK_END)
                 file.write(record.tobytes())
                 file.flush()
@@ -62,13 +62,13 @@ class Checkpoint:
         self._rows, self._added = self._rows + fresh, memory["added"]
 
     def load(self, method: Method, saved: dict) -> None:
-        """Bring a method, built as the saved one was, to where that stopped.
+        """Load the saved state into a method that was built with the same arguments.
 
         Args:
             saved: from `read`.
 
         Raises:
-            UserError: a memory file without its images.
+            UserError: the memory file cannot be read, or lacks rows.
         """
         state, kind = saved["method"], _record(method.memory.rows)
         held = min(saved["rows"], state["memory"]["capacity"] or saved["rows"])
@@ -90,10 +90,10 @@ class Checkpoint:
         return self.state.is_file()
 
     def read(self) -> dict:
-        """The state file; the run's own part stands under "progress".
+        """The content of the state file; the run's `progress` stands under "progress".
 
         Raises:
-            UserError: it is cut short, or of another version.
+            UserError: the file is cut short, or of another version.
         """
         try:
             saved = load_torch(self.state)
@@ -107,12 +107,12 @@ class Checkpoint:
         return saved
 
     def remove(self) -> None:
-        """Take the files away: a finished run does not go on."""
+        """Remove the files of a finished run."""
         self.state.unlink(missing_ok=True)
         self.images.unlink(missing_ok=True)
 
 
 def _record(rows: Sequence[torch.Tensor]) -> np.dtype:
-    """One row in the file: its tensors (an image's pixels), its pseudo-label, the round that made it."""
+    """The format of a row in the file: its tensors (e.g. pixels), its pseudo-label, and the round that made the row."""
     tensors = [(f"row{i}", column[:0].cpu().numpy().dtype, tuple(column.shape[1:])) for i, column in enumerate(rows)]
     return np.dtype([*tensors, ("label", "<i4"), ("round", "<i4")])

@@ -1,7 +1,7 @@
-"""How a run is computed: number format, memory layout, how its steps run. *What* it computes stands in `Config`.
+"""How a run is computed: number format, memory layout, kind of steps. *What* a run computes stands in `Config`.
 
-None of this may change a result by more than rounding; a card records it, and cards that differ in it are not averaged.
-Losses, BatchNorm statistics and optimisers are in 32 bits whatever the networks compute in.
+A `Compute` may not change a result by more than rounding; a card records it, and cards with different ones are not
+averaged. Losses, BatchNorm statistics and optimisers are in 32 bits whatever the networks compute in.
 """
 
 import copy
@@ -24,13 +24,14 @@ STEPS = ("eager", "graphs", "compiled")
 
 @dataclass(frozen=True)
 class Compute:
-    """Switches, each of its own.
+    """Independent switches.
 
     Attributes:
         precision: of the networks' forward and backward passes: "fp32", "bf16", or "fp16" with a scaled loss.
         channels_last: the networks' memory layout.
         steps: "eager"; "graphs", whole steps replayed as CUDA graphs (`steps.Graphs`); or "compiled", one step's
-            forward pass through torch.compile (`steps.Step`). Where these fail, the run goes on eagerly and says so.
+            forward pass through torch.compile (`steps.Step`). If graphs or compilation fail, the run
+            goes on eagerly and says so.
 
     Raises:
         UserError: unknown precision or steps.
@@ -43,7 +44,7 @@ class Compute:
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
-        if isinstance(self.steps, bool):  # from before there were graphs, in cards too: compiled or not
+        if isinstance(self.steps, bool):  # cards from before graphs existed: compiled or not
             object.__setattr__(self, "steps", "compiled" if self.steps else "eager")
         if self.steps not in STEPS:
             raise unknown("steps", self.steps, STEPS)
@@ -56,11 +57,11 @@ class Compute:
             raise UserError("steps of several processes, which wait for each other, are not captured: take eager ones.")
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
-        """The context in which networks run."""
+        """The context for forward passes of networks."""
         return torch.autocast(device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32")
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """Keeps gradients of 16-bit floats from vanishing; with the other precisions it passes everything through."""
+        """Keeps fp16 gradients from vanishing; with the other precisions it does nothing."""
         # Gradients of Eq. 5 are large: from torch's own start, 2^16, the first steps would all be skipped.
         return torch.amp.GradScaler(device.type, init_scale=2.0**10, enabled=self.precision == "fp16")
 
@@ -70,9 +71,9 @@ class Compute:
 
 
 def compute_of(card: dict) -> Compute:
-    """How the run of a card was computed; cards from before they said so were computed plainly."""
+    """How the run of a card was computed; cards from before this was recorded were computed plainly."""
     how = dict(card.get("compute", {}))
-    if "compiled" in how:  # a card from before there were graphs
+    if "compiled" in how:  # a card from before graphs existed
         how["steps"] = how.pop("compiled")
     return Compute(**how)
 
@@ -81,12 +82,12 @@ def compute_of(card: dict) -> Compute:
 
 
 def fastest(device: torch.device, processes: int = 1, profile: str = "full", **given) -> Compute:
-    """What suits a device, but for what is `given`, by the names of `Compute`'s fields.
+    """The `Compute` that suits a device; fields of `Compute` in `given` are taken as they are.
 
-    A GPU computes in 16 bits, channels last. For a CPU a second of measuring decides, once a process: some have fast
-    units for bfloat16, others are many times slower with it. Not where several processes must agree, and not in the
-    profile "quick": there a CPU computes plainly, so that equal runs are equal bit by bit. Steps are eager: graphs have
-    not been tried on a GPU yet, and on a CPU torch.compile gained nothing over channels last.
+    A GPU computes in 16 bits, channels last. A CPU is measured for a second, once a process: some CPUs have fast units
+    for bfloat16, others are many times slower with it. Several processes, which must agree, and the profile "quick",
+    whose equal runs are to be equal bit by bit, compute plainly on a CPU. Steps are eager: graphs have not been tried
+    on a GPU yet, and on a CPU torch.compile gained nothing over channels last.
     """
     if device.type == "cuda":
         bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # a T4 has none
@@ -99,22 +100,22 @@ def fastest(device: torch.device, processes: int = 1, profile: str = "full", **g
 
 
 REPEATS = 3
-NOT_SLOWER, FASTER = 1.0, 0.8  # of the time of what is simpler
+NOT_SLOWER, FASTER = 1.0, 0.8  # largest time of a candidate, as a share of the simpler setting's
 
 
 @functools.cache
 def _measured() -> Compute:
-    """What trains a small network soonest on this CPU; what is less plain must win two of three repeats."""
+    """The setting that trains a small network fastest on this CPU; one less plain must win two of three repeats."""
     plain, layout, half = Compute(), Compute(channels_last=True), Compute("bf16", channels_last=True)
     best = plain
     for candidate, share in ((layout, NOT_SLOWER), (half, FASTER)):
-        calls, lost = [_training_step(each) for each in (best, candidate)], 0
+        calls, lost = [_training_step(setting) for setting in (best, candidate)], 0
         for call in calls:
             _seconds(call)
         for _ in range(REPEATS):
             of_best, of_candidate = map(_seconds, calls)
             lost += of_candidate > share * of_best
-            if 2 * lost > REPEATS:  # where there is no fast bfloat16 each repeat is a long one
+            if 2 * lost > REPEATS:  # without fast bfloat16 each repeat takes long
                 break
         else:
             best = candidate
@@ -137,14 +138,14 @@ def _training_step(compute: Compute) -> Callable[[], None]:
 
 
 def _seconds(call: Callable[[], None]) -> float:
-    """Of the process, all its threads together: other programs disturb that less than they do a clock."""
+    """CPU seconds of a call, over all threads: other programs disturb CPU time less than wall time."""
     start = time.process_time()
     call()
     return time.process_time() - start
 
 
 def fix_shapes(device: torch.device) -> None:
-    """For whoever sends the same shapes through a network again and again: cuDNN may try out its algorithms first."""
+    """Let cuDNN try out its algorithms first: worth it if the same shapes go through a network again and again."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
 
@@ -153,30 +154,30 @@ def fix_shapes(device: torch.device) -> None:
 def folded(teacher: Classifier, image_shape: tuple[int, int, int]) -> Classifier:
     """A teacher that gives the same answers sooner: BatchNorm folded into the convolutions, channels last.
 
-    For the student phase, where nobody looks at its BatchNorm inputs. A network that torch.fx cannot trace, or whose
-    folded form gives other answers, is returned as it is. The two are compared in 64 bits: a GPU's rounding of 32-bit
-    products, to 10 bits, is no other answer.
+    For the student phase, which does not read the teacher's BatchNorm inputs. A network that torch.fx cannot trace, or
+    whose folded form gives other answers, is returned as it is. The two networks are compared in 64 bits, because a GPU
+    rounds 32-bit products to 10 bits.
 
     Args:
-        image_shape: (C, H, W), to compare the two on.
+        image_shape: (C, H, W) of the images on which the two networks are compared.
     """
     from torch.fx.experimental.optimization import fuse
 
-    def quick(one: Classifier) -> Classifier:
-        fused, other = dict(fuse(one.net).named_modules()), copy.deepcopy(one)
-        for name, module in list(other.net.named_modules()):
-            # A GraphModule has a class of its own, and would be compiled anew in each run.
+    def fold(classifier: Classifier) -> Classifier:
+        fused, result = dict(fuse(classifier.net).named_modules()), copy.deepcopy(classifier)
+        for name, module in list(result.net.named_modules()):
+            # Not fx's GraphModule: it has a class of its own, and would be compiled anew in each run.
             if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
-                other.net.set_submodule(name, fused.get(name) or nn.Identity())
-        return other
+                result.net.set_submodule(name, fused.get(name) or nn.Identity())
+        return result
 
     device = next(teacher.parameters()).device
     images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(device).double()
     try:
         exact = copy.deepcopy(teacher).double()
-        close = torch.allclose(quick(exact)(images), exact(images), rtol=1e-3, atol=1e-3)
-        fast = quick(teacher)
-    except Exception:  # fx raises many kinds for what it cannot trace
+        close = torch.allclose(fold(exact)(images), exact(images), rtol=1e-3, atol=1e-3)
+        fast = fold(teacher)
+    except Exception:  # fx raises many kinds of errors for a network that it cannot trace
         return teacher
     fast.net.to(memory_format=torch.channels_last)
     return fast.freeze() if close else teacher

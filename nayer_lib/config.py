@@ -9,7 +9,7 @@ variant, the profile, what the user overrides.
 
 * Two variants: `released` (what the authors' code does, the default) and `paper` (the text). They differ in exactly the
   fields of DIVERGENCES; rule: a component that the text does not name is off in `paper`, a number that it does not
-  give takes the released value. docs/divergences.md tells each.
+  give takes the released value. docs/divergences.md explains each.
 * Four profiles: `quick` (a laptop CPU, minutes), `hour` (CIFAR-10 on two CPU cores, an hour or more), `lab` (one GPU),
   `full` (the row as it stands). A profile shrinks counts and sizes only, never a rate or a weight, and never switches
   on what the variant left off.
@@ -24,8 +24,8 @@ from .errors import UserError, unknown
 from .methods import METHODS
 from .methods.live import LiveConfig
 
-# Rows of Table 8. The digit sets are ours: CIFAR-10's row with small networks and an encoder that works offline; what
-# else differs in them was chosen on their validation part.
+# Rows of Table 8. The digit sets are ours: CIFAR-10's row with small networks and an encoder that works offline; other
+# differences were chosen on their validation part.
 _DIGITS = {"teacher": "wrn10_1", "encoder": "sbert"}
 TABLE8: dict[str, dict[str, Any]] = {
     "cifar10": {"dataset": "cifar10"},
@@ -74,7 +74,7 @@ DIVERGENCES: dict[str, dict[str, Any]] = {
 }
 VARIANTS = {"released": {}, "paper": {field: value for row in DIVERGENCES.values() for field, value in row.items()}}
 
-# Counts and sizes, also those of one method alone. A value here never switches on what the variant left off (None).
+# Counts and sizes, also those of a single method. A value here never switches on what the variant left off (None).
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {
         "noise_dim": 256,
@@ -145,13 +145,13 @@ def make_config(
     and overrides.
 
     `preset` None takes the profile's own: digits on a laptop, CIFAR-10 with ResNet-20 -> WRN-16-1 in an hour of a CPU,
-    with WRN-40-2 -> WRN-16-2 on a GPU. Under the
-    protocol "equal" all counts are given as NAYER's, and a method whose generator plays on spreads them over turns
-    (`LiveConfig.in_turns`); whoever sets `repeats` sets its counts as they are.
+    with WRN-40-2 -> WRN-16-2 on a GPU. Under the protocol "equal" counts are NAYER's, and a method with a persistent
+    generator spreads them over turns (`LiveConfig.in_turns`), unless `repeats` is overridden: then counts stay as
+    given.
 
     Raises:
-        UserError: an unknown name (the nearest is named), a field that the method does not read, a value that makes no
-            sense (`check`), or the variant "paper", which is NAYER's text, for another method.
+        UserError: an unknown name (the nearest is named), a field that the method does not read, an invalid value
+            (`check`), or the variant "paper", which is NAYER's text, for another method.
     """
     preset = DEFAULT_PRESETS.get(profile) if preset is None else preset
     named = {"profile": (profile, PROFILES), "variant": (variant, VARIANTS), "method": (method, METHODS)}
@@ -161,7 +161,7 @@ def make_config(
     if variant != "released" and method != "nayer":
         raise UserError(f"the variant {variant!r} is NAYER's text: leave it out for {method}.")
     for name in overrides:
-        readers = [other for other in METHODS if name in fields_of(other)]
+        readers = [reader for reader in METHODS if name in fields_of(reader)]
         if readers and method not in readers:
             raise UserError(f"{method} does not read {name}: of all methods {', '.join(readers)} do.")
         if not readers:
@@ -170,13 +170,13 @@ def make_config(
     overrides = {name: tuple(v) if isinstance(v, list) else v for name, v in overrides.items()}  # JSON has no tuples
     schedule = METHODS[method].published if protocol == "published" else {}
     row = PRESETS[preset]
-    if method != "nayer":  # of Table 8 another method has names and counts alone: its weights and rates are its own
-        own = fields_of(method) - {name for name in row if re.match(r"alpha_|.*_lr$", name)}
-        row = {name: value for name, value in row.items() if name in own}
+    if method != "nayer":  # other methods take Table 8's names and counts, not its weights and rates
+        taken = fields_of(method) - {name for name in row if re.match(r"alpha_|.*_lr$", name)}
+        row = {name: value for name, value in row.items() if name in taken}
     rows = {**row, **VARIANTS[variant], **schedule}
     rows |= {"method": method, "protocol": protocol, "variant": variant, "profile": profile}
     config = METHODS[method].config_class(**rows)
-    given = {name: getattr(config, name, None) for name in PROFILES[profile]}  # a method may lack one of them
+    given = {name: getattr(config, name, None) for name in PROFILES[profile]}  # a method may lack a field
     shrunk = {name: min(PROFILES[profile][name], value) for name, value in given.items() if value is not None}
     config = check(dataclasses.replace(config, **{**shrunk, **overrides}))
     if protocol == "equal" and isinstance(config, LiveConfig) and "repeats" not in overrides:
@@ -189,8 +189,8 @@ def fields_of(method: str) -> set[str]:
     return {field.name for field in dataclasses.fields(METHODS[method].config_class)}
 
 
-def differences(config: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two configs differ: name -> (config's value, other's value); a field of one alone too."""
-    names = dict.fromkeys(field.name for some in (config, other) for field in dataclasses.fields(some))
-    pairs = {name: (getattr(config, name, None), getattr(other, name, None)) for name in names}
+def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two configs differ: name -> both values, None where a config lacks the field."""
+    names = dict.fromkeys(field.name for config in (first, second) for field in dataclasses.fields(config))
+    pairs = {name: (getattr(first, name, None), getattr(second, name, None)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

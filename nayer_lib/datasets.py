@@ -51,7 +51,7 @@ class DataSet:
 
     @property
     def factors(self) -> Tensor | None:
-        """(K, F) what each class is made of: ink and digit, superclass and class; None where it has no such parts."""
+        """(K, F) the parts of each class: ink and digit, or superclass and class; None where classes have no parts."""
         if self.name == "color_digits":
             return torch.cartesian_prod(torch.arange(len(INKS)), torch.arange(10))
         if self.name == "cifar100":
@@ -66,11 +66,11 @@ class DataSet:
         return class_names(self.name)
 
     def check_classes(self, names: Sequence[str]) -> None:
-        """Raise a `UserError` if a teacher's class names are not the data set's, in its order."""
+        """Raise a `UserError` unless a teacher's class names are the data set's, in the same order."""
         if tuple(names) != self.class_names:
             raise UserError(
-                f"the teacher's class names are not those of {self.name}, in its order: it starts with "
-                f"{', '.join(names[:3])}, the data set with {', '.join(self.class_names[:3])}."
+                f"the teacher's class names are not those of {self.name}, in its order: the teacher's "
+                f"start with {', '.join(names[:3])}, the data set's with {', '.join(self.class_names[:3])}."
             )
 
 
@@ -136,7 +136,7 @@ def load_folder(folder: Path, class_names: Sequence[str], size: int, channels: i
     """Your own evaluation images: one subfolder a class, named as the class (the layout of torchvision's ImageFolder).
 
     Labels follow `class_names`, whatever the order of the folders. Grey, palette and CMYK images are converted to
-    `channels` colours; all are resized to `size` pixels.
+    `channels` colours; all images are resized to `size` pixels.
 
     Raises:
         MissingFile: no such folder.
@@ -152,14 +152,14 @@ def is_packed(path: Path, split: str = "test") -> bool:
 
 
 def load_packed(path: Path, name: str, split: str = "test") -> Split:
-    """The "train" or "test" images of a data set that lie elsewhere, at the data set's size.
+    """The "train" or "test" images of a data set from files of your own, at the data set's size.
 
     Either an .npz file with `images`, (N, C, H, W) or (N, H, W, C) uint8, and `labels` (N,). Or a folder of sheets:
     PNG or lossless WebP files `<split>_000`, `<split>_001`, ..., each a column of images, and `<split>_labels.npz` with
-    the `labels` of them all in this order. The last sheets may be left out.
+    the `labels` of all images in this order. The last sheets may be left out.
 
     Raises:
-        MissingFile, UserError: nothing of this kind there; sheets with a gap; images of another shape; not as many
+        MissingFile, UserError: no such file or folder; sheets with a gap; images of another shape; not as many
             labels as images; a label that the data set has no class for.
     """
     facts, path = dataset(name), Path(path)
@@ -184,7 +184,7 @@ def load_packed(path: Path, name: str, split: str = "test") -> Split:
         digits = len(sheets[0].stem) - len(f"{split}_")
         if [sheet.stem for sheet in sheets] != [f"{split}_{k:0{digits}}" for k in range(len(sheets))]:
             raise UserError(
-                f"the sheets {split}_* in {path} must be numbered from 0 without a gap: so labels are found."
+                f"the sheets {split}_* in {path} must be numbered from 0 without a gap, so that labels match."
             )
         images = read_sheets(sheets, facts.size, facts.channels)
         labels = load_arrays(path / f"{split}_labels.npz").get("labels", np.empty(0))
@@ -207,7 +207,7 @@ def _read(files: Labelled, size: int, channels: int = 3, shorter_side: int | Non
 
 
 def _digits(split: str) -> Split:
-    """scikit-learn's 1,797 8x8 grey digits (UCI), a stratified split that never changes: 1000 + 297 train, 500 test."""
+    """scikit-learn's 1,797 8x8 grey digits (UCI) in a fixed stratified split: 1000 + 297 train, 500 test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -222,7 +222,7 @@ def _digits(split: str) -> Split:
 def _color_digits(split: str) -> Split:
     """The same digits in five inks on black, 50 classes "red zero" .. "purple nine" (10 * ink + digit).
 
-    Split by the original digit first and inked after, so no drawing stands in two splits.
+    The original digits are split first and inked afterwards, so no drawing is in two splits.
     """
     grey = _digits(split)
     inks = torch.tensor(list(INKS.values()), dtype=torch.uint8).view(-1, 1, 3, 1, 1)
@@ -236,7 +236,7 @@ CIFAR_VALIDATION = 10_000  # images
 def _cifar(name: str, split: str) -> Split:
     """CIFAR-10 or -100 (fine labels); validation is the last 10,000 training images.
 
-    Only the files of the split are read, and only where one of them is missing torchvision is asked to download all.
+    Only the files of the split are read; if one of these is missing, torchvision downloads the whole archive.
     """
     import torchvision.datasets
     from torchvision.datasets.utils import download_and_extract_archive
@@ -258,9 +258,9 @@ def _cifar(name: str, split: str) -> Split:
 
 
 def _cifar_batch(path: Path, md5: str) -> dict:
-    """One of CIFAR's files: a pickle, and the only one that this kit ever opens.
+    """One of CIFAR's files: a pickle, and the only kind of pickle that this kit opens.
 
-    What is unpickled are the very bytes whose checksum is the official file's, the one that torchvision trusts too.
+    Bytes are unpickled only if their checksum is that of the official file, on which torchvision relies too.
     """
     content = path.read_bytes()
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
@@ -276,8 +276,8 @@ IMAGENET_PER_CLASS = 50  # validation images of ImageNet
 def _tiny_imagenet(split: str) -> Split:
     """Tiny-ImageNet-200 from its official archive; validation is the last 50 images of each class, by file name.
 
-    "test" is the archive's val folder, since nobody has the labels of its test folder. Its labels are read from
-    val_annotations.txt, or from subfolders where the folder has been sorted into one a class.
+    "test" is the archive's val folder, since the labels of its test folder are not public. The labels are read from
+    val_annotations.txt, or from the names of subfolders if the images have been sorted into one a class.
     """
     root = datasets_dir() / "tiny-imagenet-200"
     if not root.is_dir():
@@ -286,12 +286,12 @@ def _tiny_imagenet(split: str) -> Split:
     annotations, flat = folder / "val_annotations.txt", sorted(folder.glob("images/*.JPEG"))
     if flat and annotations.is_file():
         wnid_of = dict(line.split("\t")[:2] for line in annotations.read_text(encoding="utf-8").splitlines())
-        found = defaultdict(list)
+        by_class = defaultdict(list)
         for path in flat:
-            found[wnid_of.get(path.name, path.name)].append(path)
+            by_class[wnid_of.get(path.name, path.name)].append(path)
     else:
-        found = class_folders(folder, "*.JPEG")
-    files = with_labels(found, wnids("tiny_imagenet"), folder, PER_CLASS["test" if split == "test" else "train"])
+        by_class = class_folders(folder, "*.JPEG")
+    files = with_labels(by_class, wnids("tiny_imagenet"), folder, PER_CLASS["test" if split == "test" else "train"])
     if split in ("fit", "validation"):
         last = PER_CLASS["train"] - PER_CLASS["validation"]
         files = [f for i, f in enumerate(files) if (i % PER_CLASS["train"] >= last) == (split == "validation")]
@@ -299,7 +299,7 @@ def _tiny_imagenet(split: str) -> Split:
 
 
 def _download_tiny_imagenet(root: Path) -> None:
-    """The official archive, unpacked aside and then renamed: a half of it never stands at `root`."""
+    """The official archive, unpacked in a temporary folder and then renamed: `root` is whole or missing."""
     from torchvision.datasets.utils import download_and_extract_archive
 
     address, md5 = TINY_IMAGENET

@@ -1,4 +1,4 @@
-"""`make demo`: the main job from the command line. Executes notebook 04 and tells what came out."""
+"""`make demo`: the main job from the command line. Executes notebook 04 and prints the results."""
 
 import os
 import threading
@@ -15,10 +15,10 @@ NOTEBOOK = "04_data_free_distillation.ipynb"
 
 
 def demo() -> None:
-    """Execute notebook 04 with papermill, showing the student's progress, then print what the run card says.
+    """Execute notebook 04 with papermill, showing the student's progress, then print the run card's numbers.
 
     Raises:
-        UserError: papermill is not installed, or a cell failed (its name and error are told).
+        UserError: papermill is not installed, or a cell failed (the sentence has its number and error).
     """
     # A kernel of another environment, registered for the user, must not shadow this one's.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
@@ -30,7 +30,7 @@ def demo() -> None:
 
     folder = runs_dir() / time.strftime("demo-%Y%m%d-%H%M%S")
     executed, run = folder / NOTEBOOK, folder / "run"
-    with replacing(executed):  # tells at once if the folder cannot be written
+    with replacing(executed):  # raises now, not after the run, if the folder cannot be written
         pass
     print(f"running notebook 04 in profile {profile()!r}; a student learns from a teacher without its data")
     done = threading.Event()

@@ -1,4 +1,4 @@
-"""Algorithm 1's outer loop, for every method, and the one function that sets a run up."""
+"""Algorithm 1's outer loop, for every method, and `prepare`, which sets a run up."""
 
 import math
 import time
@@ -27,10 +27,10 @@ class Epoch:
 
     Attributes:
         epoch: counted from 0, warm-up included.
-        rounds: the reports of its synthesis rounds.
-        images: images in the memory at its end, on all ranks.
-        student_loss: mean of Eq. 6 over its steps; None in warm-up.
-        scores: of the student, on the split that `evaluate` has; None in warm-up and where it was not scored.
+        rounds: the reports of the epoch's synthesis rounds.
+        images: images in the memory at the epoch's end, on all ranks.
+        student_loss: mean of Eq. 6 over the epoch's student steps; None in warm-up.
+        scores: of the student, on the split of `evaluate`; None in warm-up and in epochs without evaluation.
         seconds: wall time of "synthesis", "student" and "evaluation".
     """
 
@@ -45,16 +45,16 @@ class Epoch:
 def distill(
     method: Method, evaluate: Callable[[Classifier], Scores], start: int = 0, score_every: int = 1
 ) -> Iterator[Epoch]:
-    """Algorithm 1 for any method, one `Epoch` at a time. It prints nothing and draws nothing: its caller does.
+    """Algorithm 1 for any method, one `Epoch` at a time. The caller prints and plots.
 
     Args:
-        method: holds the student, which is trained in place.
+        method: the method, with the student, which is trained in place.
         evaluate: scores the student, e.g. an `Evaluator`.
         start: the first epoch to run, for a method whose state was loaded.
-        score_every: score after every so many distillation epochs, and after the last in any case.
+        score_every: distillation epochs from one evaluation to the next; the last epoch is always scored.
 
     Raises:
-        NonFiniteLoss: a loss became NaN or infinite; the epochs before were yielded.
+        NonFiniteLoss: a loss became NaN or infinite; all earlier epochs were yielded.
     """
     config = method.config
     for epoch in range(start, config.total_epochs):  # line 3
@@ -85,7 +85,7 @@ def distill(
 
 
 class _timed:
-    """Add a block's wall time to `seconds[name]`, after the device has finished it."""
+    """Add a block's wall time to `seconds[name]`, once the device has finished the block."""
 
     def __init__(self, seconds: dict[str, float], name: str, device: torch.device):
         self.seconds, self.name, self.device = seconds, name, device
@@ -101,12 +101,12 @@ class _timed:
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything a run needs, ready to go: `distill(setup.method, setup.evaluate)`.
+    """All parts of a run: start it with `distill(setup.method, setup.evaluate)`.
 
     Attributes:
-        config: of the run; the method's own is that of one process's part of it.
-        pool: of a method that reads text.
-        score_every: epochs from one evaluation to the next, for which see `scoring_interval`.
+        config: of the whole run; `method.config` is that of one process's part.
+        pool: P, if the method reads text.
+        score_every: epochs from one evaluation to the next, by `scoring_interval`.
     """
 
     config: Config
@@ -125,21 +125,21 @@ def prepare(
     compute: Compute | None = None,
     ranks: Ranks | None = None,
 ) -> Setup:
-    """Put together what a config needs: the kit's teacher, pool and test split, or your own in their place.
+    """Set a run up from its config, with the kit's teacher, pool and test split or with your own.
 
     Args:
-        teacher: your own `Classifier`, or a file of `save_classifier`; None takes the kit's own for the data set.
-        pool: embeddings of the teacher's classes; None takes the kit's own, or encodes the class names now.
-        test: images to score on, all of one size. With it the data set may be yours: `config.dataset` is just a name
-            then, images are cropped by an eighth of their side and mirrored as CIFAR's are, and training images are
-            never asked for.
-        device: "cpu" or "cuda"; None takes the GPU where there is one.
-        compute: how it is computed; None takes what is fastest on the device.
-        ranks: the processes that share the run; None finds those of `accelerate launch`, else this one is alone. Each
-            of them scores the whole test split: it would only wait.
+        teacher: a `Classifier`, or a file of `save_classifier`; None takes the kit's teacher of the data set.
+        pool: embeddings of the teacher's classes; None takes the kit's pool, or encodes the class names now.
+        test: images to score on, all of one size. With `test`, `config.dataset` may be a name of your own: synthesis
+            makes images of the same size then, and crops (by up to an eighth of the side) and flips them as CIFAR's.
+            Training images are not read.
+        device: "cpu" or "cuda"; None takes the GPU if there is one.
+        compute: how the run is computed; None takes what is fastest on the device.
+        ranks: the processes that share the run; None finds those of `accelerate launch`, or else this process alone.
+            Each process scores the whole test split, since a process without images to score would only wait.
 
     Raises:
-        UserError, MissingFile: the teacher, the pool or the test split is missing or does not fit the others.
+        UserError, MissingFile: the teacher, the pool or the test split is missing, or two of these do not fit together.
     """
     check(config)
     if config.method not in METHODS:
@@ -183,10 +183,10 @@ def prepare(
 
 
 def scoring_interval(config: Config, images: int) -> int:
-    """Epochs from one evaluation on so many images to the next: one, or as many as keep it under 5 % of the work.
+    """Epochs from one evaluation on `images` to the next: 1, or as many as keep evaluation below 5 % of the work.
 
-    Work is counted in passes of an image through a network, a gradient as two more. It depends on the config and the
-    number of images alone, so that a run scores the same epochs wherever it runs and however often it was stopped.
+    Work is counted in passes of an image through a network; a gradient counts as two passes. The interval depends on
+    the config and the number of images alone, so a run scores the same epochs on every machine and after every resume.
     """
     student = config.student_steps * config.student_batch * (1 + 3)  # teacher, and student with its gradient
     synthesis = config.rounds * config.generator_steps * config.generator_batch * (3 + 3)  # generator and teacher
@@ -194,7 +194,7 @@ def scoring_interval(config: Config, images: int) -> int:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """A device by its name; None takes the GPU where there is one."""
+    """A device by its name; None takes the GPU if there is one."""
     cuda = torch.cuda.is_available()
     if name not in (None, "cpu", "cuda"):
         raise unknown("device", name, ("cpu", "cuda"))

@@ -1,11 +1,11 @@
-"""Mistakes a user can make, told in one sentence that says what to do."""
+"""Errors that a user can correct: one sentence each, which says what to do."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user can put right. The command line prints the sentence and nothing else."""
+    """An error that the user can correct. The command line prints the sentence and nothing else."""
 
 
 class MissingFile(UserError, FileNotFoundError):
@@ -13,7 +13,7 @@ class MissingFile(UserError, FileNotFoundError):
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> UserError:
-    """The error for a name that is not in a list: it names the nearest one and then all of them."""
+    """The error for a name that is not in a list: its sentence has the nearest name and then all names."""
     known = [str(choice) for choice in known]
     lower = {choice.lower(): choice for choice in known}
     near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.0)

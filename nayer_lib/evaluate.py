@@ -1,4 +1,4 @@
-"""Scores on real test images: the same ruler for teacher and student, in the same run."""
+"""Scores on real test images, for teacher and student alike, in the same run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Scores:
 
     Attributes:
         accuracy: in [0, 1].
-        agreement: the share of images on which it predicts the teacher's class, in [0, 1].
+        agreement: the share of images on which classifier and teacher predict the same class, in [0, 1].
         kl: mean KL(teacher || classifier) at temperature 1, in nats.
         nll: negative log-likelihood of the labels, the mean over the images, in nats.
         per_class: (K,) accuracy of each class; nan for a class without a test image.
@@ -40,19 +40,19 @@ def at_once(images: Tensor) -> int:
 
 
 def in_unit_range(images: Tensor) -> Tensor:
-    """uint8, or floats in [0, 1] already -> float32 in [0, 1]."""
+    """Images as uint8, or as floats in [0, 1] -> float32 in [0, 1]."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 @torch.no_grad()
 def in_batches(network: Callable[[Tensor], Tensor], images: Tensor, batch: int | None = None) -> Tensor:
-    """What a network in eval mode makes of (N, C, H, W) images, uint8 or in [0, 1]: N rows, some images at a time."""
-    return torch.cat([network(in_unit_range(some)) for some in images.split(batch or at_once(images))])
+    """The output, N rows, of a network in eval mode for images (N, C, H, W), uint8 or in [0, 1], batch by batch."""
+    return torch.cat([network(in_unit_range(part)) for part in images.split(batch or at_once(images))])
 
 
 def features(classifier: Classifier, images: Tensor) -> Tensor:
-    """(N, C, H, W) uint8 or in [0, 1] -> (N, d) what the head of a classifier in eval mode reads: pooled features."""
-    return in_batches(lambda some: classifier(some, return_features=True)[1], images)
+    """(N, C, H, W) uint8 or in [0, 1] -> (N, d) pooled features, the head's input, of a classifier in eval mode."""
+    return in_batches(lambda part: classifier(part, return_features=True)[1], images)
 
 
 class Evaluator:
@@ -74,7 +74,7 @@ class Evaluator:
         self.teacher = self.score(self.teacher_logits)
 
     def logits(self, classifier: Classifier) -> Tensor:
-        """(N, K) logits in eval mode; the classifier's own mode is put back."""
+        """(N, K) logits in eval mode; the classifier's mode is restored."""
         was_training = classifier.training
         classifier.eval()
         rows = in_batches(classifier, self.split.images, self.batch)
@@ -101,5 +101,5 @@ class Evaluator:
 
     @property
     def teacher_at_chance(self) -> bool:
-        """Whether the teacher is within ten points of chance: most often a wrong normalisation or class order."""
+        """Whether the teacher is within ten points of chance, most often by a wrong normalisation or class order."""
         return self.teacher.accuracy < 1 / self.classes + 0.1

@@ -1,7 +1,7 @@
-"""Where files lie, and the only ways this library reads and writes them.
+"""The kit's folders, and how this library reads and writes files.
 
 Weights and embeddings are safetensors with a JSON header of provenance. A file is written under a temporary name
-and then renamed, so a killed run leaves the old file or the new one and never half of one.
+and then renamed, so a killed run leaves the old file or the new one, always whole.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ def datasets_dir() -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it onto `path` if the block ends well, remove it if not."""
+    """Yield a temporary path beside `path`; it replaces `path` if the block raises no error, else it is removed."""
     path, untouched = Path(path), "What stood there before is untouched."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict) -> None:
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})
-        except SafetensorError as error:  # safetensors reports a full disk as its own error
+        except SafetensorError as error:  # safetensors reports a full disk with an error of its own
             raise UserError(f"cannot write {path}: {error}. What stood there before is untouched.") from error
 
 
@@ -107,19 +107,19 @@ def save_torch(path: Path, content: object) -> None:
     with replacing(path) as temporary:
         try:
             torch.save(content, temporary)
-        except RuntimeError as error:  # so torch reports a full disk
+        except RuntimeError as error:  # torch reports a full disk like this
             raise UserError(f"cannot write {path}: {error}. What stood there before is untouched.") from error
 
 
 def load_torch(path: Path) -> object:
-    """What is in a torch file, on the CPU. It is read with weights_only, so no code in it is ever executed.
+    """The content of a torch file, on the CPU. It is read with weights_only: no code in it is executed.
 
     Raises:
         UserError: the file is cut short, is no torch file, or holds anything but tensors and plain values.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds here; to the user they are one
+    except Exception as error:  # torch raises many kinds; for the user all mean the same
         raise UserError(
             f"{path} cannot be read as weights: it is cut short, or holds more than tensors and is not executed for "
             f"safety ({type(error).__name__})."

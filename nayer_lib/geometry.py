@@ -1,7 +1,7 @@
-"""How label-text embeddings and image features lie: what Figures 3b, 3c and 6 show, as numbers.
+"""The geometry of label-text embeddings and image features: Figures 3b, 3c and 6 as numbers.
 
 The rows of a table are a pool's embeddings, or class means of image features. The paper speaks of an "L2 distance"
-(Section 3.3) without saying of what; `spread` gives every reading of it that we know.
+(Section 3.3) without saying of what; `spread` gives every reading that we know.
 """
 
 import math
@@ -44,7 +44,7 @@ def spread(table: Tensor) -> dict[str, float]:
 
 
 def batch_normed(table: Tensor) -> Tensor:
-    """The rows behind a fresh BatchNorm in train mode that sees each class once: what a noisy layer's heads read."""
+    """The rows behind a fresh BatchNorm in train mode that sees each class once: the input of a noisy layer's heads."""
     return nn.BatchNorm1d(table.shape[1], affine=False).train()(table)
 
 
@@ -56,15 +56,15 @@ def outlier_dimensions(table: Tensor, times: float = 5.0) -> dict[int, float]:
 
 
 def neighbours(table: Tensor, count: int = 1) -> Tensor:
-    """(K, count) for each row the rows of highest cosine, nearest first, itself left out."""
+    """(K, count) for each row the other rows of highest cosine, nearest first."""
     return cosines(table).fill_diagonal_(-math.inf).topk(count).indices
 
 
 def neighbour_in_group(table: Tensor, groups: Sequence[str]) -> tuple[float, float]:
-    """The share of rows whose nearest row (by cosine) is of their own group, and what chance would give."""
+    """The share of rows whose nearest row (by cosine) is of the same group, and the share expected by chance."""
     nearest = neighbours(table).flatten().tolist()
     sizes = Counter(groups)
-    hits = sum(groups[k] == groups[other] for k, other in enumerate(nearest))
+    hits = sum(groups[k] == groups[neighbour] for k, neighbour in enumerate(nearest))
     chance = sum(sizes[group] - 1 for group in groups) / (len(groups) - 1)
     return hits / len(groups), chance / len(groups)
 
@@ -82,16 +82,16 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     return sums / counts[:, None]
 
 
-def rank_correlation(one: Tensor, other: Tensor, permutations: int = 9999, seed: int = 0) -> tuple[float, float]:
-    """Spearman's rho of two (K, K) distance matrices over all pairs of classes, and how often chance does as well.
+def rank_correlation(first: Tensor, second: Tensor, permutations: int = 9999, seed: int = 0) -> tuple[float, float]:
+    """Spearman's rho of two (K, K) distance matrices over all pairs of classes, and its p-value.
 
     Pairs that share a class are not independent, so the p-value is Mantel's: classes, not pairs, are shuffled, and p is
-    the share of shuffles (the given order among them) whose rho is at least as large. Both are nan where all distances
-    of one matrix are equal: there is nothing to rank.
+    the share of shuffles (the given order among them) whose rho is at least as large. Both numbers are nan if all
+    distances of one matrix are equal.
     """
     from scipy.stats import rankdata
 
-    classes = len(one)
+    classes = len(first)
     rows, columns = torch.triu_indices(classes, classes, offset=1)
 
     def ranks(matrix: Tensor) -> Tensor:
@@ -101,20 +101,20 @@ def rank_correlation(one: Tensor, other: Tensor, permutations: int = 9999, seed:
         square[rows, columns] = ranked
         return square + square.T
 
-    first, second = ranks(one), ranks(other)[rows, columns]
+    first_ranks, second_ranks = ranks(first), ranks(second)[rows, columns]
     rng = torch.Generator().manual_seed(seed)
     shuffles = (torch.randperm(classes, generator=rng) for _ in range(permutations))
-    rho = (first[rows, columns] * second).mean().item()
+    rho = (first_ranks[rows, columns] * second_ranks).mean().item()
     if math.isnan(rho):
         return rho, rho
-    chance = [(first[order[rows], order[columns]] * second).mean().item() for order in shuffles]
+    chance = [(first_ranks[order[rows], order[columns]] * second_ranks).mean().item() for order in shuffles]
     return rho, (1 + sum(value >= rho - 1e-12 for value in chance)) / (1 + permutations)
 
 
 def tsne(rows: Tensor, perplexity: float, seed: int = 0) -> Tensor:
     """(N, d) -> (N, 2) by t-SNE; `perplexity`, about the number of neighbours that count, must be below N.
 
-    Only who is near whom means something in such a map: not sizes, not gaps, not directions.
+    Such a map shows which rows are neighbours; its sizes, gaps and directions mean nothing.
     """
     from sklearn.manifold import TSNE
 

@@ -1,4 +1,4 @@
-"""From image files to bytes: what Tiny-ImageNet, ImageNet and a folder of your own have in common."""
+"""From image files to bytes, for Tiny-ImageNet, ImageNet and a folder of your own."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,44 +22,44 @@ def class_folders(folder: Path, pattern: str = "*") -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise MissingFile(f"{folder} does not exist: name a folder with one subfolder of images a class.")
     subfolders = [path for path in folder.iterdir() if path.is_dir()]
-    found = {path.name: sorted(p for p in path.rglob(pattern) if p.is_file()) for path in subfolders}
-    return {name: paths for name, paths in found.items() if paths}
+    files = {path.name: sorted(p for p in path.rglob(pattern) if p.is_file()) for path in subfolders}
+    return {name: paths for name, paths in files.items() if paths}
 
 
 def with_labels(
-    found: Mapping[str, list[Path]], classes: Sequence[str], folder: Path, each: int | None = None
+    by_class: Mapping[str, list[Path]], classes: Sequence[str], folder: Path, each: int | None = None
 ) -> Labelled:
     """The files with their labels, class after class: a file's label is the place of its class in `classes`.
 
     Args:
-        found: the files of each class.
-        folder: where they lie, for the error's sentence.
-        each: how many files a class must have; None takes any number but none.
+        by_class: the files of each class.
+        folder: where the files lie, for the error's sentence.
+        each: how many files a class must have; None takes any number from 1 up.
 
     Raises:
-        UserError: a class without files or with another number of them, or files without a class.
+        UserError: a class without files or with another number of files, or files without a class.
     """
-    problems = {
-        "no images for": [name for name in classes if not found.get(name)],
-        "no class for the folders": sorted(found.keys() - set(classes)),
-        f"not {each} images for": [name for name in classes if each and len(found.get(name, ())) not in (0, each)],
+    misfits = {
+        "no images for": [name for name in classes if not by_class.get(name)],
+        "no class for the folders": sorted(by_class.keys() - set(classes)),
+        f"not {each} images for": [name for name in classes if each and len(by_class.get(name, ())) not in (0, each)],
     }
-    told = [f"{kind} {', '.join(names[:3])} ({len(names)})" for kind, names in problems.items() if names]
-    if told:
+    problems = [f"{problem} {', '.join(names[:3])} ({len(names)})" for problem, names in misfits.items() if names]
+    if problems:
         remedy = "; put the whole data set in its place" if each else ""
-        raise UserError(f"{folder} does not fit the class names: {'; '.join(told)}{remedy}.")
-    return [(path, label) for label, name in enumerate(classes) for path in found[name]]
+        raise UserError(f"{folder} does not fit the class names: {'; '.join(problems)}{remedy}.")
+    return [(path, label) for label, name in enumerate(classes) for path in by_class[name]]
 
 
 def read_images(paths: Sequence[Path], size: int, channels: int = 3, shorter_side: int | None = None) -> Tensor:
     """Decode image files of any mode and size, in their order: (N, channels, size, size) uint8.
 
-    Threads share the work, because decoding leaves Python's lock; a bar appears when it takes longer than 3 seconds.
+    Threads share the work, because decoding releases Python's lock; a progress bar appears after 3 seconds.
 
     Args:
-        channels: 1 reads everything as grey, 3 as RGB.
-        shorter_side: pixels to scale the shorter side to before `size` are cut out of the middle, as ImageNet's
-            classifiers are scored; None squeezes the whole image into the square.
+        channels: 1 reads all images as grey, 3 as RGB.
+        shorter_side: pixels of the shorter side before the middle `size` pixels are cut out, the usual way to score on
+            ImageNet; None squeezes the whole image into the square.
 
     Raises:
         UserError: a file that is no whole image.

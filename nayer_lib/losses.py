@@ -26,8 +26,8 @@ def classification(t: Tensor, y: Tensor) -> Tensor:
 def statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
     """(C,) biased variance and mean of maps (B, C, H, W) over all but C, in 32 bits.
 
-    Of maps in 16 bits as E[x^2] - E[x]^2, summed in 32: no copy of them in 32 bits is made, nor kept for the gradient.
-    What that loses where the mean is large is less than their own rounding.
+    For maps in 16 bits as E[x^2] - E[x]^2, summed in 32 bits: no copy of the maps in 32 bits is made, nor kept for the
+    gradient. The error, where the mean is large, is smaller than the maps' rounding.
     """
     over = (0, 2, 3)
     if maps.dtype not in (torch.bfloat16, torch.float16):
@@ -46,11 +46,11 @@ class BatchNormLoss:
     (v' = v), and the memory (v_mem, mu_mem) is updated once a round by `end_round`. With m = 0.9 the batch's own
     share is 0.1, and so is the gradient: the momentum is also a tenfold smaller weight (docs/divergences.md, D8).
 
-    The teacher is hooked only inside `with loss.armed():`, so the student phase pays nothing for it.
+    The teacher is hooked only inside `with loss.armed():`, so the student phase has no cost.
 
     Attributes:
         memory: (v_mem, mu_mem) of each layer, on the teacher's device; zeros before the first round's end.
-        last: (v, mu) of the last pass, likewise, without a gradient.
+        last: (v, mu) of the last pass, in the same form, without a gradient.
 
     Raises:
         UserError: the teacher has no BatchNorm2d; the sentence says how to go on without the term.
@@ -63,11 +63,11 @@ class BatchNormLoss:
                 "this teacher has no BatchNorm2d layer for L_BN to look at: set alpha_bn=0 to drop the term."
             )
         self.momentum = momentum
-        # The memory and its share change in place: what is compiled or captured in the first round serves all others.
+        # The memory and its share change in place: a step compiled or captured in the first round serves all others.
         self.memory = [
             (torch.zeros_like(layer.running_var), torch.zeros_like(layer.running_mean)) for layer in self.layers
         ]
-        # In 64 bits, so that 1 - m is what it is for a Python number.
+        # In 64 bits, so that 1 - m is rounded as for a Python number.
         self._share = torch.zeros((), dtype=torch.float64, device=self.memory[0][0].device)
         self._empty = True
         self.last: list[tuple[Tensor, Tensor]] = []
@@ -92,13 +92,13 @@ class BatchNormLoss:
             self._batch.clear()
 
     def settle(self) -> None:
-        """After a step: only numbers stay, in `last`. Its graph need not live on, and the next step starts with nothing
-        seen: it is compiled once, not twice."""
+        """After a step: keep the statistics in `last`, without their autograd graph. Every step starts with none, so it
+        is compiled once, not twice."""
         self.last = [tuple(x.detach() for x in self._batch[i]) for i in range(len(self.layers))]
         self._batch = {}
 
     def __call__(self) -> Tensor:
-        """The loss of the batch that the teacher saw last, a scalar."""
+        """The loss of the teacher's last pass, a scalar."""
         total = []
         for i, layer in enumerate(self.layers):
             var, mean = self._batch[i]
@@ -123,9 +123,9 @@ class BatchNormLoss:
         self._keep(mixed)
 
     def _keep(self, memory: list[tuple[Tensor, Tensor]]) -> None:
-        for mine, new in zip(self.memory, memory, strict=True):
-            for x, y in zip(mine, new, strict=True):
-                x.copy_(y)
+        for old, new in zip(self.memory, memory, strict=True):
+            for old_statistic, new_statistic in zip(old, new, strict=True):
+                old_statistic.copy_(new_statistic)
         self._share.fill_(self.momentum)
         self._empty = False
 

@@ -1,8 +1,8 @@
-"""What Table 3 and Figures 3d and 5 measure, with definitions where the paper gives none.
+"""The measures of Table 3 and Figures 3d and 5, with definitions where the paper gives none.
 
 Convergence: the paper counts "epochs" to CE < 0.1 with 30 generation steps; all its values lie below 30, so the unit
-must be generator steps within a round. Diversity: it names no formula; its values fit a distance a pixel in [0, 1].
-"IS Score": that of Inception-v3, which knows no digits; `classifier_score` asks an independent judge instead.
+must be generator steps within a round. Diversity: the paper has no formula; its values fit a distance a pixel in [0,
+1]. "IS Score": that of Inception-v3, which knows no digits; `classifier_score` asks an independent judge instead.
 """
 
 import math
@@ -25,9 +25,9 @@ class Convergence:
     """How soon rounds reach a cross-entropy, in generator steps; step 1 is before any update.
 
     Attributes:
-        success: the share of rounds that reach it.
-        mean: over the rounds that reach it; nan if none does (the paper's "-").
-        restricted: over all rounds, one that never reaches it counting as g + 1: the honest one to compare.
+        success: the share of rounds that reach the threshold.
+        mean: over the rounds that reach the threshold; nan if none does (the paper's "-").
+        restricted: over all rounds, those that never reach it counted as g + 1: the fair number to compare.
     """
 
     success: float
@@ -58,8 +58,8 @@ class Diversity:
     """How far apart images of one class lie.
 
     Attributes:
-        within: between images of the same round: what several heads, or noise, give. nan if no class has two in one.
-        across: between images of different rounds: what redrawing gives. nan with one round.
+        within: between images of the same round: the effect of several heads, or noise. nan if no class has two in one.
+        across: between images of different rounds: the effect of redrawing. nan with one round.
     """
 
     within: float
@@ -79,8 +79,8 @@ def diversity(images: Tensor, labels: Tensor | None, rounds: Tensor | None, per_
         UserError: no images, labels or rounds.
     """
 
-    def apart(some: Tensor) -> Tensor:
-        pixels = in_unit_range(some).flatten(1)
+    def apart(same_class: Tensor) -> Tensor:
+        pixels = in_unit_range(same_class).flatten(1)
         return distances(pixels) / math.sqrt(pixels.shape[1])
 
     return _over_pairs(apart, images, labels, rounds, per_class)
@@ -89,13 +89,13 @@ def diversity(images: Tensor, labels: Tensor | None, rounds: Tensor | None, per_
 def feature_diversity(
     images: Tensor, labels: Tensor | None, rounds: Tensor | None, teacher: Classifier, per_class: int = 50
 ) -> Diversity:
-    """How far apart the same pairs are to the teacher: 1 - the cosine of its pooled features, in [0, 1] behind a ReLU.
+    """`diversity` with the distance 1 - cosine of the teacher's pooled features, in [0, 1] behind a ReLU.
 
     Arguments and errors as of `diversity`.
     """
 
-    def apart(some: Tensor) -> Tensor:
-        return (1 - cosines(features(teacher, some))).clamp(min=0)  # rounding puts equal images below 0
+    def apart(same_class: Tensor) -> Tensor:
+        return (1 - cosines(features(teacher, same_class))).clamp(min=0)  # rounding puts equal images below 0
 
     return _over_pairs(apart, images, labels, rounds, per_class)
 
@@ -107,14 +107,14 @@ def _over_pairs(
     apart: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor | None, rounds: Tensor | None, per_class: int
 ) -> Diversity:
     """The mean over classes of the mean over pairs of `apart`, which maps n images to (n, n)."""
-    for what, given in (("images", len(images)), ("the round that made each image", rounds is not None)):
-        if not given:
-            raise UserError(f"diversity needs {what}: methods that keep no memory (DAFL, DFQ, ZSKT) have none.")
+    for needed, present in (("images", len(images)), ("the round that made each image", rounds is not None)):
+        if not present:
+            raise UserError(f"diversity needs {needed}: methods that keep no memory (DAFL, DFQ, ZSKT) have none.")
     if labels is None:
         raise UserError(NO_LABELS)
     within, across = [], []
     for chosen in _newest(labels, per_class):
-        distance, r = apart(images[chosen]), rounds[chosen]  # a class at a time: a memory fills a GPU
+        distance, r = apart(images[chosen]), rounds[chosen]  # a class at a time: a whole memory's distances fill a GPU
         same = r[:, None] == r[None, :]
         pair = torch.ones_like(same).triu(1)
         within += distance[pair & same].mean()[None].tolist() if (pair & same).any() else []
@@ -123,13 +123,13 @@ def _over_pairs(
 
 
 def _newest(labels: Tensor, per_class: int) -> list[Tensor]:
-    """For each class, where its newest images stand among images of which the oldest come first."""
+    """For each class the indices of its newest images; the oldest images come first."""
     return [(labels == k).nonzero().flatten()[-per_class:] for k in labels.unique()]
 
 
 @dataclass(frozen=True)
 class ClassifierScore:
-    """How good images look to a classifier: from 1, it cannot tell them apart, to K, the number of its classes.
+    """How well a classifier tells images apart: from 1, not at all, to K, the number of its classes.
 
     Attributes:
         mean, sd: over splits.
@@ -142,13 +142,13 @@ class ClassifierScore:
 def classifier_score(logits: Tensor, splits: int = 10) -> ClassifierScore:
     """The inception score's formula for any judge: exp(mean_i KL(p(y|x_i) || mean_j p(y|x_j))).
 
-    It is high where the judge is sure of each image and sees all classes equally often. Few images a split score too
-    low; 500 are usual. A judge that is the distilled teacher says nothing: see `load_judge`.
-    Source: Salimans et al. 2016, "Improved techniques for training GANs", section 4.
+    The score is high if the judge is sure of each image and predicts all classes equally often. Few images a split
+    score too low; 500 are usual. The distilled teacher is no judge: see `load_judge`. Source: Salimans et al. 2016,
+    "Improved techniques for training GANs", section 4.
 
     Args:
         logits: (N, K) of the judge.
-        splits: the images are dealt to so many equal parts, in a random order that is always the same.
+        splits: the number of equal parts to which images are dealt, in a fixed random order.
 
     Raises:
         UserError: fewer images than splits, or logits of another shape.
@@ -181,8 +181,8 @@ def inception_score(images: Tensor, splits: int = 10) -> ClassifierScore:
         raise UserError(f"the inception score needs images (N, 1 or 3, H, W), not {tuple(images.shape)}.")
     network = load_inception().to(images.device)
 
-    def answer(some: Tensor) -> Tensor:
-        large = nn.functional.interpolate(some.expand(-1, 3, -1, -1), size=(299, 299), mode="bilinear")
+    def answer(batch: Tensor) -> Tensor:
+        large = nn.functional.interpolate(batch.expand(-1, 3, -1, -1), size=(299, 299), mode="bilinear")
         return network(2 * large - 1)
 
     return classifier_score(in_batches(answer, images, batch=50), splits)
@@ -196,7 +196,7 @@ def load_inception() -> nn.Module:
     from torchvision.models import Inception_V3_Weights, inception_v3
 
     address = Inception_V3_Weights.IMAGENET1K_V1.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(address).name  # where torchvision keeps it, too
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(address).name  # torchvision's place for the file
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -242,9 +242,10 @@ def by_step(
     curves = {"score": [], "within": [], "across": [], "feature": []}
     for step in zip(*traces, strict=True):
         images = torch.cat(step)[chosen]
-        pixels, seen = diversity(images, y, rounds), feature_diversity(images, y, rounds, teacher)
+        by_pixels, by_features = diversity(images, y, rounds), feature_diversity(images, y, rounds, teacher)
         score = classifier_score(in_batches(judge, images), splits=1).mean
-        for name, value in zip(curves, (score, pixels.within, pixels.across, seen.across), strict=True):
+        values = score, by_pixels.within, by_pixels.across, by_features.across
+        for name, value in zip(curves, values, strict=True):
             curves[name].append(None if math.isnan(value) else value)
     return curves
 

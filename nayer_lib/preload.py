@@ -1,8 +1,8 @@
-"""What a run imports, for the process that runs of a sweep are forked off: no other file imports this one."""
+"""All imports of a run, for the process from which a sweep forks its runs: no other file imports this one."""
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch and BLAS are there: a process that forks has no other thread
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch and BLAS are imported: a process that forks must have one thread
 
 try:
     import seaborn  # noqa: F401  for the picture of a run's images
@@ -10,5 +10,5 @@ try:
     import torch._dynamo  # noqa: F401  for the first step of an optimiser
 
     from . import cli  # noqa: F401
-except KeyboardInterrupt:  # Ctrl-C is told by the sweep
+except KeyboardInterrupt:  # the sweep reports Ctrl-C
     raise SystemExit(130) from None

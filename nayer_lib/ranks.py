@@ -1,10 +1,10 @@
-"""One run on several processes, each with its own GPU: what every one does for itself, and what they agree on.
+"""One run on several processes, each with its own GPU: what each process does alone, and what all share.
 
 Each process (a rank) is a run of its own with a share of the batch: it draws its own labels, heads and crops, makes its
-own images and keeps them in its own part of the memory M, from which it draws its share of a student batch. What is
-trained through the whole run is trained together: its gradients are averaged before every optimiser step, so that its
-weights stay equal on all ranks. What is drawn anew for a round belongs to the rank that drew it. BatchNorm and L_BN see
-a rank's own images.
+own images and keeps them in its own part of the memory M, from which it draws its share of a student batch. Networks
+that are trained through the whole run are trained together: their gradients are averaged before every optimiser step,
+so that their weights stay equal on all ranks. Heads and z that are drawn for a round stay on their rank. BatchNorm and
+L_BN see a rank's own images.
 """
 
 import atexit
@@ -25,11 +25,11 @@ SHARED = ("generator_batch", "student_batch", "memory_size", "bank_size")  # fie
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of one run. By default it is alone, and then nothing here changes anything.
+    """This process among those of one run. By default the process is alone, and these methods do nothing.
 
     Attributes:
-        rank: its number, from 0; the first one records the run.
-        size: how many there are.
+        rank: the process's number, from 0; rank 0 records the run.
+        size: the number of processes.
     """
 
     rank: int = 0
@@ -39,8 +39,8 @@ class Ranks:
         """The config of each rank's own part of a run.
 
         Raises:
-            UserError: a count that cannot be shared equally, or that leaves a rank a single image, which BatchNorm has
-                nothing to compare with.
+            UserError: a count that cannot be shared equally, or that leaves a rank a single image, too few for
+                BatchNorm.
         """
         if self.size == 1:
             return config
@@ -54,20 +54,20 @@ class Ranks:
         return dataclasses.replace(config, **{name: count // self.size for name, count in counts.items()})
 
     def generator(self, seed: int, device: torch.device) -> torch.Generator:
-        """Random numbers that differ between ranks; the first rank's are those of a process that is alone."""
+        """Random numbers that differ between ranks; rank 0 has those of a process that is alone."""
         rng = torch.Generator(device).manual_seed(seed)
         for _ in range(self.rank):
             rng.manual_seed(int(torch.randint(2**31, (), generator=rng, device=device)))
         return rng
 
     def agree(self, number: Tensor) -> int:
-        """The first rank's number, on all of them."""
+        """The number of rank 0, on all ranks."""
         if self.size > 1:
             distributed.broadcast(number, 0)
         return int(number)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean over ranks of a tensor that all of them have; alone, the tensor itself."""
+        """The mean of a tensor over all ranks; on one rank the tensor itself."""
         if self.size == 1:
             return value
         total = value.clone()
@@ -77,12 +77,12 @@ class Ranks:
     def average_gradients(self, modules: Iterable[nn.Module], trained: Iterable[Tensor] = ()) -> None:
         """Between backward and the optimiser's step: average gradients, and the running statistics of BatchNorm too.
 
-        The latter are means over time, so that averaging them later would come to the same.
+        Running statistics are means over time, so averaging them later would give the same.
 
         Args:
             modules: whose weights are equal on all ranks.
-            trained: all parameters that the optimisers change. Where one of their gradients is not finite on one rank,
-                one is not on every rank, so that all leave out the same steps in 16 bits.
+            trained: all parameters that the optimisers change. A gradient that is not finite on one rank makes one not
+                finite on every rank, so that all ranks skip the same steps in fp16.
         """
         if self.size == 1:
             return
@@ -105,10 +105,10 @@ class Ranks:
 def find_ranks(device: torch.device) -> Ranks:
     """The processes of `accelerate launch` or of accelerate's `notebook_launcher`; without them, this one alone.
 
-    They are connected here if nobody has done so: by NCCL, each with the GPU of its number, or by gloo on a CPU.
+    The processes are connected here if they are not yet: by NCCL, each with the GPU of its number, or by gloo on a CPU.
 
     Raises:
-        UserError: there are several, and accelerate is not installed; `accelerate launch` on a CPU, which starts one
+        UserError: several processes without accelerate installed; `accelerate launch` on a CPU, which starts one
             process however many it is asked for.
     """
     if not distributed.is_available():

@@ -14,45 +14,45 @@ from .errors import UserError
 
 
 class Running:
-    """How a method's steps run: as its `Compute` says, until one cannot be compiled or captured; then eagerly, all.
+    """How a method's steps run: as its `Compute` says, until a step cannot be compiled or captured; then all eagerly.
 
     Args:
-        what: whose steps these are: a later run of the same shares what was compiled, whatever its seed.
+        program: identifies the steps' code: a later run of an equal program, with any seed, shares what was compiled.
 
     Attributes:
-        compute: as they really run.
-        reason: why that is not as it was asked for; "".
+        compute: how the steps really run.
+        reason: why `compute` is not the one that was asked for; "" if it is.
         scaler: of the losses.
     """
 
-    def __init__(self, compute: Compute, device: torch.device, what: Hashable):
+    def __init__(self, compute: Compute, device: torch.device, program: Hashable):
         self.compute, self.device, self.reason = compute, device, ""
         self.scaler = compute.scaler(device)
         if compute.steps == "compiled":
-            _forget_others(what)
+            _forget_others(program)
 
     def fall_back(self, error: Exception) -> None:
         """Go on eagerly, with one warning."""
         self.reason = f"{self.compute.steps} steps failed ({type(error).__name__}: {error})"
         warnings.warn(f"{self.reason}: going on with eager ones.", stacklevel=4)
         self.compute = replace(self.compute, steps="eager")
-        scale, self.scaler = self.scaler.state_dict(), self.compute.scaler(self.device)  # the old one is in mid-step
+        scale, self.scaler = self.scaler.state_dict(), self.compute.scaler(self.device)  # the old scaler is in mid-step
         self.scaler.load_state_dict(scale)
 
 
-@functools.lru_cache(maxsize=1)  # so that it does nothing where it was called for the same thing last
-def _forget_others(what: Hashable) -> None:
-    """torch.compile bounds a function's variants, and those of other methods and configs count."""
+@functools.lru_cache(maxsize=1)  # so that nothing is forgotten between two runs of the same program
+def _forget_others(program: Hashable) -> None:
+    """Drop compiled code: torch.compile bounds a function's variants, and counts those of other methods and configs."""
     torch.compiler.reset()
 
 
 class Step:
-    """The function whose gradient a training step follows, compiled if asked for.
+    """A training step's loss function and its backward pass, compiled if the `Compute` says so.
 
     Args:
-        forward: of tensors and plain values to tensors. What it returns is overwritten by the next call when compiled
-            for CUDA: clone what is to stay.
-        compilable: False leaves it as it is: torch.compile takes no function that asks for gradients.
+        forward: maps tensors and plain values to tensors. Compiled for CUDA, the next call overwrites the tensors that
+            this one returned: clone what is to stay.
+        compilable: False for a function that computes gradients, which torch.compile does not take.
     """
 
     def __init__(self, forward: Callable, running: Running, compilable: bool = True):
@@ -63,7 +63,7 @@ class Step:
             self.forward = torch.compile(forward, mode=mode, dynamic=False)
 
     def backward(self, *args, loss_of: Callable = lambda out: out):
-        """Call it, and backward through the loss that `loss_of` finds in what it returns; returns that."""
+        """Call `forward`, go backward from the loss that `loss_of` finds in its result, and return the result."""
         if self.running.compute.steps != "compiled" or self.forward is self.plain:
             return self._run(self.plain, args, loss_of)
         torch.compiler.cudagraph_mark_step_begin()
@@ -71,7 +71,7 @@ class Step:
             return self._run(self.forward, args, loss_of)
         except (UserError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # dynamo's, inductor's, a missing compiler's
+        except Exception as error:  # errors of dynamo, of inductor, or for a missing compiler
             self.running.fall_back(error)
             return self._run(self.plain, args, loss_of)
 
@@ -83,7 +83,7 @@ class Step:
 
 @dataclass
 class _Kind:
-    """The calls of a step that one graph can serve, and that graph with the tensors that it reads and writes."""
+    """The calls of a step that can share a graph, and that graph with the tensors that it reads and writes."""
 
     moments: list[dict]
     calls: int = 0
@@ -94,18 +94,18 @@ class _Kind:
 
 
 class Graphs:
-    """A whole training step, losses, gradients and update, as CUDA graphs where that is asked for.
+    """A whole training step, losses, gradients and update, as CUDA graphs if the `Compute` says so.
 
     There is a graph for each kind of call: shapes, plain values and the mode. The first calls of a kind are ordinary
-    steps on a side stream, as torch asks for: what a graph must find in place (moments, cuDNN's choices) is there then.
-    The next is captured, in which nothing runs; it and all that follow copy their tensors and the optimisers' rates to
-    where the graph reads them, and replay it.
+    steps on a side stream, as torch requires: they create what a graph must find (moments, cuDNN's choices). The next
+    call captures the step, which computes nothing. That call and all later ones copy their tensors and the optimisers'
+    rates to where the graph reads them, and replay the graph.
 
     Args:
-        step: of tensors, plain values and `optimizers` to tensors. All that differs from one call to the next of a
-            kind enters through these; it draws no random number and never waits for the device. What it returns is
-            overwritten by the next call: clone what is to stay.
-        mode: what else decides which operations it does.
+        step: maps tensors, plain values and `optimizers` to tensors. Calls of a kind differ in these alone; `step`
+            draws no random number and never waits for the device. The next call overwrites the tensors that this one
+            returned: clone what is to stay.
+        mode: returns what else decides which operations `step` does.
     """
 
     WARMUP = 3
@@ -113,7 +113,7 @@ class Graphs:
     def __init__(self, step: Callable, running: Running, mode: Callable[[], Hashable]):
         self.step, self.running, self.mode = step, running, mode
         self._kinds: dict[tuple, _Kind] = {}
-        self._pool = None  # one for all: what a graph returns is read before another one runs
+        self._pool = None  # one pool for all graphs: a graph's results are read before another graph runs
 
     def __call__(self, *args, optimizers: Sequence[torch.optim.Optimizer]):
         if self.running.compute.steps != "graphs":
@@ -123,8 +123,8 @@ class Graphs:
         key = tuple((x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x for x in leaves)
         key = (self.mode(), *key)
         kind, moments = self._kinds.get(key), [optimizer.state for optimizer in optimizers]
-        if kind is None or any(mine is not given for mine, given in zip(kind.moments, moments, strict=True)):
-            kind = self._kinds[key] = _Kind(moments)  # anew for other optimisers, and where a state was loaded
+        if kind is None or any(known is not given for known, given in zip(kind.moments, moments, strict=True)):
+            kind = self._kinds[key] = _Kind(moments)  # anew for other optimisers, and after a state was loaded
         kind.calls += 1
         if kind.calls <= self.WARMUP:
             return self._aside(args, optimizers)
@@ -136,12 +136,12 @@ class Graphs:
                 self._capture(kind, args, optimizers)
             except UserError:
                 raise
-            except Exception as error:  # whatever waits for the device, or has no place in a graph
+            except Exception as error:  # the step waits for the device, or does what a graph cannot
                 self._kinds.clear()
                 self.running.fall_back(error.__context__ or error)  # ending a capture that failed is a second error
                 return self.step(*args, optimizers=optimizers)
-        for mine, given in zip(kind.inputs, tensors, strict=True):
-            mine.copy_(given)
+        for graph_input, tensor in zip(kind.inputs, tensors, strict=True):
+            graph_input.copy_(tensor)
         for rate, group in zip(kind.rates, _groups(optimizers), strict=True):
             rate.fill_(group["lr"])
         kind.graph.replay()

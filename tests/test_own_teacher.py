@@ -151,7 +151,7 @@ def test_a_teacher_at_chance_is_warned_about(folder):
 def test_names_in_another_order_than_the_data_sets_are_refused():
     names = class_names("digits")[::-1]
     teacher = Classifier(build("wrn10_1", 10, channels=1), names, (0.3,), (0.4,))
-    with pytest.raises(UserError, match="not those of digits, in its order: it starts with nine"):
+    with pytest.raises(UserError, match="not those of digits, in its order: the teacher's start with nine"):
         prepare(make_config(**TINY), teacher, device="cpu")
 
 

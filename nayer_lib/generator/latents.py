@@ -1,11 +1,11 @@
-"""Everything that can enter the generator G: the columns of Table 3 as interchangeable modules.
+"""The inputs of the generator G: the columns of Table 3 as interchangeable modules.
 
-A latent maps a round's pseudo-labels (B,) to generator inputs (B, r). `redraw` is what Algorithm 1's line 5 does to
-it: the noisy layer gets new weights, noise gets new vectors. Between two redraws the same labels give the same inputs,
-up to what training changes.
+A latent maps a round's pseudo-labels (B,) to generator inputs (B, r). `redraw` is Algorithm 1's line 5: the noisy
+layer gets new weights, noise gets new vectors. Between two redraws the same labels give the same inputs, except for
+what training changes.
 
-The paper does not define Table 3's inputs. Here all that read a label share one definition, so that only one thing
-differs between two columns: BN(e), noise beside it or not, then linear heads that start from N(0, 1).
+The paper does not define Table 3's inputs. Here all columns that read a label share one definition, so that two columns
+differ in one thing only: BN(e), perhaps with noise, then linear heads that start from N(0, 1).
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Column:
 
     Attributes:
         source: e is the label's "text" embedding or its "onehot" vector.
-        heads: who shares a head: "classes" (K-to-1), "image" (1-to-1), or one for the whole "batch".
-        redrawn: new heads every round; else they persist, also when the generator is rebuilt.
+        heads: a head serves each of the "classes" once (K-to-1), one "image" (1-to-1), or the whole "batch".
+        redrawn: new heads every round; else the heads persist, also when the generator is rebuilt.
         noise: a z joins: "sum", BN(e) + beta z; "cat", [BN(e); z]; or "".
     """
 
@@ -125,7 +125,7 @@ class LearnedNoise(nn.Module):
 
     @torch.no_grad()
     def redraw(self, rng: torch.Generator | None = None) -> None:
-        """New vectors, in place: an optimiser made before goes on with them."""
+        """New vectors, in place, so that an existing optimiser goes on with them."""
         self.z.normal_(generator=rng)
 
     def forward(self, labels: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def build_latent(
     """A latent by its name: a key of COLUMNS, or "noise" (z).
 
     Raises:
-        UserError: unknown name, a batch in which BatchNorm has nothing to compare, no positive beta or concat_dim.
+        UserError: unknown name, a batch of one image, which BatchNorm cannot normalise; no positive beta or concat_dim.
     """
     if name not in LATENTS:
         raise unknown("latent", name, LATENTS)
@@ -166,7 +166,7 @@ EMBEDDINGS = ("text", "orthogonal", "permuted", "one_hot", "two_hot")
 
 
 def control_table(name: str, table: Tensor, factors: Tensor | None, seed: int) -> Tensor:
-    """The pool P, or what stands in its place to ask what about the text helps.
+    """The pool P, or a control in its place, to find out what about the text helps.
 
     Args:
         name: "text" (the pool itself); "orthogonal", random orthogonal vectors of the same norms: no structure;
@@ -193,7 +193,7 @@ def control_table(name: str, table: Tensor, factors: Tensor | None, seed: int) -
     if name == "permuted":
         order = torch.randperm(classes, generator=rng)
         wrong = torch.empty_like(order)
-        wrong[order] = order.roll(1)  # one cycle through all classes: nobody keeps its own vector
+        wrong[order] = order.roll(1)  # one cycle through all classes: no class keeps its vector
         return table[wrong]
     if name == "one_hot":
         return torch.eye(classes)

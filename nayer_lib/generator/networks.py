@@ -2,7 +2,7 @@
 
 Two layouts (docs/divergences.md, D1): `released` is what the authors' code builds, `paper` is Tables 6 and 7 in their
 order, with the last two layers swapped (BatchNorm, then Sigmoid) so that images stay in [0, 1]. Spectral norm on every
-convolution is a switch of its own (D2). Table 6 serves images up to 64 px, Table 7 larger ones.
+convolution is a separate switch (D2). Table 6 serves images up to 64 px, Table 7 larger ones.
 """
 
 from itertools import pairwise
@@ -27,7 +27,7 @@ class Generator(nn.Module):
         spectral_norm: on every convolution.
 
     Raises:
-        UserError: a size, channel count or layout that it cannot make.
+        UserError: a size, channel count, width or layout that is not possible.
     """
 
     def __init__(
@@ -90,15 +90,15 @@ class Generator(nn.Module):
         return self.decode(latent, 0)
 
     def decode(self, maps: Tensor, layer: int) -> Tensor:
-        """The images (B, channels, size, size) from what enters one of `layers`."""
+        """The images (B, channels, size, size) from the input `maps` of layer number `layer`."""
         before = self.layers[layer:-1](maps)
-        return self.layers[-1](before.float())  # the Sigmoid: bfloat16 has 256 values in [0.5, 1], as a byte has in all
+        return self.layers[-1](before.float())  # the Sigmoid, in 32 bits: bfloat16 has too few values in [0.5, 1]
 
 
 @torch.no_grad()
 def redraw_weights(network: nn.Module, rng: torch.Generator) -> None:
-    """Start over in place, as FM and CMI initialise G: weights from N(0, 0.02), those of norms from N(1, 0.02), biases
-    0. Source: their authors' code."""
+    """Initialise a network in place, as FM and CMI do with G: weights from N(0, 0.02), those of norms from N(1, 0.02),
+    biases 0. Source: their authors' code."""
     for name, parameter in network.named_parameters():
         if parameter.dim() > 1:
             parameter.normal_(0, 0.02, generator=rng)

@@ -24,7 +24,7 @@ class NoisyLayer(nn.Module):
         noise_dim: r, the generator's input width (1000 in Section 3.3).
         batch: B, images of a round.
         per_head: n, samples a head serves.
-        concat_dim: numbers of noise that the heads take in beside BN(e): 0 but for Table 3's "cat".
+        concat_dim: numbers of noise that the heads read beside BN(e); 0 except for Table 3's "cat".
 
     The spread of fresh weights is N(0, 1): the paper does not give it, the released code does (docs/divergences.md).
     """
@@ -47,10 +47,10 @@ class NoisyLayer(nn.Module):
             self.norm.reset_parameters()
 
     def forward(self, lte: Tensor, added: Tensor | None = None, appended: Tensor | None = None) -> Tensor:
-        """(B, e) label-text embeddings -> (B, r) generator inputs, Eq. 3. B may be smaller than the heads allow for.
+        """(B, e) label-text embeddings -> (B, r) generator inputs, Eq. 3. B may be smaller than `batch`.
 
-        Table 3's other random sources join behind the BatchNorm: `added` (B, e) to its output ("sum"), `appended`
-        (B, concat_dim) after it ("cat").
+        Table 3's other random sources enter behind the BatchNorm: `added` (B, e) is added to its output ("sum"),
+        `appended` (B, concat_dim) is concatenated ("cat").
         """
         heads = math.ceil(len(lte) / self.per_head)
         rows = self.norm(lte)

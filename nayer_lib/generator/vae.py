@@ -1,10 +1,10 @@
-"""A variational autoencoder around the generator: what PREKD remembers earlier images with (Binici et al. 2022).
+"""A variational autoencoder around the generator: PREKD's memory of earlier images (Binici et al. 2022).
 
-The encoder has three convolutions, as theirs (3-64-128-128 channels at full width), the second and the third of which
-halve the image, each with a BatchNorm and a LeakyReLU behind it. Theirs (kuluhan/PRE-DFKD) scales each column of pixels
-to length 1 first, drops every other pixel behind the second and behind the third, which itself halves, so that 4 px are
-left of 32 where 8 are here, and has no LeakyReLU behind the third. Images above 64 px are halved twice more here, to
-the size from which the decoder starts.
+The encoder has three convolutions, as the authors' (3-64-128-128 channels at full width), each with a BatchNorm and a
+LeakyReLU behind it; the second and the third halve the image. The authors' encoder (kuluhan/PRE-DFKD) scales each
+column of pixels to length 1 first, drops every other pixel behind the second and the third convolution, of which the
+third also halves, so that 4 px are left of 32 (here 8), and has no LeakyReLU behind the third. Images above 64 px are
+halved twice more here, to the size from which the decoder starts.
 """
 
 from torch import Tensor, nn
