@@ -72,10 +72,10 @@ class Compute:
 
 def compute_of(card: dict) -> Compute:
     """How the run of a card was computed; cards from before this was recorded were computed plainly."""
-    how = dict(card.get("compute", {}))
-    if "compiled" in how:  # a card from before graphs existed
-        how["steps"] = how.pop("compiled")
-    return Compute(**how)
+    fields = dict(card.get("compute", {}))
+    if "compiled" in fields:  # a card from before graphs existed
+        fields["steps"] = fields.pop("compiled")
+    return Compute(**fields)
 
 
 # --- what suits a device ----------------------------------------------------------------------------------------------

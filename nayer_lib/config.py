@@ -176,8 +176,8 @@ def make_config(
     rows = {**row, **VARIANTS[variant], **schedule}
     rows |= {"method": method, "protocol": protocol, "variant": variant, "profile": profile}
     config = METHODS[method].config_class(**rows)
-    given = {name: getattr(config, name, None) for name in PROFILES[profile]}  # a method may lack a field
-    shrunk = {name: min(PROFILES[profile][name], value) for name, value in given.items() if value is not None}
+    whole = {name: getattr(config, name, None) for name in PROFILES[profile]}  # a method may lack a field
+    shrunk = {name: min(PROFILES[profile][name], value) for name, value in whole.items() if value is not None}
     config = check(dataclasses.replace(config, **{**shrunk, **overrides}))
     if protocol == "equal" and isinstance(config, LiveConfig) and "repeats" not in overrides:
         return check(config.in_turns())

@@ -100,7 +100,7 @@ def feature_diversity(
     return _over_pairs(apart, images, labels, rounds, per_class)
 
 
-NO_LABELS = "diversity is within a class and needs labels: where a method asks for none, take what the teacher sees."
+NO_LABELS = "diversity is within a class and needs labels: for a method without labels take the teacher's predictions."
 
 
 def _over_pairs(

@@ -25,7 +25,7 @@ SHARED = ("generator_batch", "student_batch", "memory_size", "bank_size")  # fie
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of one run. By default the process is alone, and these methods do nothing.
+    """This process among those of one run. By default the process is alone, and its methods change nothing.
 
     Attributes:
         rank: the process's number, from 0; rank 0 records the run.
@@ -103,7 +103,7 @@ class Ranks:
 
 
 def find_ranks(device: torch.device) -> Ranks:
-    """The processes of `accelerate launch` or of accelerate's `notebook_launcher`; without them, this one alone.
+    """The processes of `accelerate launch` or of accelerate's `notebook_launcher`; without any, this one alone.
 
     The processes are connected here if they are not yet: by NCCL, each with the GPU of its number, or by gloo on a CPU.
 

@@ -123,7 +123,7 @@ class Graphs:
         key = tuple((x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x for x in leaves)
         key = (self.mode(), *key)
         kind, moments = self._kinds.get(key), [optimizer.state for optimizer in optimizers]
-        if kind is None or any(known is not given for known, given in zip(kind.moments, moments, strict=True)):
+        if kind is None or any(old is not new for old, new in zip(kind.moments, moments, strict=True)):
             kind = self._kinds[key] = _Kind(moments)  # anew for other optimisers, and after a state was loaded
         kind.calls += 1
         if kind.calls <= self.WARMUP:

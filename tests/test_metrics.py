@@ -158,7 +158,7 @@ def test_diversity_lies_in_0_to_1_and_does_not_ask_for_an_order(rows, random):
 @pytest.mark.parametrize("measured", [diversity, lambda *seen: feature_diversity(*seen, looking())])
 def test_what_diversity_lacks_is_told_and_which_methods_lack_it(measured):
     images, whole = grey(0.0, 1.0), torch.zeros(2)
-    with pytest.raises(UserError, match=r"needs labels: where a method asks for none"):
+    with pytest.raises(UserError, match=r"needs labels: for a method without labels"):
         measured(images, None, whole)
     memoryless = r"methods that keep no memory \(DAFL, DFQ, ZSKT\) have none"
     with pytest.raises(UserError, match=f"needs the round that made each image: {memoryless}"):
@@ -483,7 +483,7 @@ def test_metrics_by_step_need_rounds_labels_and_a_judge_that_is_not_the_teacher(
     kept, labels = [trace([(255, 0), (0, 0)])], [torch.tensor([0, 0])]
     with pytest.raises(UserError, match="need at least one round whose images were kept at each step"):
         by_step([], [], seeing(1), looking())
-    with pytest.raises(UserError, match="needs labels: where a method asks for none"):
+    with pytest.raises(UserError, match="needs labels: for a method without labels"):
         by_step(kept, None, seeing(1), looking())
     with pytest.raises(UserError, match="the judge has the weights of the distilled teacher"):
         by_step(kept, labels, looking(), looking())

@@ -16,7 +16,7 @@ without a gradient through the global side. The head learns from L_cr as well, t
 
 As in the authors' code the bank holds both views' h, not the head's output, so the present head compares old images
 with new ones. Their bank keeps the h of the best step's views; here two new views of the kept images are drawn. Here
-the bank is used once it holds N rows, theirs with fewer. For ResNet-34 they take four blocks' inputs, here all
+the bank is used once it holds N rows, theirs is used with fewer. For ResNet-34 they take four blocks' inputs, here all
 BatchNorm layers count. Their best result starts from images inverted beforehand; here, as in their script "scratch",
 there are none. Their student's rate falls along a cosine to 0, as here (in steps in an older state of their code); in
 FM's code (Fang et al. 2022) to 2e-4 over 200 epochs. Their numbers differ between scripts: alpha_cls 1 or 0.5, T 0.1 or

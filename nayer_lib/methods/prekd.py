@@ -110,9 +110,9 @@ class PREKD(Replay):
         with self.compute.autocast(self.device):
             reconstructed, mean, log_var = self.vae(images, noise)
             with torch.no_grad():
-                wanted = self._answering(images)
-            found = self._answering(reconstructed)
-        error = (images - reconstructed.float()).abs().mean() + terms.logit_distance(wanted.float(), found.float())
+                t = self._answering(images)
+            t_reconstructed = self._answering(reconstructed)
+        error = (images - reconstructed.float()).abs().mean() + terms.logit_distance(t.float(), t_reconstructed.float())
         return error + self.config.alpha_kld * terms.posterior_divergence(mean, log_var)
 
     def replay(self, n: int) -> Tensor:

@@ -164,9 +164,9 @@ class SpaceshipNet(Inversion):
             loss = loss + config.alpha_cam * F.mse_loss(cams[1], cams[0].detach())
         if config.alpha_gradcam:
             classes = t.argmax(1)
-            wanted = terms.grad_cams(t, of_teacher, classes)
-            found = terms.grad_cams(s, of_student, classes)
-            errors = [F.mse_loss(f, w.detach()) for f, w in zip(found, wanted, strict=True)]
+            grad_cams_t = terms.grad_cams(t, of_teacher, classes)
+            grad_cams_s = terms.grad_cams(s, of_student, classes)
+            errors = [F.mse_loss(cam_s, cam_t.detach()) for cam_s, cam_t in zip(grad_cams_s, grad_cams_t, strict=True)]
             loss = loss + config.alpha_gradcam * torch.stack(errors).sum()
         return loss
 

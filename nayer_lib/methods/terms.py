@@ -15,9 +15,9 @@ def jensen_shannon(t: Tensor, s: Tensor, temperature: float = 3.0) -> Tensor:
     """The mean over images of JS(p, q) = (KL(p || m) + KL(q || m)) / 2, m = (p + q) / 2, in nats: from 0 to ln 2.
 
     p and q are the softmax of t / T and s / T, each probability clamped to [0.01, 0.99], beyond which nothing is gained
-    by pulling further: the clamp stops its gradient (Yin et al. 2020). Public code, theirs first, passes `kl_div` its
-    arguments the other way round and so has KL(m || p) and KL(m || q): equal to second order near p = q, larger far
-    from p = q. Here stands the formula of their text.
+    by pulling further: the clamp stops its gradient (Yin et al. 2020). The authors' and later public code passes
+    `kl_div` its arguments the other way round and so has KL(m || p) and KL(m || q): equal to second order near p = q,
+    larger far from p = q. Here stands the formula of their text.
     """
     p, q = (F.softmax(x / temperature, 1).clamp(0.01, 0.99) for x in (t, s))
     m = (p + q) / 2
