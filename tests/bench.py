@@ -28,6 +28,7 @@ from nayer_lib.datasets import dataset
 from nayer_lib.generator.networks import Generator
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.nayer import Nayer
+from nayer_lib.methods.round import SynthesisBatch
 from nayer_lib.runs.card import device_name
 from nayer_lib.runs.forecast import epoch_seconds, run_seconds
 
@@ -82,9 +83,9 @@ def same_losses(ours: Nayer, plain: PlainLoop) -> dict[str, tuple[float, float]]
         student.eval()
     with torch.no_grad():
         with ours.bn_loss.armed():
-            mine = ours._terms(images, labels, None, adversarial=True)
+            t, s = ours.teacher(images), ours.student(images)
+            mine = ours.values(SynthesisBatch(images, images, labels, t, s, None, None))
         theirs = plain.terms(images, labels)
-        t, s = ours.teacher(images), ours.student(images)
         pairs = {name: (float(a), float(b)) for name, a, b in zip(("L_CE", "L_BN", "-L_KL"), mine, theirs, strict=True)}
         pairs["L_S"] = (float(losses.distillation(t, s, ours.config.temperature)), float(plain.student_loss(images)))
     for student in (ours.student, plain.student):
