@@ -19,7 +19,8 @@ def test_its_numbers_are_the_papers():
     assert (config.epochs, config.repeats, config.student_steps, config.generator_steps) == (500, 50, 5, 1)
     assert config.generator_batch == config.student_batch == config.noise_dim == 256
     assert (config.generator_lr, config.student_lr, config.student_weight_decay) == (1e-3, 0.1, 5e-4)
-    assert config.generator_betas == (0.9, 0.999) == tiny_dfad().generator_optimizer.defaults["betas"]
+    assert config.generator_betas == (0.9, 0.999) and config.student_trains_in_synthesis
+    assert tiny_dfad(generator_betas=(0.9, 0.999)).generator_optimizer.defaults["betas"] == (0.9, 0.999)
 
 
 def test_generator_and_student_play_for_the_same_distance():
@@ -34,7 +35,7 @@ def test_generator_and_student_play_for_the_same_distance():
 
 
 def test_the_student_is_in_train_mode_in_gs_step_but_for_an_epochs_first_turn():
-    method, modes = tiny_dfad(), []
+    method, modes = tiny_dfad(student_trains_in_synthesis=True), []
     method.student.register_forward_pre_hook(lambda module, _inputs: modes.append(module.training))
     for _ in range(2):
         method.synthesize(method.config.total_epochs - 1)
