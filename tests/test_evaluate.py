@@ -1,6 +1,7 @@
 """Scores, worked by hand on six images and three classes."""
 
 import math
+import warnings
 
 import pytest
 import reference
@@ -124,7 +125,23 @@ def test_images_are_given_in_0_1():
 )
 def test_a_teacher_within_ten_points_of_chance_is_noticed(predictions, at_chance):
     """Three classes: below 43.3 %."""
-    assert Evaluator(predicting(*predictions), SPLIT).teacher_at_chance == at_chance
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Evaluator(predicting(*predictions), SPLIT)
+    assert bool(caught) == at_chance
+
+
+@pytest.mark.parametrize(("stated", "told"), [(0.9, False), (1.0, True)])
+def test_a_teacher_far_below_what_its_file_states_is_noticed(stated, told):
+    """Five of six, 83 %, is more than five points below 100 %; below 90 % it may be by chance, of so few images."""
+    teacher = predicting(0, 0, 0, 0, 1, 0)
+    teacher.accuracy = {"test": stated}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Evaluator(teacher, SPLIT)
+    assert [str(w.message).partition(":")[0] for w in caught] == (
+        ["the teacher scores 83.3 %, and its file states 100.0 %"] if told else []
+    )
 
 
 @pytest.mark.parametrize("batch", [1000, 2])

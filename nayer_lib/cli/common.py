@@ -25,6 +25,7 @@ def own_teacher(
     classes: Path | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    key: str | None = None,
 ) -> Classifier | None:
     """The teacher in a checkpoint: a file of this kit, or with `network` anybody's; None without a checkpoint.
 
@@ -32,6 +33,8 @@ def own_teacher(
     """
     if network and not checkpoint:
         raise UserError("--network describes the checkpoint of --teacher: give both.")
+    if key and not network:
+        raise UserError("--key names a part of somebody else's checkpoint: give --network too.")
     if not network:
         return load_classifier(checkpoint) if checkpoint else None
     facts = datasets.DATASETS.get(dataset)
@@ -39,4 +42,4 @@ def own_teacher(
     mean, std = mean or (facts and facts.mean), std or (facts and facts.std)
     if not names or not mean or not std:
         raise UserError(f"{dataset} is not one of the kit's data sets: give --classes, --mean and --std.")
-    return foreign_teacher(checkpoint, network, names, mean, std)
+    return foreign_teacher(checkpoint, network, names, mean, std, key)
