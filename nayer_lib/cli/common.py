@@ -5,17 +5,8 @@ from pathlib import Path
 
 from .. import datasets
 from ..classifiers.teacher import Classifier, foreign_teacher, load_classifier
-from ..errors import MissingFile, UserError
-
-
-def read_names(path: Path) -> list[str]:
-    """The lines of a text file of class names."""
-    if not path.is_file():
-        raise MissingFile(f"{path} does not exist: it should hold the class names, one a line.")
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file: it should hold the class names, one a line.") from error
+from ..errors import UserError
+from ..text.labels import read_names
 
 
 def own_teacher(
