@@ -146,6 +146,8 @@ def prepare(
         raise unknown("method", config.method, METHODS)
     device = choose_device(device)
     ranks = ranks or find_ranks(device)
+    if test is not None and not isinstance(test, Split):
+        raise UserError(f"test images are a Split(images, labels), not a {type(test).__name__}.")
     if test is None or config.dataset in DATASETS:
         facts = dataset(config.dataset)
     else:
@@ -159,9 +161,14 @@ def prepare(
     if config.dataset in DATASETS:
         facts.check_classes(names)
     check_teacher(teacher.to(device), facts.image_shape)
+    if test:
+        test.check_labels(len(names))
+        if test.images.shape[1:] != facts.image_shape:
+            raise UserError(f"{facts.name} has images {facts.image_shape}, the test split {(*test.images.shape[1:],)}.")
     kind = METHODS[config.method]
     if kind.reads_text:
-        pool = pool or find_pool(config.dataset, names, config.encoder, config.prompt)
+        listed = facts.class_names if config.dataset in DATASETS else names  # as the kit's pools have them
+        pool = pool or find_pool(config.dataset, listed, config.encoder, config.prompt)
     elif pool:
         raise UserError(f"{kind.name} reads no label text: leave the pool out.")
     test = (test or load_split(config.dataset, "test")).to(device)

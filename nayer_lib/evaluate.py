@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from .classifiers.teacher import Classifier
 from .datasets import Split
-from .errors import UserError
 from .losses import kl_per_image
 
 
@@ -68,11 +67,7 @@ class Evaluator:
 
     def __init__(self, teacher: Classifier, split: Split, batch: int | None = None):
         self.classes = len(teacher.class_names)
-        if not len(split.labels):
-            raise UserError("there is no image to score on: the test split is empty.")
-        highest = int(split.labels.max())
-        if highest >= self.classes:
-            raise UserError(f"the test labels go up to {highest}, the teacher has {self.classes} classes.")
+        split.check_labels(self.classes)
         self.split, self.batch = split, batch
         self.teacher_logits = self.logits(teacher)
         self.teacher = self.score(self.teacher_logits)

@@ -113,11 +113,11 @@ def test_a_label_beyond_the_teachers_classes_is_refused():
 def test_images_are_given_in_0_1():
     """255 is white."""
     seen = []
-    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 3))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     classifier = Classifier(net, NAMES, (0.0,), (1.0,))
     net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    Evaluator(classifier, Split(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2), torch.tensor([0])))
-    assert seen[0].flatten().tolist() == [0, 1]
+    Evaluator(classifier, Split(torch.tensor([0, 255] * 2, dtype=torch.uint8).view(1, 1, 2, 2), torch.tensor([0])))
+    assert seen[0].flatten().tolist() == [0, 1] * 2
 
 
 @pytest.mark.parametrize(
