@@ -28,10 +28,10 @@ def check_teacher(teacher: Classifier, image_shape: tuple[int, int, int]) -> Non
             "give one mean and one std a channel of the images that the teacher takes."
         )
     parameters = [*teacher.parameters()]
-    if not any(x.is_floating_point() for x in parameters):
-        raise UserError("the teacher has no weights as floating-point parameters: pass the network before quantising.")
     if any(map(nn.parameter.is_lazy, parameters)):
         raise UserError("the teacher has lazy layers that no image has passed yet: train it first.")
+    if not any(x.is_floating_point() for x in parameters):
+        raise UserError("the teacher has no weights as floating-point parameters: pass the network before quantising.")
     check_weights(teacher.net.state_dict(), "the teacher")
     teacher.float().freeze()
     for name, module in teacher.net.named_modules():
