@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tiny import write_sheets
@@ -578,6 +578,7 @@ def test_numpys_arrays_are_a_split_whatever_their_byte_order(kind, order):
     assert split.labels.dtype == torch.int64
 
 
+@settings(deadline=None)
 @given(
     shape=st.lists(st.integers(0, 3), min_size=0, max_size=5),
     dtype=st.sampled_from((torch.uint8, torch.int32, torch.float16, torch.float64, torch.bool)),

@@ -96,7 +96,7 @@ def readable(names: Sequence[str]) -> tuple[str, ...]:
 def check_names(names: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple, if there are some and no two classes share one: equal names would get equal embeddings."""
     try:
-        names = () if isinstance(names, str) else tuple(names)
+        names = tuple(names)
     except TypeError as error:
         raise UserError(f"class names are a list of texts, one a class, not {names!r}.") from error
     odd = [k for k, name in enumerate(names) if not isinstance(name, str) or not name.strip() or "\n" in name]

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
@@ -47,6 +47,7 @@ def test_the_one_state_dict_in_a_file_is_found(content, tmp_path):
     assert same(read(tmp_path, content))
 
 
+@settings(deadline=None, max_examples=20)
 @given(parts=st.lists(st.sampled_from(("module", "_orig_mod", "model", "net", "backbone")), max_size=4))
 def test_prefixes_of_all_keys_are_dropped_however_many(parts, tmp_path_factory):
     prefix = "".join(f"{part}." for part in parts)
@@ -99,10 +100,10 @@ def test_a_whole_module_and_a_class_are_named_with_the_way_out(tmp_path):
             read(tmp_path, content)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_torchscript_program_is_told(tmp_path):
     file = io.BytesIO()
-    with pytest.warns(DeprecationWarning) if hasattr(torch, "export") else pytest.deprecated_call():
-        torch.jit.save(torch.jit.trace(nn.Linear(2, 3), torch.rand(1, 2)), file)
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 3), torch.rand(1, 2)), file)
     (tmp_path / "c.pt").write_bytes(file.getvalue())
     with pytest.raises(UserError, match="TorchScript program"):
         read_checkpoint(tmp_path / "c.pt")
