@@ -118,8 +118,9 @@ def load_torch(path: Path) -> object:
         UserError: the file is cut short, is no torch file, or holds anything but tensors and plain values.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; for the user all mean the same
+        with open(path, "rb") as file:  # else torch goes by the file's suffix, and not by what is in it
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds here; to the user they are one
         raise UserError(
             f"{path} cannot be read as weights: it is cut short, or holds more than tensors and is not executed for "
             f"safety ({type(error).__name__})."

@@ -15,7 +15,8 @@ nayer_lib
 errors files
 text.labels text.prompts text.corpora text.hub text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks generator.vae
-classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
+classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers
+classifiers.checkpoints classifiers.teacher classifiers.check
 base_config compute steps ranks classifiers.training
 image_files datasets augment losses memory evaluate geometry metrics
 algorithm1

@@ -47,6 +47,7 @@ def distill(
     classes: Path | None = None,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    key: str | None = None,
     lte: Path | None = None,
     images: Path | None = None,
     size: int = 32,
@@ -79,6 +80,7 @@ def distill(
         classes: its class names, one a line, in the order of its outputs; default: the data set's.
         mean: of its normalisation, a number a channel, in [0, 1] units; default: the data set's.
         std: likewise.
+        key: which state_dict of a checkpoint that holds several, as "model_ema".
         lte: a pool of label-text embeddings for its classes; default: the kit's own.
         images: your own evaluation images, a subfolder a class; or the data set's, an .npz file or a folder of sheets
             as `teacher train --help` says; default: the data set's test split.
@@ -101,7 +103,7 @@ def distill(
     if resume and not out:
         raise UserError("--resume needs --out: the folder of the run that stopped.")
     config = make_config(preset, variant, profile, method, protocol, seed=seed, **_overrides(set))
-    own = own_teacher(config.dataset, teacher, network, classes, mean, std)
+    own = own_teacher(config.dataset, teacher, network, classes, mean, std, key)
     pool = load_pool(lte, own.class_names if own else datasets.dataset(config.dataset).class_names) if lte else None
     test = None
     if images and split != "test":
