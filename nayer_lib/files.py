@@ -58,7 +58,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        with contextlib.suppress(OSError):  # some file systems have no modes
+            temporary.chmod(0o644)
         temporary.replace(path)
     except UserError:
         raise

@@ -1,6 +1,5 @@
 """One recorded distillation: what it writes while it runs, how it stops, and how it goes on."""
 
-import contextlib
 import csv
 import dataclasses
 import json
@@ -10,7 +9,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,9 +22,7 @@ from ..evaluate import in_batches
 from ..metrics import by_step, classifier_score, convergence, diversity, feature_diversity
 from ..plots import image_grid, new_figure
 from .card import how_computed, new_card, new_id, read_card
-
-if TYPE_CHECKING:
-    from filelock import FileLock
+from .lock import lock, unlock
 
 CURVE = ("epoch", "images", "ce_first", "ce_last", "student_loss", "accuracy", "agreement", "kl", "nll", "seconds")
 SCORED = 1000  # newest images that the judge scores
@@ -80,7 +76,7 @@ class Run:
         if begun and not resume:
             raise UserError(f"{self.folder} holds a run already: resume it, choose another folder, or remove it.")
         self._checkpoint = Checkpoint(self.folder)
-        self._lock = _locked(self.folder)
+        self._lock = lock(self.folder)
         self._seconds = dict.fromkeys((*PHASES, "total"), 0.0)
         self._rounds: list[list[float]] = []  # L_CE per step of every round after warm-up
         try:
@@ -89,12 +85,12 @@ class Run:
                 self._resume()
             if len(setup.method.memory) and not self.card["curve"]:
                 raise UserError("this set-up has been used: `prepare` it again for another run.")
-        except UserError:
-            self._unlock()
+            self._write_card()
+            with files.replacing(self.folder / "curve.csv") as temporary:
+                _add_rows(temporary, [dict(zip(CURVE, CURVE, strict=True)), *self.card["curve"]])
+        except BaseException:
+            unlock(self._lock)
             raise
-        self._write_card()
-        with files.replacing(self.folder / "curve.csv") as temporary:
-            _add_rows(temporary, [dict(zip(CURVE, CURVE, strict=True)), *self.card["curve"]])
 
     @property
     def id(self) -> str:
@@ -153,12 +149,7 @@ class Run:
             self._write_card()
             if status == "finished":
                 self._checkpoint.remove()
-            self._unlock()
-
-    def _unlock(self) -> None:
-        self._lock.release()
-        with contextlib.suppress(OSError):  # somebody else may hold it by now
-            (self.folder / ".lock").unlink()
+            unlock(self._lock)
 
     def stop(self) -> None:
         """Ask it to stop, resumable, at the end of the epoch that is running. Safe in a signal handler.
@@ -272,21 +263,6 @@ class Run:
         image_grid(ax, shown.images.cpu(), shown.labels.cpu(), names)
         with files.replacing(self.folder / "images.png") as temporary:
             figure.savefig(temporary, format="png")
-
-
-def _locked(folder: Path) -> "FileLock":
-    """A lock on a run folder that the system lets go of when its process ends, however it ends."""
-    from filelock import FileLock, Timeout
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"another process is running in {folder}: choose another folder, or wait for it.") from error
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}. Choose a folder you can write to.") from error
-    return lock
 
 
 def _add_rows(path: Path, rows: list[dict]) -> None:
