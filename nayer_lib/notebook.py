@@ -86,6 +86,13 @@ def table8_differences(config: Config) -> str:
     return "\n".join(f"{name:26} {ours!s:>10}   released: {theirs}" for name, (ours, theirs) in pairs)
 
 
+class Stopped(KeyboardInterrupt):
+    """A run was interrupted: the cells below do not run. A notebook shows one line of it, and no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"stopped: {self}"]
+
+
 def watch(
     epochs: Iterable[Epoch], config: Config, teacher_accuracy: float, earlier: Sequence[dict] = ()
 ) -> list[Epoch]:
@@ -96,6 +103,9 @@ def watch(
 
     Returns:
         the epochs that were run now.
+
+    Raises:
+        Stopped: the run was asked to stop before its last epoch.
     """
     from IPython.display import display
     from tqdm.auto import tqdm
@@ -129,6 +139,8 @@ def watch(
             handle = display(_picture(drawn, alt), display_id=True)
         else:
             handle.update(_picture(drawn, alt))
+    if getattr(epochs, "stopped", False):
+        raise Stopped(f"{len(earlier) + len(seen)} of {config.total_epochs} epochs are saved; run the cell to go on.")
     return seen
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import inspect
 import json
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -87,7 +86,7 @@ def distill(
         device: "cpu" or "cuda"; default: the GPU where there is one.
         out: the run folder; default: a new one under runs/.
         resume: go on where the run in --out stopped; start one where there is none.
-        max_minutes: stop after so many minutes, at the end of an epoch and resumable; so does SIGTERM.
+        max_minutes: stop after so many minutes, at the end of an epoch and resumable; so do Ctrl-C and SIGTERM.
         precision: "fp32", "bf16" or "fp16"; default: what is fastest on the device (quick on a CPU: fp32), or what the
             run that is resumed has; so with the layout and the steps.
         channels_last: the networks' memory layout.
@@ -135,8 +134,6 @@ def distill(
         for _ in run:
             pass
         return None
-    if ranks.size == 1:
-        signal.signal(signal.SIGTERM, lambda *_: run.stop())
     with tqdm(run, total=config.total_epochs, initial=len(run.card["curve"]), unit="epoch") as bar:
         for epoch in bar:
             if epoch.scores:
@@ -235,7 +232,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"nayer_lib: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("nayer_lib: stopped; the files of the last whole epoch are kept.", file=sys.stderr)
+        print(
+            "nayer_lib: stopped; a run goes on from its last saved epoch with --out FOLDER --resume.", file=sys.stderr
+        )
         return 130
     return 0
 

@@ -42,7 +42,9 @@ def lock(folder: Path) -> "BaseFileLock":
             lock.acquire(timeout=0)
     except Timeout as error:
         soft = isinstance(lock, SoftFileLock)
-        told = _holder(path) if soft else f"another process is running in {folder}: choose another folder, or wait for it."
+        told = (
+            _holder(path) if soft else f"another process is running in {folder}: choose another folder, or wait for it."
+        )
         raise UserError(told) from error
     except OSError as error:
         raise UserError(
@@ -90,6 +92,6 @@ def _holder(path: Path) -> str:
     who = f"process {lines[0]} on {lines[1]}" if len(lines) > 1 else "a process that did not name itself"
     since = f"{age:.0f} minutes" if age < 120 else f"{age / 60:.0f} hours"
     return (
-        f"{path.parent} has been locked by {who} for {since}: wait for it, or if that no longer runs remove the lock, "
-        f"`rm '{path}'`, and start again."
+        f"{path.parent} has been locked by {who} for {since}: if that no longer runs, remove the lock, `rm '{path}'`; "
+        "if it does, choose another folder."
     )

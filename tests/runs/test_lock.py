@@ -59,7 +59,7 @@ def test_a_lock_that_is_left_behind_says_whose_it_was_and_how_to_remove_it(text,
     path = tmp_path / LOCK
     path.write_text(text)
     os.utime(path, (0, path.stat().st_mtime - 5 * 3600))
-    with pytest.raises(UserError, match=rf"{told}.* for 5 hours: .* remove the lock, `rm '{path}'`") as raised:
+    with pytest.raises(UserError, match=rf"{told}.* for 5 hours: .*remove the lock, `rm '{path}'`") as raised:
         lock(tmp_path)
     assert str(raised.value).count("\n") == 0 and path.read_text() == text
 
