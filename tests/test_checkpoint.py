@@ -528,7 +528,8 @@ def test_ctrl_c_ends_the_epoch_and_a_second_one_stops_at_once(tmp_path, whole):
         return step(batch)
 
     run.setup.method.student_step = interrupted
-    assert [epoch.epoch for epoch in run] == [0, 1, 2] and run.stopped
+    with asks_to(run.stop):
+        assert [epoch.epoch for epoch in run] == [0, 1, 2] and run.stopped
     assert signal.getsignal(signal.SIGINT) is before
 
     again, calls = started(tmp_path / "run", resume=True), []
@@ -541,7 +542,7 @@ def test_ctrl_c_ends_the_epoch_and_a_second_one_stops_at_once(tmp_path, whole):
         return second(batch)
 
     again.setup.method.student_step = impatient
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), asks_to(again.stop):
         list(again)
     assert read_card(tmp_path / "run")["status"] == "stopped before its last epoch"
     assert signal.getsignal(signal.SIGINT) is before

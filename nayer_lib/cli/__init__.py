@@ -1,6 +1,7 @@
 """`python -m nayer_lib ...`: the same calls as in the notebooks, without one."""
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -22,6 +23,7 @@ from ..ranks import find_ranks
 from ..report import pages, tables
 from ..runs import card as cards
 from ..runs.forecast import check_fits, in_words, projected, rehearse, time_in_words
+from ..runs.interrupts import asks_to
 from ..runs.launch import run_sweep
 from ..runs.run import Run
 from ..runs.sweep import keep_sweep, read_sweep
@@ -134,7 +136,8 @@ def distill(
         for _ in run:
             pass
         return None
-    with tqdm(run, total=config.total_epochs, initial=len(run.card["curve"]), unit="epoch") as bar:
+    bar = tqdm(run, total=config.total_epochs, initial=len(run.card["curve"]), unit="epoch")
+    with asks_to(run.stop) if ranks.size == 1 else contextlib.nullcontext(), bar:
         for epoch in bar:
             if epoch.scores:
                 bar.set_description(f"student {100 * epoch.scores.accuracy:.1f} %")

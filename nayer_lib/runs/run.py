@@ -1,6 +1,5 @@
 """One recorded distillation: what it writes while it runs, how it stops, and how it goes on."""
 
-import contextlib
 import csv
 import dataclasses
 import json
@@ -20,7 +19,6 @@ from ..distill import Epoch, Setup, distill
 from ..errors import UserError
 from ..plots import image_grid, new_figure
 from .card import how_computed, new_card, new_id, read_card
-from .interrupts import asks_to
 from .lock import lock, unlock
 from .measured import convergence_and_diversity, judged
 
@@ -101,25 +99,18 @@ class Run:
         return self.card["id"]
 
     def __iter__(self) -> Iterator[Epoch]:
-        """Run it. Where it stops, by error or by its caller, the card says so; the last epoch's files are whole.
-
-        Ctrl-C, SIGTERM and SIGHUP `stop` it; a second Ctrl-C is a KeyboardInterrupt.
-        """
-        method = self.setup.method
+        """Run it. Where it stops, by error or by its caller, the card says so; the last epoch's files are whole."""
+        method, evaluate, score_every = self.setup.method, self.setup.evaluate, self.setup.score_every
         if method.ranks.rank:
-            yield from distill(method, self.setup.evaluate, score_every=self.setup.score_every)
+            yield from distill(method, evaluate, score_every=score_every)
             return
-        with asks_to(self.stop) if method.ranks.size == 1 else contextlib.nullcontext():
-            yield from self._epochs()
-
-    def _epochs(self) -> Iterator[Epoch]:
-        method, config, done = self.setup.method, self.setup.config, len(self.card["curve"])
+        config, done = self.setup.config, len(self.card["curve"])
         begun, before = time.perf_counter(), self._seconds["total"]
         saved, took, status = begun, 0.0, "stopped before its last epoch"
         if done + 1 == config.total_epochs:
             method.trace = []  # the rounds of the last epoch are traced, for Figure 5's curves
         try:
-            for epoch in distill(method, self.setup.evaluate, done, self.setup.score_every):
+            for epoch in distill(method, evaluate, done, score_every):
                 for name, value in epoch.seconds.items():
                     self._seconds[name] += value
                 self._seconds["total"] = before + time.perf_counter() - begun

@@ -86,7 +86,7 @@ def test_a_card_of_this_kit_or_an_older_one_is_read(card, tmp_path):
 
 BAD = {  # what stands where a card should -> what is said of it
     '{"id": "a", "sta': "Unterminated string",
-    "[]": "no id",
+    "[]": "no JSON object",
     "[" * 100_000: "recursion",
     '{"id": "a", "status": "running", "config": []}': "no config",
     '{"id": "a", "status": "running", "config": {"method": "of another kit"}}': "unknown method",
