@@ -138,7 +138,8 @@ def watch(
             numbers, accuracy = zip(*points, strict=True)
             drawn, [ax] = new_figure()
             learning_curve(ax, numbers, accuracy, 100 * teacher_accuracy, 100 / len(epoch.scores.per_class))
-            alt = f"Student test accuracy by epoch, rising to {accuracy[-1]:.1f} %; teacher {100 * teacher_accuracy:.1f} %."
+            alt = f"Student test accuracy by epoch, rising to {accuracy[-1]:.1f} %;"
+            alt += f" teacher {100 * teacher_accuracy:.1f} %."
             if handle is None:
                 handle = display(_picture(drawn, alt), display_id=True)
             else:
