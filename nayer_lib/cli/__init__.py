@@ -235,9 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"nayer_lib: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "nayer_lib: stopped; a run goes on from its last saved epoch with --out FOLDER --resume.", file=sys.stderr
-        )
+        print("nayer_lib: stopped; the files of the last whole epoch are kept.", file=sys.stderr)
         return 130
     return 0
 
