@@ -181,13 +181,13 @@ def test_saving_takes_less_than_a_twentieth_and_begins_after_the_first_epoch(tmp
         saves.append(len(run.card["curve"]))
 
     run._checkpoint.save = save
-    synthesize = run.setup.method.synthesize
+    begin = run.setup.method.begin_epoch
 
     def slow(epoch):
         now[0] += 10
-        return synthesize(epoch)
+        begin(epoch)
 
-    run.setup.method.synthesize = slow
+    run.setup.method.begin_epoch = slow
     list(run)
     assert saves == [1, 4, 7, 10]
 
