@@ -25,7 +25,8 @@ methods.nayer methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt m
 methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr
 methods.with_data methods
 config checkpoint distill plots
-runs.card runs.run runs.statistics runs.forecast runs.sweep runs.launch
+runs.lock runs.interrupts runs.entries runs.card runs.measured runs.run
+runs.statistics runs.forecast runs.sweep runs.launch
 report.paper report.embeddings report.tables report.ablations report.pages
 notebook demo cli.common cli.lte cli.teacher cli preload __main__
 """.split()
