@@ -3,6 +3,7 @@
 Distilling reads the test split alone, to score; only training a teacher asks for training images.
 """
 
+import copy
 import hashlib
 import pickle
 import tempfile
@@ -123,7 +124,9 @@ class Split:
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split on a device."""
-        return Split(self.images.to(device), self.labels.to(device), self.name)
+        moved = copy.copy(self)  # it was checked
+        vars(moved).update(images=self.images.to(device), labels=self.labels.to(device))
+        return moved
 
 
 def _tensor(values: object, what: str) -> Tensor:
