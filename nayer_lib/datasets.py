@@ -3,7 +3,6 @@
 Distilling reads the test split alone, to score; only training a teacher asks for training images.
 """
 
-import copy
 import hashlib
 import pickle
 import tempfile
@@ -80,53 +79,50 @@ class Split:
     """Images (N, C, H, W), uint8 or floats in [0, 1], square, and labels (N,) int64; tensors, or arrays of NumPy.
 
     `name` is one of SPLITS, and "test" for images of your own.
-
-    Raises:
-        UserError: images or labels of another kind, or not as many of the one as of the other.
     """
 
     images: Tensor
     labels: Tensor
     name: str = "test"
 
-    def __post_init__(self):
+    def checked(self, classes: int) -> "Split":
+        """The same as tensors, of one kind: what is scored on goes through here.
+
+        Raises:
+            UserError: images or labels of another kind, not as many of the one as of the other, or none; a label
+                beyond so many classes.
+        """
         images, labels = _tensor(self.images, "images"), _tensor(self.labels, "labels")
         shape = tuple(images.shape)
         if images.dim() != 4 or shape[2] != shape[3]:
             hint = " (channels first: images.permute(0, 3, 1, 2))" if images.dim() == 4 and shape[1] == shape[2] else ""
             raise UserError(f"images are (N, C, H, W) and square, not of shape {shape}{hint}.")
+        if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise UserError(
+                f"{len(images)} images want as many labels, one whole number each, not {labels.dtype} of shape "
+                f"{tuple(labels.shape)}: labels.long(), and of one-hot labels their argmax(1)."
+            )
+        if not images.numel():
+            raise UserError("there is no image to score on: the test split is empty.")
         if images.is_floating_point():
             images = images.float()
-            if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+            if not (images.min() >= 0 and images.max() <= 1):
                 raise UserError(
                     f"images as floats lie in [0, 1], not from {images.min():.3g} to {images.max():.3g}: take the "
                     "normalisation off, which the Classifier does, or divide by 255."
                 )
         elif images.dtype != torch.uint8:
             raise UserError(f"images are uint8 from 0 to 255, or floats in [0, 1], not {images.dtype}.")
-        if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise UserError(
-                f"{len(images)} images want as many labels, one whole number each, not {labels.dtype} of shape "
-                f"{tuple(labels.shape)}: labels.long(), and of one-hot labels their argmax(1)."
-            )
         labels = labels.long()
-        if len(labels) and labels.min() < 0:
-            raise UserError(f"labels count the classes from 0, and one here is {labels.min()}.")
-        object.__setattr__(self, "images", images)
-        object.__setattr__(self, "labels", labels)
-
-    def check_labels(self, classes: int) -> None:
-        """Raise a `UserError` if a label is beyond so many classes, or there is no image at all."""
-        if not len(self.labels):
-            raise UserError("there is no image to score on: the test split is empty.")
-        if (highest := int(self.labels.max())) >= classes:
-            raise UserError(f"the test labels go up to {highest}, the teacher has {classes} classes.")
+        if labels.min() < 0:
+            raise UserError(f"the test labels count the classes from 0, and one is {labels.min()}.")
+        if labels.max() >= classes:
+            raise UserError(f"the test labels go up to {labels.max()}, the teacher has {classes} classes.")
+        return Split(images, labels, self.name)
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split on a device."""
-        moved = copy.copy(self)  # it was checked
-        vars(moved).update(images=self.images.to(device), labels=self.labels.to(device))
-        return moved
+        return Split(self.images.to(device), self.labels.to(device), self.name)
 
 
 def _tensor(values: object, what: str) -> Tensor:

@@ -67,8 +67,7 @@ class Evaluator:
 
     def __init__(self, teacher: Classifier, split: Split, batch: int | None = None):
         self.classes = len(teacher.class_names)
-        split.check_labels(self.classes)
-        self.split, self.batch = split, batch
+        self.split, self.batch = split.checked(self.classes), batch
         self.teacher_logits = self.logits(teacher)
         self.teacher = self.score(self.teacher_logits)
         self._warn(teacher.accuracy.get(split.name))

@@ -559,7 +559,9 @@ LABELS = torch.arange(4)
         (IMAGES, LABELS.float(), "one whole number each, not torch.float32"),
         (IMAGES, LABELS > 0, "one whole number each, not torch.bool"),
         (IMAGES, torch.eye(4).long(), r"of one-hot labels their argmax\(1\)"),
-        (IMAGES, LABELS - 1, "count the classes from 0, and one here is -1"),
+        (IMAGES, LABELS + 1, "go up to 4, the teacher has 4 classes"),
+        (IMAGES[:0], LABELS[:0], "there is no image to score on"),
+        (IMAGES, LABELS - 1, "count the classes from 0, and one is -1"),
         (IMAGES, ["a", "b", "c", "d"], "labels must be a tensor or an array of numbers"),
         (None, LABELS, "images must be a tensor or an array of numbers"),
         ([[1], [1, 2]], LABELS, "images must be a tensor or an array of numbers"),
@@ -567,13 +569,13 @@ LABELS = torch.arange(4)
 )
 def test_a_split_of_another_kind_is_told(images, labels, sentence):
     with pytest.raises(UserError, match=sentence):
-        Split(images, labels)
+        Split(images, labels).checked(4)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", ["i2", "i4", "i8"])
 def test_numpys_arrays_are_a_split_whatever_their_byte_order(kind, order):
-    split = Split(np.asfortranarray(IMAGES.numpy())[::-1], LABELS.numpy().astype(order + kind))
+    split = Split(np.asfortranarray(IMAGES.numpy())[::-1], LABELS.numpy().astype(order + kind)).checked(4)
     assert torch.equal(split.images, IMAGES.flip(0)) and torch.equal(split.labels, LABELS)
     assert split.labels.dtype == torch.int64
 
@@ -586,12 +588,12 @@ def test_numpys_arrays_are_a_split_whatever_their_byte_order(kind, order):
 )
 def test_a_split_is_sound_or_refused_in_a_sentence(shape, dtype, labels):
     try:
-        split = Split(torch.ones(shape, dtype=dtype), labels)
+        split = Split(torch.ones(shape, dtype=dtype), labels).checked(3)
     except UserError as error:
         assert str(error).endswith(".")
         return
     assert split.images.dtype in (torch.uint8, torch.float32) and split.images.shape[2] == split.images.shape[3]
-    assert split.labels.tolist() == labels and min(labels, default=0) >= 0
+    assert split.labels.tolist() == labels and min(labels) >= 0 and max(labels) < 3
 
 
 def test_names_match_whatever_stands_for_a_blank():

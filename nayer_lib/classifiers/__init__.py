@@ -15,8 +15,7 @@ BUILDERS = {
     "resnet50": imagenet_resnet50,
     "vgg11": VGG11,
 }
-PUBLISHED = tuple(f"resnet{depth}" for depth in (8, 20, 32, 44, 56, 110))  # He et al.'s, and the digits' judge
-KNOWN = (*BUILDERS, *PUBLISHED, "wrn10_half", "wrn10_1", "wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2")
+KNOWN = (*BUILDERS, *"resnet8 resnet20 resnet44 wrn10_half wrn10_1 wrn16_1 wrn16_2 wrn40_1 wrn40_2".split())
 
 
 def build(name: str, num_classes: int, channels: int = 3) -> nn.Module:
