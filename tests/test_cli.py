@@ -74,7 +74,7 @@ def test_runs_lists_and_keeps(clone, capsys):
 
     half = clone / "runs" / "another"
     half.mkdir()
-    (half / "card.json").write_text(json.dumps({"id": "another", "status": "running", "config": {}}))
+    (half / "card.json").write_text(json.dumps({"id": "another", "status": "running", "config": {"method": "nayer"}}))
     assert call(capsys, "runs").splitlines()[-1].split() == ["another", "running"]
 
 
