@@ -29,8 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import losses
-from ..classifiers.check import check_paired
-from ..classifiers.teacher import Classifier, tapped
+from ..classifiers.teacher import Classifier, check_paired, tapped
 from . import terms
 from .base import Batch
 from .live import AdversarialConfig, Live
