@@ -282,7 +282,7 @@ def test_show_refuses_a_network_without_its_checkpoint(capsys):
 def test_compare_refuses_pools_of_other_encoders_or_classes(capsys):
     sbert = brought("digits", "sbert", "a")
     refused(["lte", "compare", sbert, brought("digits", "doc2vec", "a")], "have 384 and 100 numbers a class", capsys)
-    refused(["lte", "compare", sbert, brought("cifar10", "sbert", "a")], "for other class names or another", capsys)
+    refused(["lte", "compare", sbert, brought("cifar10", "sbert", "a")], "for different class names or orders", capsys)
 
 
 def test_nothing_is_written_where_a_mistake_was_made(clone, encoder, capsys):
