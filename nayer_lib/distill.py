@@ -147,6 +147,8 @@ def prepare(
         raise unknown("method", config.method, METHODS)
     device = choose_device(device)
     ranks = ranks or find_ranks(device)
+    if test is None:
+        dataset(config.dataset)  # an unknown name is told first
     if isinstance(teacher, torch.nn.Module) and not isinstance(teacher, Classifier):
         raise UserError("a teacher is a Classifier: wrap yours as Classifier(net, class_names, mean, std).")
     if not isinstance(teacher, Classifier):
