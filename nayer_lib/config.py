@@ -144,7 +144,7 @@ def make_config(
     """A config from a preset (a column of Table 1, or a digit set), a method and its protocol, a variant, a profile
     and overrides.
 
-    `preset` None takes the profile's own: digits on a laptop, CIFAR-10 with ResNet-20 -> WRN-16-1 in an hour of a CPU,
+    `preset` None takes the profile's own: digits on a laptop, CIFAR-10 with ResNet-20 -> WRN-16-1 on a CPU,
     with WRN-40-2 -> WRN-16-2 on a GPU. Under the protocol "equal" counts are NAYER's, and a method with a persistent
     generator spreads them over turns (`LiveConfig.in_turns`), unless `repeats` is overridden: then counts stay as
     given.

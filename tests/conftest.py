@@ -102,3 +102,13 @@ def cifar10_folder(test_data, tmp_path_factory) -> Path:
     done = subprocess.run([sys.executable, shards / "rebuild_cifar10.py", shards, out], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture
+def card() -> dict:
+    """A finished run of the quick profile on digits, as it was kept."""
+    from nayer_lib.config import make_config
+    from nayer_lib.runs.card import card_config, kept_cards
+    from nayer_lib.runs.statistics import seedless
+
+    return next(card for card in kept_cards() if seedless(card_config(card)) == make_config("digits"))

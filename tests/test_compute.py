@@ -11,6 +11,7 @@ from tiny import run_all, same, tiny_config
 from torch import nn
 
 from nayer_lib import compute as computing
+from nayer_lib import steps
 from nayer_lib.classifiers import build
 from nayer_lib.classifiers.teacher import Classifier, load_teacher
 from nayer_lib.compute import Compute, compute_of, fastest, folded
@@ -309,7 +310,7 @@ def test_the_card_says_what_really_ran_and_why(monkeypatch, tmp_path):
 def test_runs_that_differ_in_their_seed_share_what_was_compiled(monkeypatch):
     """dynamo bounds the variants of a function: those of another method or config are forgotten."""
     resets = []
-    computing._forget_others.cache_clear()
+    steps._forget_others.cache_clear()
     monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
     compile_with("eager", monkeypatch)
     for count, options in ((1, {"seed": 0}), (1, {"seed": 1}), (2, {"bn_momentum": 0.5})):

@@ -1,5 +1,6 @@
 """The smallest run that still does everything: a second of CPU on the digits, with the kept teacher and pool."""
 
+import copy
 import dataclasses
 import io
 import json
@@ -13,6 +14,7 @@ from PIL import Image
 from nayer_lib import cli, files
 from nayer_lib.config import Config, fields_of, make_config
 from nayer_lib.distill import Setup, distill, prepare
+from nayer_lib.runs.statistics import Cell, cells
 
 TINY = {
     "noise_dim": 16,
@@ -56,6 +58,19 @@ def copy_data(target: Path) -> Path:
     shutil.copytree(real, target / "data")
     shutil.copyfile(real.parent / "README.md", target / "README.md")
     return target / "data"
+
+
+def like(card: dict, seed: int | None = None, **changes) -> dict:
+    """A card with other values; `config` is merged."""
+    card = copy.deepcopy(card)
+    card["config"] |= changes.pop("config", {}) | ({} if seed is None else {"seed": seed})
+    return card | changes
+
+
+def cell_of(card: dict, accuracies: list[float], **changes) -> Cell:
+    """The cell of runs like a card's, one a seed."""
+    [cell] = cells([like(card, seed=s, accuracy_last=a, **changes) for s, a in enumerate(accuracies)])
+    return cell
 
 
 def read_json(path: Path) -> dict:

@@ -99,28 +99,19 @@ class LabelLatent(nn.Module):
 
 
 class Noise(nn.Module):
-    """The classic source (Fig. 2a): z ~ N(0, I_r), one vector an image, drawn once a round and not optimised."""
+    """The classic source (Fig. 2a): z ~ N(0, I_r), one vector an image, drawn once a round.
 
-    def __init__(self, noise_dim: int, batch: int):
+    Args:
+        learned: z is then optimised along with the generator (FM, CMI).
+    """
+
+    def __init__(self, noise_dim: int, batch: int, learned: bool = False):
         super().__init__()
-        self.register_buffer("z", torch.empty(batch, noise_dim))
-        self.redraw()
-
-    def redraw(self, rng: torch.Generator | None = None) -> None:
-        """New vectors."""
-        self.z.normal_(generator=rng)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        """(B,) -> (B, r); the labels do not enter."""
-        return self.z[: len(labels)].clone()  # `redraw` writes in place
-
-
-class LearnedNoise(nn.Module):
-    """z ~ N(0, I_r) at a redraw, one vector an image, and optimised from there along with the generator (FM, CMI)."""
-
-    def __init__(self, noise_dim: int, batch: int):
-        super().__init__()
-        self.z = nn.Parameter(torch.empty(batch, noise_dim))
+        z = torch.empty(batch, noise_dim)
+        if learned:
+            self.z = nn.Parameter(z)
+        else:
+            self.register_buffer("z", z)
         self.redraw()
 
     @torch.no_grad()
@@ -130,7 +121,7 @@ class LearnedNoise(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         """(B,) -> (B, r); the labels do not enter."""
-        return self.z[: len(labels)]
+        return self.z[: len(labels)].clone()  # `redraw` writes in place
 
 
 def build_latent(

@@ -33,13 +33,10 @@ from torch.nn import functional as F
 
 from ..augment import draw_windows, enlarge
 from ..classifiers.teacher import Classifier, tapped
-from ..compute import Compute
-from ..datasets import DataSet
 from ..errors import UserError
-from ..generator.latents import LearnedNoise
+from ..generator.latents import Noise
 from ..generator.networks import redraw_weights
 from ..memory import FeatureBank
-from ..ranks import Ranks
 from . import terms
 from .inversion import Inversion, InversionConfig
 from .nayer import Nayer
@@ -79,16 +76,7 @@ class CMI(Inversion):
     terms = Nayer.terms | {"L_cr": "alpha_cr"}
     balanced = False
 
-    def __init__(
-        self,
-        teacher: Classifier,
-        student: Classifier,
-        config: CMIConfig,
-        table: Tensor | None = None,
-        facts: DataSet | None = None,
-        compute: Compute | None = None,
-        ranks: Ranks | None = None,
-    ):
+    def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         width = sum(layer.num_features for layer in teacher.batch_norms())
         if not width:
             raise UserError(
@@ -110,7 +98,7 @@ class CMI(Inversion):
         self.head = self.build(lambda: nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 256)))
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), config.generator_lr, fused=True)
         r, batch = config.noise_dim, config.generator_batch
-        self.generator = self.build(lambda: nn.Sequential(LearnedNoise(r, batch), self.network(r)))
+        self.generator = self.build(lambda: nn.Sequential(Noise(r, batch, learned=True), self.network(r)))
         self.optimizers = [self.adam(self.generator.parameters(), config.generator_lr), self.head_optimizer]
 
     @property

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..generator.latents import LearnedNoise
+from ..generator.latents import Noise
 from .inversion import Inversion, InversionConfig
 from .nayer import Nayer
 from .round import parameter_bytes
@@ -113,7 +113,7 @@ class FM(Inversion):
         config = self.config
 
         def make() -> nn.Sequential:
-            noise = LearnedNoise(config.noise_dim, config.generator_batch)
+            noise = Noise(config.noise_dim, config.generator_batch, learned=True)
             if not config.nayer_generator:
                 return nn.Sequential(noise, self.network(config.noise_dim))
             widened = nn.Linear(config.noise_dim, config.nayer_noise_dim)

@@ -7,13 +7,9 @@ the released code's `synthesize`, and with `variant="paper"` the text's lines 5-
 from torch import Tensor, nn
 
 from .. import losses
-from ..base_config import Config, NayerConfig
-from ..classifiers.teacher import Classifier
-from ..compute import Compute
-from ..datasets import DataSet
+from ..base_config import NayerConfig
 from ..errors import UserError
 from ..generator.latents import COLUMNS, build_latent, control_table
-from ..ranks import Ranks
 from .inversion import Inversion
 from .round import SynthesisBatch
 
@@ -37,16 +33,7 @@ class Nayer(Inversion):
     reads_text = True
     terms = {"L_CE": "alpha_cls", "L_BN": "alpha_bn", "L_KL": "alpha_adv"}
 
-    def __init__(
-        self,
-        teacher: Classifier,
-        student: Classifier,
-        config: Config,
-        table: Tensor,
-        facts: DataSet | None = None,
-        compute: Compute | None = None,
-        ranks: Ranks | None = None,
-    ):
+    def __init__(self, teacher, student, config, table, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
         if len(table) != len(teacher.class_names):
             raise UserError(f"the pool has {len(table)} classes, the teacher {len(teacher.class_names)}.")

@@ -39,7 +39,7 @@ from .. import losses
 from ..classifiers.teacher import Classifier, check_paired, tapped
 from ..errors import UserError
 from ..evaluate import in_batches
-from ..generator.latents import LearnedNoise
+from ..generator.latents import Noise
 from ..memory import Memory, Pool
 from . import terms
 from .base import Batch, Examples
@@ -103,8 +103,7 @@ class SpaceshipNet(Inversion):
             raise UserError(f"exchange_rate must lie in [0, 1], not {config.exchange_rate!r}.")
         self._check_maps()
         batch = self.config.generator_batch
-        self.generator = self.build(lambda: nn.Sequential(LearnedNoise(r, batch), self.network(r)))
-        self.generator[0].requires_grad_(False)
+        self.generator = self.build(lambda: nn.Sequential(Noise(r, batch), self.network(r)))
         self.optimizers = [self.adam(self.generator[1].parameters(), config.generator_lr)]
         norms, activations = (
             [i for i, layer in enumerate(self.generator[1].layers) if isinstance(layer, kind)]

@@ -16,7 +16,6 @@ from nayer_lib.generator.latents import (
     LATENTS,
     Column,
     LabelLatent,
-    LearnedNoise,
     Noise,
     build_latent,
     control_table,
@@ -344,7 +343,7 @@ def test_beta_scales_the_noise_and_nothing_else(beta):
 
 
 def test_learned_noise_is_standard_normal_and_new_with_each_redraw():
-    latent = LearnedNoise(200, 100)
+    latent = Noise(200, 100, learned=True)
     seen = []
     for seed in (0, 1, 0):
         latent.redraw(seeded(seed))
@@ -355,7 +354,7 @@ def test_learned_noise_is_standard_normal_and_new_with_each_redraw():
 
 @pytest.mark.parametrize("count", [6, 4])
 def test_learned_noise_gives_and_learns_the_rows_of_its_images(count):
-    latent = LearnedNoise(5, 6)
+    latent = Noise(5, 6, learned=True)
     out = latent(torch.zeros(count, dtype=torch.long))
     assert torch.equal(out, latent.z[:count])
     (3 * out).sum().backward()
@@ -364,7 +363,7 @@ def test_learned_noise_gives_and_learns_the_rows_of_its_images(count):
 
 def test_a_redraw_leaves_learned_noise_in_place_and_trainable():
     """An optimiser made before the redraw still moves it, and so does a compiled step."""
-    latent = LearnedNoise(5, 6)
+    latent = Noise(5, 6, learned=True)
     z, address = latent.z, latent.z.data_ptr()
     latent.redraw()
     assert latent.z is z and z.data_ptr() == address and z.requires_grad and z.is_leaf

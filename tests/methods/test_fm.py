@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nayer_lib.compute import Compute
 from nayer_lib.config import PROFILES, make_config
 from nayer_lib.distill import prepare
-from nayer_lib.generator.latents import LearnedNoise
+from nayer_lib.generator.latents import Noise
 from nayer_lib.methods.fm import FM
 
 WARMUP, AFTER = 0, 1  # the tiny config has one warm-up epoch
@@ -65,7 +65,7 @@ class ToyFM(FM):
     """G is one Linear layer and a squashing: no gradient is zero but for rounding."""
 
     def _new_generator(self) -> nn.Sequential:
-        noise = LearnedNoise(3, self.config.generator_batch)
+        noise = Noise(3, self.config.generator_batch, learned=True)
         return self.build(lambda: nn.Sequential(noise, nn.Linear(3, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8))))
 
 

@@ -215,7 +215,7 @@ def test_l_bns_memory_takes_one_batch_a_round_the_last_one(name):
 def test_published_students_see_what_the_generator_made(name, protocol, monkeypatch):
     """White images: a shift brings a black edge in."""
     method = tiny_setup(method=name, protocol=protocol, repeats=1).method
-    monkeypatch.setattr(type(method), "made", lambda _self, n, generator=None: torch.ones(n, 1, 8, 8))
+    monkeypatch.setattr(type(method), "generate", lambda _self, n, generator=None: torch.ones(n, 1, 8, 8))
     new = method.sample(90).images[:40]
     assert set(new.unique().tolist()) == ({0, 1} if protocol == "equal" else {1})
 

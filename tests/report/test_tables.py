@@ -1,41 +1,21 @@
 """Tables are views of cards: what may be averaged, what stands beside the paper's numbers, and what was not run."""
 
-import copy
 import dataclasses
 import math
 import statistics
 
 import pytest
-from tiny import tiny_config
+from tiny import cell_of, like, tiny_config
 
 from nayer_lib import files
 from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
 from nayer_lib.report import paper
 from nayer_lib.report.tables import OURS, arms_table, draw_results, fill, markdown, ours, results_table
-from nayer_lib.runs.card import card_config, kept_cards
+from nayer_lib.runs.card import kept_cards
 from nayer_lib.runs.statistics import cells, seedless
 
-
-@pytest.fixture
-def card() -> dict:
-    """A finished run of the quick profile on digits, as it was kept."""
-    return next(card for card in kept_cards() if seedless(card_config(card)) == make_config("digits"))
-
-
-def like(card: dict, seed: int | None = None, **changes) -> dict:
-    """A card with other values; `config` is merged."""
-    card = copy.deepcopy(card)
-    card["config"] |= changes.pop("config", {}) | ({} if seed is None else {"seed": seed})
-    return card | changes
-
-
 # --- our part of a row
-
-
-def cell_of(card, accuracies, **changes):
-    [cell] = cells([like(card, seed=s, accuracy_last=a, **changes) for s, a in enumerate(accuracies)])
-    return cell
 
 
 def test_our_part_has_last_gap_teacher_best_seeds_clocks_and_device(card):

@@ -1,29 +1,13 @@
 """What may be averaged, paired and said: cells of one protocol, intervals, and one rule for every verdict."""
 
-import copy
 import dataclasses
 import statistics
 
 import pytest
+from tiny import cell_of, like
 
 from nayer_lib.compute import Compute
-from nayer_lib.config import make_config
-from nayer_lib.runs.card import card_config, kept_cards
-from nayer_lib.runs.statistics import cells, effect, interval, reached, seedless, verdict
-
-
-@pytest.fixture
-def card() -> dict:
-    """A finished run of the quick profile on digits, as it was kept."""
-    return next(card for card in kept_cards() if seedless(card_config(card)) == make_config("digits"))
-
-
-def like(card: dict, seed: int | None = None, **changes) -> dict:
-    """A card with other values; `config` is merged."""
-    card = copy.deepcopy(card)
-    card["config"] |= changes.pop("config", {}) | ({} if seed is None else {"seed": seed})
-    return card | changes
-
+from nayer_lib.runs.statistics import cells, effect, interval, reached, verdict
 
 # --- cells: what may be averaged
 
@@ -170,11 +154,6 @@ def test_an_effect_is_clear_of_noise_and_a_point_or_more(gaps, word):
 )
 def test_a_printed_difference_is_reproduced_by_the_same_effect_of_half_its_size(gaps, printed, word):
     assert verdict(gaps, printed) == word
-
-
-def cell_of(card, accuracies, **changes):
-    [cell] = cells([like(card, seed=s, accuracy_last=a, **changes) for s, a in enumerate(accuracies)])
-    return cell
 
 
 @pytest.mark.parametrize(
