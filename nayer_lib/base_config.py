@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -136,7 +137,8 @@ class NayerConfig(GeneratorConfig):
 OPTIONAL = "warmup_rounds generator_life memory_size".split()  # counts that None switches off
 POSITIVE = "latent_beta generator_lr student_lr temperature".split()
 BELOW_ONE = "bn_momentum student_momentum".split()
-CHOICES = {  # field -> its name in an error's sentence, and its values
+NAME_BYTES = 50  # a run's id holds four names, and a file's name may have 255 bytes
+CHOICES = {  # field -> what a sentence calls it, and its values
     "protocol": ("protocol", PROTOCOLS),
     "latent": ("latent", LATENTS),
     "embedding": ("embedding", EMBEDDINGS),
@@ -182,6 +184,9 @@ def _check(name: str, default: object, value: object) -> None:
     elif name == "generator_betas":
         pair = isinstance(value, tuple) and len(value) == 2 and all(0 <= beta < 1 for beta in value)
         must = None if pair else "be a pair of numbers in [0, 1)"
+    elif isinstance(default, str):  # names of folders and files are made of them
+        plain = isinstance(value, str) and re.fullmatch(r"[^\W_][\w .+-]*", value) and len(value.encode()) <= NAME_BYTES
+        must = None if plain else f"be a name of letters, digits, blanks, and . _ + -, of at most {NAME_BYTES} bytes"
     else:
         must = None if isinstance(value, type(default)) else f"be a {type(default).__name__}"
     if must:

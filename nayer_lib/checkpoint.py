@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .errors import UserError
-from .files import load_torch, save_torch
+from .files import check_no_link, load_torch, save_torch
 from .methods.base import Method
 
 VERSION = 2
@@ -40,6 +40,7 @@ class Checkpoint:
         Raises:
             UserError: the folder cannot be written, or is full; the last saved state stays, whole.
         """
+        check_no_link(self.images)
         state = method.state_dict()
         memory = state["memory"]
         columns = [*memory.pop("rows"), memory.pop("labels"), memory.pop("rounds")]
@@ -68,22 +69,29 @@ class Checkpoint:
             saved: from `read`.
 
         Raises:
-            UserError: the memory file cannot be read, or lacks rows.
+            UserError: a memory file without its images or that is a link, or a state of something else.
         """
-        state, kind = saved["method"], _record(method.memory.rows)
-        held = min(saved["rows"], state["memory"]["capacity"] or saved["rows"])
+        check_no_link(self.images)
+        kind = _record(method.memory.rows)
         try:
+            state = saved["method"]
+            held = min(saved["rows"], state["memory"]["capacity"] or saved["rows"])
             with open(self.images, "rb") as file:
+                found = os.fstat(file.fileno()).st_size // kind.itemsize
+                if found < saved["rows"]:
+                    raise UserError(f"{self.images} is cut short, {found} images of {saved['rows']}; {AGAIN}.")
                 file.seek((saved["rows"] - held) * kind.itemsize)
                 record = np.fromfile(file, kind, held)
+            *rows, labels, rounds = (torch.from_numpy(record[name].copy()) for name in kind.names)
+            state["memory"] |= {"rows": rows, "labels": labels.long(), "rounds": rounds.long()}
+            method.load_state_dict(state)
+            self._rows, self._added = saved["rows"], state["memory"]["added"]
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f"cannot read {self.images}: {error.strerror}; {AGAIN}.") from error
-        if len(record) < held:
-            raise UserError(f"{self.images} is cut short, {len(record)} images of {held}; {AGAIN}.")
-        *rows, labels, rounds = (torch.from_numpy(record[name].copy()) for name in kind.names)
-        state["memory"] |= {"rows": rows, "labels": labels.long(), "rounds": rounds.long()}
-        method.load_state_dict(state)
-        self._rows, self._added = saved["rows"], state["memory"]["added"]
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{self.state} does not fit this run ({type(error).__name__}); {AGAIN}.") from error
 
     def exists(self) -> bool:
         """Whether a state was ever saved here."""
@@ -104,6 +112,9 @@ class Checkpoint:
             raise UserError(
                 f"{self.state} was saved by another version of the kit ({version}, not {VERSION}); {AGAIN}."
             )
+        progress = saved.get("progress")
+        if not isinstance(progress, dict) or not {"card", "seconds", "rounds"} <= progress.keys():
+            raise UserError(f"{self.state} holds no run's progress; {AGAIN}.")
         return saved
 
     def remove(self) -> None:

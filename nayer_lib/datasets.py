@@ -19,7 +19,7 @@ from torch import Tensor
 from .errors import MissingFile, UserError, unknown
 from .files import datasets_dir, load_arrays
 from .image_files import Labelled, class_folders, read_images, read_sheets, with_labels
-from .text.labels import class_names, superclasses, wnids
+from .text.labels import class_names, plain, superclasses, wnids
 
 SPLITS = ("train", "fit", "validation", "test")
 INKS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0), "purple": (1, 0, 1)}
@@ -67,7 +67,7 @@ class DataSet:
 
     def check_classes(self, names: Sequence[str]) -> None:
         """Raise a `UserError` unless a teacher's class names are the data set's, in the same order."""
-        if tuple(names) != self.class_names:
+        if [*map(plain, names)] != [*map(plain, self.class_names)]:
             raise UserError(
                 f"the teacher's class names are not those of {self.name}, in its order: the teacher's "
                 f"start with {', '.join(names[:3])}, the data set's with {', '.join(self.class_names[:3])}."
@@ -76,15 +76,64 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) uint8 and labels (N,) int64; `name` is one of SPLITS, and "test" for images of your own."""
+    """Images (N, C, H, W), uint8 or floats in [0, 1], square, and labels (N,) int64; tensors, or arrays of NumPy.
+
+    `name` is one of SPLITS, and "test" for images of your own.
+    """
 
     images: Tensor
     labels: Tensor
     name: str = "test"
 
+    def checked(self, classes: int) -> "Split":
+        """The same as tensors, of one kind: what is scored on goes through here.
+
+        Raises:
+            UserError: images or labels of another kind, not as many of the one as of the other, or none; a label
+                beyond so many classes.
+        """
+        images, labels = _tensor(self.images, "images"), _tensor(self.labels, "labels")
+        shape = tuple(images.shape)
+        if images.dim() != 4 or shape[2] != shape[3]:
+            hint = " (channels first: images.permute(0, 3, 1, 2))" if images.dim() == 4 and shape[1] == shape[2] else ""
+            raise UserError(f"images are (N, C, H, W) and square, not of shape {shape}{hint}.")
+        if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise UserError(
+                f"{len(images)} images want as many labels, one whole number each, not {labels.dtype} of shape "
+                f"{tuple(labels.shape)}: labels.long(), and of one-hot labels their argmax(1)."
+            )
+        if not images.numel():
+            raise UserError("there is no image to score on: the test split is empty.")
+        if images.is_floating_point():
+            images = images.float()
+            if not (images.min() >= 0 and images.max() <= 1):
+                raise UserError(
+                    f"images as floats lie in [0, 1], not from {images.min():.3g} to {images.max():.3g}: take the "
+                    "normalisation off, which the Classifier does, or divide by 255."
+                )
+        elif images.dtype != torch.uint8:
+            raise UserError(f"images are uint8 from 0 to 255, or floats in [0, 1], not {images.dtype}.")
+        labels = labels.long()
+        if labels.min() < 0:
+            raise UserError(f"the test labels count the classes from 0, and one is {labels.min()}.")
+        if labels.max() >= classes:
+            raise UserError(f"the test labels go up to {labels.max()}, the teacher has {classes} classes.")
+        return Split(images, labels, self.name)
+
     def to(self, device: torch.device | str) -> "Split":
         """The same split on a device."""
         return Split(self.images.to(device), self.labels.to(device), self.name)
+
+
+def _tensor(values: object, what: str) -> Tensor:
+    """A tensor, or what NumPy makes of anything else, in this machine's byte order."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    try:
+        array = np.asarray(values)
+        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} must be a tensor or an array of numbers, not {type(values).__name__}.") from error
 
 
 DATASETS = {

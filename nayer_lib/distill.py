@@ -2,13 +2,13 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from .classifiers.check import check_teacher
 from .classifiers.teacher import Classifier, load_teacher, make_classifier
 from .compute import Compute, fastest
 from .config import Config, check
@@ -18,6 +18,7 @@ from .evaluate import Evaluator, Scores
 from .methods import METHODS
 from .methods.base import Method, NonFiniteLoss, SynthesisReport
 from .ranks import Ranks, find_ranks
+from .text.labels import labels_hash
 from .text.lte_pool import LTEPool, find_pool
 
 
@@ -146,25 +147,37 @@ def prepare(
         raise unknown("method", config.method, METHODS)
     device = choose_device(device)
     ranks = ranks or find_ranks(device)
-    if test is None or config.dataset in DATASETS:
-        facts = dataset(config.dataset)
-    else:
-        channels, size = test.images.shape[1:3]
-        facts = DataSet(config.dataset, channels, size, (), (), crop_padding=size // 8, flip=True)
+    if isinstance(teacher, torch.nn.Module) and not isinstance(teacher, Classifier):
+        raise UserError("a teacher is a Classifier: wrap yours as Classifier(net, class_names, mean, std).")
     if not isinstance(teacher, Classifier):
         teacher = load_teacher(config.dataset, config.teacher, teacher)
     names = teacher.class_names
-    if config.dataset in DATASETS:
+    if test is not None:
+        if not isinstance(test, Split):
+            raise UserError(f"test images are a Split(images, labels), not a {type(test).__name__}.")
+        test = test.checked(len(names))
+    if test is None or config.dataset in DATASETS:
+        facts = dataset(config.dataset)
         facts.check_classes(names)
+        names = facts.class_names  # as the kit's pools have them
+    else:
+        channels, size = test.images.shape[1:3]
+        facts = DataSet(config.dataset, channels, size, (), (), crop_padding=size // 8, flip=True)
+    if test is not None and test.images.shape[1:] != facts.image_shape:
+        raise UserError(f"{facts.name} has images {facts.image_shape}, the test split {(*test.images.shape[1:],)}.")
+    check_teacher(teacher.to(device), facts.image_shape)
     kind = METHODS[config.method]
     if kind.reads_text:
         pool = pool or find_pool(config.dataset, names, config.encoder, config.prompt)
+        wanted = labels_hash(names)
+        if len(pool.table) != len(names) or pool.header.get("labels_sha256", wanted) != wanted:
+            raise UserError("the pool is for other classes than the teacher's, or in another order: build their own.")
     elif pool:
         raise UserError(f"{kind.name} reads no label text: leave the pool out.")
     test = (test or load_split(config.dataset, "test")).to(device)
-    student = make_classifier(config.student, names, teacher.mean, teacher.std, config.seed).to(device)
+    student = make_classifier(config.student, teacher.class_names, teacher.mean, teacher.std, config.seed).to(device)
     method = kind(
-        teacher.to(device),
+        teacher,
         student,
         config,
         pool.table.to(device) if pool else None,
@@ -173,12 +186,6 @@ def prepare(
         ranks,
     )
     evaluate = Evaluator(teacher, test)
-    if evaluate.teacher_at_chance:
-        warnings.warn(
-            f"the teacher scores {100 * evaluate.teacher.accuracy:.1f} %, about chance: check its normalisation "
-            "and the order of its classes.",
-            stacklevel=2,
-        )
     return Setup(config, method, evaluate, pool, scoring_interval(config, len(test.labels)))
 
 

@@ -1,5 +1,7 @@
 """Scores on real test images, for teacher and student alike, in the same run."""
 
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +11,6 @@ from torch.nn import functional as F
 
 from .classifiers.teacher import Classifier
 from .datasets import Split
-from .errors import UserError
 from .losses import kl_per_image
 
 
@@ -58,20 +59,18 @@ def features(classifier: Classifier, images: Tensor) -> Tensor:
 class Evaluator:
     """Scores classifiers on one split against one teacher; the teacher's logits are computed once.
 
+    A teacher that scores badly is warned about.
+
     Raises:
         UserError: a label that the teacher has no class for.
     """
 
     def __init__(self, teacher: Classifier, split: Split, batch: int | None = None):
         self.classes = len(teacher.class_names)
-        if not len(split.labels):
-            raise UserError("there is no image to score on: the test split is empty.")
-        highest = int(split.labels.max())
-        if highest >= self.classes:
-            raise UserError(f"the test labels go up to {highest}, the teacher has {self.classes} classes.")
-        self.split, self.batch = split, batch
+        self.split, self.batch = split.checked(self.classes), batch
         self.teacher_logits = self.logits(teacher)
         self.teacher = self.score(self.teacher_logits)
+        self._warn(teacher.accuracy.get(split.name))
 
     def logits(self, classifier: Classifier) -> Tensor:
         """(N, K) logits in eval mode; the classifier's mode is restored."""
@@ -99,7 +98,20 @@ class Evaluator:
         """Score a classifier."""
         return self.score(self.logits(classifier))
 
-    @property
-    def teacher_at_chance(self) -> bool:
-        """Whether the teacher is within ten points of chance, most often by a wrong normalisation or class order."""
-        return self.teacher.accuracy < 1 / self.classes + 0.1
+    def _warn(self, stated: float | None) -> None:
+        """Warn of a teacher within ten points of chance, or more than five below what its file states.
+
+        That is most often a wrong normalisation or class order. What a small split decides by chance is let through.
+        """
+        accuracy, images = self.teacher.accuracy, len(self.split.labels)
+        reason = ""
+        if accuracy < 1 / self.classes + 0.1:
+            reason = "about chance"
+        elif stated and stated - accuracy > 0.05 + 2 * math.sqrt(max(0, stated * (1 - stated)) / images):
+            reason = f"and its file states {100 * stated:.1f} %"
+        if reason:
+            warnings.warn(
+                f"the teacher scores {100 * accuracy:.1f} %, {reason}: check its normalisation, the order of its "
+                "classes, and whether the images were resized.",
+                stacklevel=3,
+            )

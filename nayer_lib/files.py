@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        with contextlib.suppress(OSError):  # some file systems have no modes
+            temporary.chmod(0o644)
         temporary.replace(path)
     except UserError:
         raise
@@ -66,6 +67,19 @@ def replacing(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}. {untouched}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_no_link(path: Path) -> None:
+    """Raise a `UserError` if a file that is written to in place is a link: it would write to another file."""
+    if Path(path).is_symlink():
+        raise UserError(f"{path} is a link to another file, which would be written to: remove the link.")
+
+
+def sweep(folder: Path, names: Iterable[str]) -> None:
+    """Remove what `replacing` left of some files in a folder, in which nobody else writes, when it was killed."""
+    for path in (path for name in names for path in Path(folder).glob(f".{name}.????????")):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,8 +111,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            if not isinstance(header, dict):
+                raise ValueError("its header is no dict")
             return {name: file.get_tensor(name) for name in file.keys()}, header
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}): make or download it again.") from error
 
 
@@ -118,8 +134,9 @@ def load_torch(path: Path) -> object:
         UserError: the file is cut short, is no torch file, or holds anything but tensors and plain values.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; for the user all mean the same
+        with open(path, "rb") as file:  # else torch goes by the file's suffix, and not by what is in it
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds here; to the user they are one
         raise UserError(
             f"{path} cannot be read as weights: it is cut short, or holds more than tensors and is not executed for "
             f"safety ({type(error).__name__})."

@@ -24,12 +24,12 @@ def classification(t: Tensor, y: Tensor) -> Tensor:
 
 
 def statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """(C,) biased variance and mean of maps (B, C, H, W) over all but C, in 32 bits.
+    """(C,) biased variance and mean of maps (B, C, ...) over all but C, in 32 bits.
 
     For maps in 16 bits as E[x^2] - E[x]^2, summed in 32 bits: no copy of the maps in 32 bits is made, nor kept for the
     gradient. The error, where the mean is large, is smaller than the maps' rounding.
     """
-    over = (0, 2, 3)
+    over = (0, *range(2, maps.dim()))
     if maps.dtype not in (torch.bfloat16, torch.float16):
         return torch.var_mean(maps.float(), over, correction=0)
     mean = maps.mean(over, dtype=torch.float32)
@@ -53,15 +53,13 @@ class BatchNormLoss:
         last: (v, mu) of the last pass, in the same form, without a gradient.
 
     Raises:
-        UserError: the teacher has no BatchNorm2d; the sentence says how to go on without the term.
+        UserError: the teacher has no BatchNorm; the sentence says how to go on without the term.
     """
 
     def __init__(self, teacher: Classifier, momentum: float):
         self.layers = teacher.batch_norms()
         if not self.layers:
-            raise UserError(
-                "this teacher has no BatchNorm2d layer for L_BN to look at: set alpha_bn=0 to drop the term."
-            )
+            raise UserError("this teacher has no BatchNorm layer for L_BN to look at: set alpha_bn=0 to drop the term.")
         self.momentum = momentum
         # The memory and its share change in place: a step compiled or captured in the first round serves all others.
         self.memory = [

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .classifiers.teacher import Classifier, check_judge, load_weights, read_checkpoint
+from .classifiers.checkpoints import load_weights, read_checkpoint
+from .classifiers.teacher import Classifier, check_judge
 from .errors import MissingFile, UserError
 from .evaluate import features, in_batches, in_unit_range
 from .generator.noisy_layer import NoisyLayer

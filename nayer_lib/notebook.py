@@ -1,5 +1,6 @@
 """What notebooks use to show things: source code, figures with alt text, a live curve. Only this file knows IPython."""
 
+import contextlib
 import inspect
 import io
 import json
@@ -19,6 +20,7 @@ from .config import PROFILES, TABLE8, Config, differences
 from .distill import Epoch
 from .errors import unknown
 from .plots import learning_curve, new_figure
+from .runs.interrupts import asks_to
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,6 +88,13 @@ def table8_differences(config: Config) -> str:
     return "\n".join(f"{name:26} {ours!s:>10}   released: {theirs}" for name, (ours, theirs) in pairs)
 
 
+class Stopped(KeyboardInterrupt):
+    """A run was interrupted: the cells below do not run. A notebook shows one line of it, and no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"stopped: {self}"]
+
+
 def watch(
     epochs: Iterable[Epoch], config: Config, teacher_accuracy: float, earlier: Sequence[dict] = ()
 ) -> list[Epoch]:
@@ -96,6 +105,9 @@ def watch(
 
     Returns:
         the epochs that were run now.
+
+    Raises:
+        Stopped: the run was asked to stop before its last epoch.
     """
     from IPython.display import display
     from tqdm.auto import tqdm
@@ -113,22 +125,27 @@ def watch(
         disable=quiet,
         file=sys.stdout,
     )
-    for epoch in bar:
-        seen.append(epoch)
-        last = epoch.epoch + 1 == config.total_epochs
-        if not epoch.scores:
-            continue
-        points.append((epoch.epoch, 100 * epoch.scores.accuracy))
-        if quiet and not last:
-            continue
-        numbers, accuracy = zip(*points, strict=True)
-        drawn, [ax] = new_figure()
-        learning_curve(ax, numbers, accuracy, 100 * teacher_accuracy, 100 / len(epoch.scores.per_class))
-        alt = f"Student test accuracy by epoch, rising to {accuracy[-1]:.1f} %; teacher {100 * teacher_accuracy:.1f} %."
-        if handle is None:
-            handle = display(_picture(drawn, alt), display_id=True)
-        else:
-            handle.update(_picture(drawn, alt))
+    stop = getattr(epochs, "stop", None)  # of a `Run`
+    with asks_to(stop) if stop else contextlib.nullcontext():
+        for epoch in bar:
+            seen.append(epoch)
+            last = epoch.epoch + 1 == config.total_epochs
+            if not epoch.scores:
+                continue
+            points.append((epoch.epoch, 100 * epoch.scores.accuracy))
+            if quiet and not last:
+                continue
+            numbers, accuracy = zip(*points, strict=True)
+            drawn, [ax] = new_figure()
+            learning_curve(ax, numbers, accuracy, 100 * teacher_accuracy, 100 / len(epoch.scores.per_class))
+            alt = f"Student test accuracy by epoch, rising to {accuracy[-1]:.1f} %;"
+            alt += f" teacher {100 * teacher_accuracy:.1f} %."
+            if handle is None:
+                handle = display(_picture(drawn, alt), display_id=True)
+            else:
+                handle.update(_picture(drawn, alt))
+    if getattr(epochs, "stopped", False):
+        raise Stopped(f"{len(earlier) + len(seen)} of {config.total_epochs} epochs are saved; run the cell to go on.")
     return seen
 
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -21,16 +22,17 @@ from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods.base import NonFiniteLoss
 from nayer_lib.runs.card import read_card, resumable
+from nayer_lib.runs.interrupts import asks_to
 from nayer_lib.runs.run import Run
 
 LONGER = {"epochs": 4, "generator_life": 2, "student_steps": 3}
 SET = [f"{name}={value}" for name, value in {**TINY, **LONGER}.items()]
 
 
-def started(folder, resume=False, save_every=0.0, max_minutes=None, **overrides) -> Run:
-    """A run that is scored as often as the command's."""
+def started(folder, resume=False, save_after=0.0, max_minutes=None, **overrides) -> Run:
+    """A run that is scored as often as the command's; it saves after every epoch, however short."""
     setup = prepare(tiny_config(**over(LONGER, overrides)), device="cpu")
-    return Run(setup, folder, resume, save_every, max_minutes)
+    return Run(setup, folder, resume, save_after, max_minutes)
 
 
 def left(folder) -> tuple:
@@ -118,7 +120,7 @@ def test_what_was_not_saved_is_run_again(tmp_path, whole):
     epochs = iter(run)
     for epoch in epochs:
         if epoch.epoch == 1:
-            run.save_every = 1e9
+            run.save_after = 1e9
         if epoch.epoch == 3:
             break
     epochs.close()
@@ -128,10 +130,10 @@ def test_what_was_not_saved_is_run_again(tmp_path, whole):
 
 
 def test_max_minutes_stops_at_the_end_of_an_epoch(tmp_path, whole):
-    run = started(tmp_path / "run", save_every=1e9, max_minutes=0.0)
+    run = started(tmp_path / "run", save_after=1e9, max_minutes=0.0)
     assert [epoch.epoch for epoch in run] == [0] and run.stopped
     for expected in (1, 2, 3):
-        again = started(tmp_path / "run", resume=True, save_every=1e9, max_minutes=0.0)
+        again = started(tmp_path / "run", resume=True, save_after=1e9, max_minutes=0.0)
         assert [epoch.epoch for epoch in again] == [expected]
     again = started(tmp_path / "run", resume=True, max_minutes=0.0)
     assert [epoch.epoch for epoch in again] == [4] and not again.stopped  # the last epoch ends the run
@@ -139,10 +141,11 @@ def test_max_minutes_stops_at_the_end_of_an_epoch(tmp_path, whole):
 
 
 def test_resume_where_there_is_no_run_or_no_state_starts_one(tmp_path, whole):
-    next(iter(started(tmp_path / "run", resume=True, save_every=1e9)))  # gone before anything was saved
-    assert not (tmp_path / "run" / STATE).exists()
+    next(iter(started(tmp_path / "run", resume=True)))
+    (tmp_path / "run" / STATE).unlink()  # images of a save that was cut off are there
     with pytest.warns(UserWarning, match="had saved no state: it starts again from the first epoch"):
         again = started(tmp_path / "run", resume=True)
+    assert not (tmp_path / "run" / IMAGES).exists()
     list(again)
     assert left(tmp_path / "run") == whole and "resumed" not in read_card(tmp_path / "run")
 
@@ -154,8 +157,39 @@ def test_a_finished_run_keeps_no_state(tmp_path):
     list(started(tmp_path / "run"))
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"card.json", "curve.csv", "student.safetensors", "images.png"}
+    (tmp_path / "run" / STATE).write_bytes(b"killed before this was removed")
     with pytest.raises(UserError, match="is finished: there is nothing to resume"):
         started(tmp_path / "run", resume=True)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == names
+
+
+def test_what_a_kill_left_half_written_is_swept(stopped, whole):
+    for name in (".card.json.ab_12xyz", ".state.pt.0a1b2c3d"):
+        (stopped / name).write_bytes(b"half")
+    (stopped / ".notes.abcdefgh").write_text("not the run's")
+    list(started(stopped, resume=True))
+    assert left(stopped) == whole and [path.name for path in stopped.glob(".*")] == [".notes.abcdefgh"]
+
+
+def test_saving_takes_less_than_a_twentieth_and_begins_after_the_first_epoch(tmp_path, monkeypatch):
+    """A clock on which an epoch takes 10 s and a save 1.25 s: 20 times that has passed after three more epochs."""
+    run, now, saves = started(tmp_path / "run", save_after=20.0, epochs=11), [0.0], []
+    monkeypatch.setattr("nayer_lib.runs.run.time.perf_counter", lambda: now[0])
+
+    def save(*_):
+        now[0] += 1.25
+        saves.append(len(run.card["curve"]))
+
+    run._checkpoint.save = save
+    begin = run.setup.method.begin_epoch
+
+    def slow(epoch):
+        now[0] += 10
+        begin(epoch)
+
+    run.setup.method.begin_epoch = slow
+    list(run)
+    assert saves == [1, 4, 7, 10]
 
 
 def test_the_memory_file_holds_every_image_once_and_only_grows(tmp_path):
@@ -235,6 +269,56 @@ def test_a_gpu_that_is_too_small_is_told_with_the_batch_to_try(tmp_path, whole):
     assert left(tmp_path / "run") == whole
 
 
+# --- after the last epoch
+
+
+def failing(*_, **__):
+    raise RuntimeError("no font\nand more")
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ("nayer_lib.runs.run.convergence_and_diversity", "metrics"),
+        ("nayer_lib.runs.run.judged", "score by a judge"),
+        ("nayer_lib.runs.run.image_grid", "picture"),
+        ("nayer_lib.checkpoint.Checkpoint.remove", "saved state"),
+    ],
+)
+def test_what_fails_after_the_last_epoch_is_a_line_on_a_finished_card(broken, told, tmp_path, monkeypatch, whole):
+    run = started(tmp_path / "run")
+    monkeypatch.setattr(broken, failing)
+    with pytest.warns(UserWarning, match=f"the run is finished, but something after it failed: {told}"):
+        list(run)
+    card = read_card(tmp_path / "run")
+    assert card["status"] == "finished" and card["problems"] == [f"{told}: RuntimeError: no font"]
+    student = load_classifier(tmp_path / "run" / "student.safetensors").net.state_dict()
+    assert files.tensors_hash(student) == whole[3]
+
+
+def test_the_run_is_finished_before_its_last_epoch_is_yielded(tmp_path, whole):
+    """A caller that fails there, or a kill, undoes nothing."""
+    for epoch in started(tmp_path / "run"):
+        if epoch.epoch == 4:
+            break
+    assert left(tmp_path / "run") == whole
+
+
+def test_a_disk_that_is_full_after_the_last_epoch_is_a_warning(tmp_path, monkeypatch):
+    run, write = started(tmp_path / "run"), Run._write_card
+
+    def full(self):
+        if "metrics" in self.card:
+            raise UserError("cannot write card.json: No space left on device.")
+        write(self)
+
+    monkeypatch.setattr(Run, "_write_card", full)
+    with pytest.warns(UserWarning, match="the run is finished, and its card without what came after: .*No space"):
+        list(run)
+    assert read_card(tmp_path / "run")["status"] == "finished"
+    assert not (tmp_path / "run" / STATE).exists() and not (tmp_path / "run" / ".lock").exists()
+
+
 # --- refusals
 
 
@@ -243,6 +327,35 @@ def test_files_that_are_cut_short_are_told(file, stopped):
     path = stopped / file
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match=f"{file} is (not a whole state|cut short).*; run without resume"):
+        started(stopped, resume=True)
+
+
+def test_images_are_not_read_or_written_through_a_link(stopped, tmp_path):
+    run, precious = started(stopped, resume=True), tmp_path / "precious"
+    (stopped / IMAGES).rename(precious)
+    before = precious.read_bytes()
+    (stopped / IMAGES).symlink_to(precious)
+    with pytest.raises(UserError, match=f"{IMAGES} is a link to another file, which would be written to: remove"):
+        list(run)
+    with pytest.raises(UserError, match=f"{IMAGES} is a link"):
+        started(stopped, resume=True)
+    assert precious.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": []},
+        {"progress": {"card": {}}},
+        {"rows": 10**15},
+        {"rows": "many"},
+        {"method": {"memory": {"capacity": None, "added": 1}}},
+    ],
+)
+def test_a_state_of_something_else_is_a_sentence(change, stopped):
+    path = stopped / STATE
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    with pytest.raises(UserError, match="(holds no run's progress|does not fit this run|cut short).*; run without"):
         started(stopped, resume=True)
 
 
@@ -317,8 +430,19 @@ def test_a_run_that_can_go_on_is_found_by_its_config(tmp_path, monkeypatch):
     assert resumable(config) is None
     run = interrupted_after(tmp_path / "run", 3)
     assert resumable(config) == run.folder and resumable(make_config("digits")) is None
-    list(started(tmp_path / "run", resume=True))
+    held = started(tmp_path / "run", resume=True)
+    assert resumable(config) is None  # it is going on: nobody else takes it up
+    list(held)
     assert resumable(config) is None
+
+
+def test_a_run_that_cannot_go_on_is_told_and_another_starts(stopped, monkeypatch):
+    monkeypatch.setenv("NAYER_RUNS", str(stopped.parent))
+    config = tiny_setup(**LONGER).method.config
+    (stopped / STATE).write_bytes(b"cut")
+    with pytest.warns(UserWarning) as caught:
+        assert resumable(config) is None
+    assert "left out: " in str(caught[0].message) and "starts again from the first epoch" in str(caught[1].message)
 
 
 # --- the command
@@ -355,15 +479,22 @@ def test_the_command_goes_on_as_the_run_was_computed_unless_told_otherwise(tmp_p
     assert card["compute"] == {"precision": "bf16", "channels_last": False, "steps": "eager"}
 
 
-def killed_at(folder, moments) -> None:
-    """Run it in another process that is killed after so many seconds, again and again; then let it end."""
+def ended_at(folder, moments, ends=(signal.SIGKILL,)) -> None:
+    """Run it in another process that is ended after so many seconds, by one signal after the other; then let it end.
+
+    At most one epoch is lost each time: a resumed run begins with the last that its curve had, or after it.
+    """
     fork = multiprocessing.get_context("fork")  # torch is imported already: a new interpreter takes many seconds
-    for seconds in moments:
+    for at, seconds in enumerate(moments):
         running = fork.Process(target=lambda: list(started(folder, resume=True)))
         running.start()
         time.sleep(seconds)
-        running.kill()
+        os.kill(running.pid, ends[at % len(ends)])
         running.join()
+        curve, state = folder / "curve.csv", folder / STATE
+        if state.is_file():
+            rows = len(curve.read_text().splitlines()) - 1
+            assert rows - len(torch.load(state, weights_only=True)["progress"]["card"]["curve"]) <= 1
     if not (folder / "card.json").is_file() or read_card(folder)["status"] != "finished":
         list(started(folder, resume=True))
 
@@ -373,16 +504,61 @@ def moments(count: int, seed: int) -> list[float]:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed)).mul(1.5).tolist()
 
 
-def test_sigkill_at_three_moments_ends_in_the_same_result(tmp_path, whole):
-    killed_at(tmp_path / "run", moments(3, seed=0))
-    assert left(tmp_path / "run") == whole
+@pytest.mark.parametrize("ends", [(signal.SIGKILL,), (signal.SIGINT, signal.SIGHUP)])
+def test_a_run_that_is_ended_at_two_moments_ends_in_the_same_result(ends, tmp_path, whole):
+    ended_at(tmp_path / "run", moments(2, seed=0), ends)
+    assert left(tmp_path / "run") == whole and not list((tmp_path / "run").glob(".*"))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("seed", range(1, 11))
-def test_sigkill_at_any_moment_ends_in_the_same_result(seed, tmp_path, whole):
-    killed_at(tmp_path / "run", moments(2, seed))
+def test_a_run_that_is_ended_at_any_moment_ends_in_the_same_result(seed, end, tmp_path, whole):
+    ended_at(tmp_path / "run", moments(2, seed), (end,))
+    assert left(tmp_path / "run") == whole and not list((tmp_path / "run").glob(".*"))
+
+
+def test_ctrl_c_ends_the_epoch_and_a_second_one_stops_at_once(tmp_path, whole):
+    run = started(tmp_path / "run")
+    before, step, hits = signal.getsignal(signal.SIGINT), run.setup.method.student_step, []
+
+    def interrupted(batch):
+        if len(run.card["curve"]) == 2 and not hits:
+            hits.append(signal.raise_signal(signal.SIGINT))
+        return step(batch)
+
+    run.setup.method.student_step = interrupted
+    with asks_to(run.stop):
+        assert [epoch.epoch for epoch in run] == [0, 1, 2] and run.stopped
+    assert signal.getsignal(signal.SIGINT) is before
+
+    again, calls = started(tmp_path / "run", resume=True), []
+    second = again.setup.method.student_step
+
+    def impatient(batch):
+        if len(again.card["curve"]) == 4 and len(calls) < 2:
+            calls.append(1)
+            signal.raise_signal(signal.SIGINT)
+        return second(batch)
+
+    again.setup.method.student_step = impatient
+    with pytest.raises(KeyboardInterrupt), asks_to(again.stop):
+        list(again)
+    assert read_card(tmp_path / "run")["status"] == "stopped before its last epoch"
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [epoch.epoch for epoch in started(tmp_path / "run", resume=True)] == [4]
     assert left(tmp_path / "run") == whole
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with asks_to(pytest.fail):
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_sigterm_ends_the_epoch_saves_and_exits_with_0(tmp_path, whole):

@@ -74,7 +74,7 @@ def test_runs_lists_and_keeps(clone, capsys):
 
     half = clone / "runs" / "another"
     half.mkdir()
-    (half / "card.json").write_text(json.dumps({"id": "another", "status": "running", "config": {}}))
+    (half / "card.json").write_text(json.dumps({"id": "another", "status": "running", "config": {"method": "nayer"}}))
     assert call(capsys, "runs").splitlines()[-1].split() == ["another", "running"]
 
 
@@ -140,7 +140,7 @@ def test_report_renders_the_readme_and_the_documents_anew(clone, capsys):
             "no teacher for cifar10/wrn40_2: run `python -m nayer_lib",
         ),
         (["distill", "--teacher", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
-        (["distill", "--teacher", __file__], "is not a whole safetensors file"),
+        (["distill", "--teacher", __file__], "is not a classifier of this kit, which are safetensors"),
         (["distill", "--set", "encoder=bert"], "unknown text encoder 'bert'. Did you mean 'sbert'"),
         (["distill", "--out", f"{__file__}/run", *TINY_SET], "cannot write"),
         (["runs", "--keep", "nothing"], "unknown run 'nothing'"),

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tiny import write_sheets
 
 from nayer_lib import datasets
-from nayer_lib.datasets import DATASETS, INKS, SPLITS, dataset, is_packed, load_packed, load_split
+from nayer_lib.datasets import DATASETS, INKS, SPLITS, Split, dataset, is_packed, load_packed, load_split
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.files import tensors_hash
 from nayer_lib.text.labels import wnids
@@ -535,3 +537,64 @@ def test_cifar10_itself(cifar10_folder, test_data, monkeypatch):
     assert torch.equal(torch.cat([fit.images, validation.images]), train.images)
     assert torch.equal(torch.cat([fit.labels, validation.labels]), train.labels)
     assert len(validation.labels) == 10000
+
+
+# --- a split checks itself
+
+IMAGES = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "sentence"),
+    [
+        (IMAGES[0], LABELS, r"\(N, C, H, W\) and square, not of shape \(3, 8, 8\)"),
+        (IMAGES[:, :, :4], LABELS, "and square"),
+        (IMAGES.permute(0, 2, 3, 1), LABELS, r"channels first: images.permute\(0, 3, 1, 2\)"),
+        (IMAGES.long(), LABELS, "uint8 from 0 to 255, or floats in .0, 1., not torch.int64"),
+        (IMAGES.float(), LABELS, "divide by 255"),
+        ((IMAGES / 255 - 0.5) / 0.25, LABELS, "take the normalisation off"),
+        (IMAGES / 255 * float("nan"), LABELS, "from nan to nan"),
+        (IMAGES, LABELS[:3], "4 images want as many labels"),
+        (IMAGES, LABELS.float(), "one whole number each, not torch.float32"),
+        (IMAGES, LABELS > 0, "one whole number each, not torch.bool"),
+        (IMAGES, torch.eye(4).long(), r"of one-hot labels their argmax\(1\)"),
+        (IMAGES, LABELS + 1, "go up to 4, the teacher has 4 classes"),
+        (IMAGES[:0], LABELS[:0], "there is no image to score on"),
+        (IMAGES, LABELS - 1, "count the classes from 0, and one is -1"),
+        (IMAGES, ["a", "b", "c", "d"], "labels must be a tensor or an array of numbers"),
+        (None, LABELS, "images must be a tensor or an array of numbers"),
+        ([[1], [1, 2]], LABELS, "images must be a tensor or an array of numbers"),
+    ],
+)
+def test_a_split_of_another_kind_is_told(images, labels, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Split(images, labels).checked(4)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["i2", "i4", "i8"])
+def test_numpys_arrays_are_a_split_whatever_their_byte_order(kind, order):
+    split = Split(np.asfortranarray(IMAGES.numpy())[::-1], LABELS.numpy().astype(order + kind)).checked(4)
+    assert torch.equal(split.images, IMAGES.flip(0)) and torch.equal(split.labels, LABELS)
+    assert split.labels.dtype == torch.int64
+
+
+@settings(deadline=None)
+@given(
+    shape=st.lists(st.integers(0, 3), min_size=0, max_size=5),
+    dtype=st.sampled_from((torch.uint8, torch.int32, torch.float16, torch.float64, torch.bool)),
+    labels=st.lists(st.integers(-1, 3), max_size=3),
+)
+def test_a_split_is_sound_or_refused_in_a_sentence(shape, dtype, labels):
+    try:
+        split = Split(torch.ones(shape, dtype=dtype), labels).checked(3)
+    except UserError as error:
+        assert str(error).endswith(".")
+        return
+    assert split.images.dtype in (torch.uint8, torch.float32) and split.images.shape[2] == split.images.shape[3]
+    assert split.labels.tolist() == labels and min(labels) >= 0 and max(labels) < 3
+
+
+def test_names_match_whatever_stands_for_a_blank():
+    DATASETS["cifar100"].check_classes([name.replace(" ", "_") for name in DATASETS["cifar100"].class_names])

@@ -1,6 +1,7 @@
 """Scores, worked by hand on six images and three classes."""
 
 import math
+import warnings
 
 import pytest
 import reference
@@ -112,11 +113,11 @@ def test_a_label_beyond_the_teachers_classes_is_refused():
 def test_images_are_given_in_0_1():
     """255 is white."""
     seen = []
-    net = nn.Sequential(nn.Flatten(), nn.Linear(2, 3))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     classifier = Classifier(net, NAMES, (0.0,), (1.0,))
     net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    Evaluator(classifier, Split(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2), torch.tensor([0])))
-    assert seen[0].flatten().tolist() == [0, 1]
+    Evaluator(classifier, Split(torch.tensor([0, 255] * 2, dtype=torch.uint8).view(1, 1, 2, 2), torch.tensor([0])))
+    assert seen[0].flatten().tolist() == [0, 1] * 2
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,23 @@ def test_images_are_given_in_0_1():
 )
 def test_a_teacher_within_ten_points_of_chance_is_noticed(predictions, at_chance):
     """Three classes: below 43.3 %."""
-    assert Evaluator(predicting(*predictions), SPLIT).teacher_at_chance == at_chance
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Evaluator(predicting(*predictions), SPLIT)
+    assert bool(caught) == at_chance
+
+
+@pytest.mark.parametrize(("stated", "told"), [(0.9, False), (1.0, True)])
+def test_a_teacher_far_below_what_its_file_states_is_noticed(stated, told):
+    """Five of six, 83 %, is more than five points below 100 %; below 90 % it may be by chance, of so few images."""
+    teacher = predicting(0, 0, 0, 0, 1, 0)
+    teacher.accuracy = {"test": stated}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Evaluator(teacher, SPLIT)
+    assert [str(w.message).partition(":")[0] for w in caught] == (
+        ["the teacher scores 83.3 %, and its file states 100.0 %"] if told else []
+    )
 
 
 @pytest.mark.parametrize("batch", [1000, 2])

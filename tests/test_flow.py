@@ -15,7 +15,8 @@ nayer_lib
 errors files
 text.labels text.prompts text.corpora text.hub text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks generator.vae
-classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers classifiers.teacher
+classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers
+classifiers.checkpoints classifiers.teacher classifiers.check
 base_config compute steps ranks classifiers.training
 image_files datasets augment losses memory evaluate geometry metrics
 algorithm1
@@ -24,7 +25,8 @@ methods.nayer methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt m
 methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr
 methods.with_data methods
 config checkpoint distill plots
-runs.card runs.run runs.statistics runs.forecast runs.sweep runs.launch
+runs.lock runs.interrupts runs.entries runs.card runs.measured runs.run
+runs.statistics runs.forecast runs.sweep runs.launch
 report.paper report.embeddings report.tables report.ablations report.pages
 notebook demo cli.common cli.lte cli.teacher cli preload __main__
 """.split()

@@ -102,3 +102,52 @@ def test_a_sheet_of_another_size_is_told(tmp_path, size):
     Image.new("RGB", size).save(tmp_path / "sheet.png")
     with pytest.raises(UserError, match=rf"sheet.png has {size[0]} x {size[1]} pixels: no column of 6 x 6 images"):
         read_sheets([tmp_path / "sheet.png"], 6)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(np.uint16, 65535), (np.int32, 65535), (np.float32, 1)])
+def test_what_has_more_than_8_bits_is_scaled_by_its_range(tmp_path, dtype, most):
+    ramp = np.linspace(0, most, 256).reshape(16, 16).astype(dtype)
+    Image.fromarray(ramp).save(tmp_path / "ramp.tiff")
+    grey = read_images([tmp_path / "ramp.tiff"], 16, 1)
+    assert torch.allclose(grey.flatten().float(), torch.arange(256.0), atol=1) and len(grey.unique()) > 250
+    assert torch.equal(read_images([tmp_path / "ramp.tiff"], 16)[:, :1], grey)
+
+
+@pytest.mark.parametrize("value", [-1, 2, float("nan")])
+def test_floats_of_another_range_are_told(tmp_path, value):
+    Image.fromarray(np.full((4, 4), value, np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match=r"a.tiff goes from .*: scale it to 0 to 1\."):
+        read_images([tmp_path / "a.tiff"], 4, 1)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(0, 3), (-8, 3), (5000, 3), (8, 2)])
+def test_sizes_and_channels_that_there_are_not_are_told(size, channels):
+    with pytest.raises(UserError, match="images are read as 1 to 1024 px with 1 or 3 channels"):
+        read_images([], size, channels)
+
+
+def test_an_image_of_too_many_pixels_is_told(tmp_path, monkeypatch):
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UserError, match="too many pixels"):
+        read_images([tmp_path / "a.png"], 8)
+
+
+def test_what_systems_leave_in_folders_is_passed_over(tmp_path):
+    for name in ("a/1.png", "a/.DS_Store", "a/Thumbs.db", "a/._1.png", "a/.thumbs/1.png", ".git/x", "__MACOSX/a/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert class_folders(tmp_path) == {"a": [tmp_path / "a" / "1.png"]}
+
+
+def test_a_hidden_folder_above_hides_nothing(tmp_path):
+    (tmp_path / ".cache" / "a").mkdir(parents=True)
+    (tmp_path / ".cache" / "a" / "1.png").touch()
+    assert list(class_folders(tmp_path / ".cache")) == ["a"]
+
+
+def test_underscores_in_folders_are_blanks(tmp_path):
+    found = {"red_leaf": [tmp_path / "1.png"], "cafe\u0301": [tmp_path / "2.png"]}
+    assert with_labels(found, ["caf\u00e9", "red leaf"], tmp_path) == [(tmp_path / "2.png", 0), (tmp_path / "1.png", 1)]
+    with pytest.raises(UserError, match=r"two folders for red leaf \(1\)"):
+        with_labels(found | {"red leaf": [tmp_path / "3.png"]}, ["caf\u00e9", "red leaf"], tmp_path)

@@ -373,7 +373,7 @@ def test_a_teacher_can_be_copied_after_use():
 
 def test_a_teacher_without_batchnorm_is_told_how_to_go_on():
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
-    with pytest.raises(UserError, match="no BatchNorm2d layer for L_BN .*: set alpha_bn=0 to drop the term"):
+    with pytest.raises(UserError, match="no BatchNorm layer for L_BN .*: set alpha_bn=0 to drop the term"):
         BatchNormLoss(Classifier(net, ("a", "b", "c"), (0.5,), (0.5,)), 0.9)
 
 

@@ -155,6 +155,23 @@ def test_names_in_another_order_than_the_data_sets_are_refused():
         prepare(make_config(**TINY), teacher, device="cpu")
 
 
+@pytest.mark.parametrize(("names", "net"), [(NAMES[::-1], OwnNet()), (NAMES, nn.Sequential(OwnNet(), nn.Softmax(1)))])
+def test_what_does_not_fit_a_teacher_is_told_before_anything_is_made(names, net, folder):
+    """A pool of its classes in another order; probabilities."""
+    config = make_config("digits", **{**TINY, "dataset": "leaves", "student": "wrn10_half"})
+    pool, test = build_pool(names, "random", "a"), load_folder(folder, NAMES, 16)
+    with pytest.raises(UserError, match="pool is for other classes|take the softmax off"):
+        prepare(config, Classifier(net, NAMES, **IMAGENET), pool, test, "cpu")
+
+
+def test_a_teacher_and_test_images_of_another_kind_are_told(folder):
+    config = make_config("digits", **{**TINY, "dataset": "leaves"})
+    with pytest.raises(UserError, match=r"wrap yours as Classifier\(net, class_names, mean, std\)"):
+        prepare(config, OwnNet(), device="cpu")
+    with pytest.raises(UserError, match=r"a Split\(images, labels\), not a tuple"):
+        prepare(config, Classifier(OwnNet(), NAMES, **IMAGENET), test=(1, 2), device="cpu")
+
+
 @pytest.mark.filterwarnings("ignore:the teacher scores")
 def test_the_command_line_takes_a_foreign_checkpoint_with_its_own_images(folder, tmp_path, capsys):
     """A state_dict with `module.` prefixes, as data-parallel training leaves it."""

@@ -12,25 +12,25 @@ from .wide_resnet import WideResNet
 BUILDERS = {
     "resnet18": lambda *shape: dafl_resnet(18, *shape),
     "resnet34": lambda *shape: dafl_resnet(34, *shape),
-    "resnet8": lambda *shape: he_resnet(8, *shape),
-    "resnet20": lambda *shape: he_resnet(20, *shape),
-    "resnet44": lambda *shape: he_resnet(44, *shape),
     "resnet50": imagenet_resnet50,
     "vgg11": VGG11,
 }
-KNOWN = (*BUILDERS, "wrn10_half", "wrn10_1", "wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2")
+KNOWN = (*BUILDERS, *"resnet8 resnet20 resnet44 wrn10_half wrn10_1 wrn16_1 wrn16_2 wrn40_1 wrn40_2".split())
 
 
 def build(name: str, num_classes: int, channels: int = 3) -> nn.Module:
-    """The freshly initialised network called `name`: one of `KNOWN`, or any `wrn{d}_{k}` with d = 6n+4.
+    """The freshly initialised network called `name`: one of `KNOWN`, any `resnet{d}` (d = 6n+2) or `wrn{d}_{k}` (6n+4).
 
     It maps (B, channels, H, W) *normalised* images to (B, num_classes) logits, and its only `nn.Linear` is the head,
     whose input is the pooled features. `k` is a whole number or `half`.
-    Errors: `UserError` for a name that is not known and for a wide ResNet's depth that is not 6n+4.
+    Errors: `UserError` for a name that is not known and for a depth that there is not.
     """
+    name = str(name)  # of a file's header
     if name in BUILDERS:
         return BUILDERS[name](num_classes, channels)
-    if wrn := re.fullmatch(r"wrn(\d+)_([1-9]\d*|half)", name):
+    if resnet := re.fullmatch(r"resnet(\d{1,4})", name):
+        return he_resnet(int(resnet[1]), num_classes, channels)
+    if wrn := re.fullmatch(r"wrn(\d{1,4})_([1-9]\d?|half)", name):
         depth, widen = wrn.groups()
         return WideResNet(int(depth), 0.5 if widen == "half" else int(widen), num_classes, channels)
     raise unknown("network", name, KNOWN)

@@ -4,7 +4,7 @@ An image is float NCHW in [0, 1] everywhere in this kit; a `Classifier` carries 
 layer, so no other code normalises.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,28 +15,45 @@ from .. import files
 from ..errors import MissingFile, UserError
 from ..text.labels import check_names
 from . import build
+from .checkpoints import check_content, load_weights, read_checkpoint
+
+NO_HEAD = (
+    "the teacher is without a head that can be found: with as many outputs as there are class names, its last layer "
+    "should be an nn.Linear or a 1x1 nn.Conv2d."
+)
 
 
 class Classifier(nn.Module):
     """A network with its normalisation and its class names.
 
     Args:
-        net: maps normalised images (B, C, H, W) to logits (B, K); its last nn.Linear is the head.
+        net: maps normalised images (B, C, H, W) to logits (B, K); its head is an nn.Linear or a 1x1 convolution.
         class_names: K names, in the order of the logits.
-        mean, std: C numbers each, in [0, 1] units: the normalisation that the network was trained with.
-        name: the architecture's name in `classifiers.build`; "" for any other architecture.
+        mean, std: C numbers each, in [0, 1] units: what the network was trained with.
+        name: the architecture's name in `classifiers.build`; "" if it is not one of ours.
+
+    Attributes:
+        accuracy: in [0, 1], by split, as the file that it was read from states it; {} if nothing does.
     """
 
     def __init__(
         self, net: nn.Module, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float], name: str = ""
     ):
         super().__init__()
-        if not mean or len(mean) != len(std) or not all(s > 0 for s in std):
+        if not isinstance(net, nn.Module):
+            raise UserError(f"a classifier's network is an nn.Module, not a {type(net).__name__}.")
+        try:
+            self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        except (TypeError, ValueError):
+            self.mean = self.std = ()
+        if not self.mean or len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise UserError(f"normalisation needs one mean and one positive std a channel, not {mean} and {std}.")
+        if not all(0 <= m <= 1 for m in self.mean) or max(self.std) > 1:
+            raise UserError(f"mean and std are of images in [0, 1], so not {mean} and {std}: divide them by 255.")
         self.net = net
         self.class_names = check_names(class_names)
         self.name = name
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.accuracy: dict[str, float] = {}
         self.register_buffer("_mean", torch.tensor(self.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(-1, 1, 1), persistent=False)
 
@@ -45,20 +62,36 @@ class Classifier(nn.Module):
         normalised = (images - self._mean) / self._std
         if not return_features:
             return self.net(normalised)
-        head_inputs = []
-        handle = self.head().register_forward_pre_hook(lambda _, args: head_inputs.append(args[0]))
-        try:
-            return self.net(normalised), head_inputs[0]
-        finally:
-            handle.remove()
+        with tapped([self.head()], inputs=True) as read:
+            logits = self.net(normalised)
+        if not read:
+            raise UserError(NO_HEAD)
+        return logits, read[0].mean((2, 3)) if read[0].dim() == 4 else read[0]
 
-    def head(self) -> nn.Linear:
-        """The network's last linear layer: features (B, d) -> logits (B, K)."""
-        return [module for module in self.net.modules() if isinstance(module, nn.Linear)][-1]
+    def head(self) -> nn.Linear | nn.Conv2d:
+        """Its last linear layer or 1x1 convolution with K outputs: features (B, d) -> logits (B, K).
 
-    def batch_norms(self) -> list[nn.BatchNorm2d]:
-        """The network's BatchNorm2d layers, whose inputs L_BN compares, in the order of definition."""
-        return [module for module in self.net.modules() if isinstance(module, nn.BatchNorm2d)]
+        Raises:
+            UserError: there is none.
+        """
+        linear = [m for m in self.net.modules() if isinstance(m, nn.Linear | nn.Conv2d) and m.weight[0, 0].numel() == 1]
+        heads = [module for module in linear if len(module.weight) == len(self.class_names)]
+        if not heads:
+            raise UserError(NO_HEAD)
+        return heads[-1]
+
+    def batch_norms(self) -> list[nn.Module]:
+        """Its layers with BatchNorm's running statistics, in the order of definition: where L_BN looks.
+
+        BatchNorm of any dimension, synchronised or frozen, whoever's class it is.
+        """
+        return [
+            module
+            for module in self.net.modules()
+            if isinstance(getattr(module, "running_var", None), Tensor)
+            and isinstance(getattr(module, "running_mean", None), Tensor)
+            and not isinstance(module, nn.modules.instancenorm._InstanceNorm)
+        ]
 
     def stages(self) -> list[nn.Module]:
         """The modules that give the network's feature maps, one for each group of blocks, from large maps to small."""
@@ -77,6 +110,8 @@ class Classifier(nn.Module):
         with tapped([self.eval().pooled()]) as maps:
             features = self(images, return_features=True)[1]
         self.train(training)
+        if maps[0].dim() != 4:
+            return False
         mean = maps[0].relu().flatten(2).mean(2)
         return mean.shape == features.shape and torch.allclose(mean, features, rtol=1e-3, atol=1e-5)
 
@@ -108,38 +143,6 @@ def tapped(modules: Sequence[nn.Module], inputs: bool = False) -> Iterator[dict[
     finally:
         for handle in handles:
             handle.remove()
-
-
-@torch.no_grad()
-def check_paired(
-    teacher: Classifier,
-    student: Classifier,
-    image_shape: tuple[int, int, int],
-    of: Callable[[Classifier], Sequence[nn.Module]],
-    who: str,
-    way_out: str,
-) -> None:
-    """Pass an image (C, H, W) through both networks: they must have feature maps of equal number and sizes.
-
-    Args:
-        of: returns the modules of a classifier that give its maps, e.g. `Classifier.stages`.
-        who, way_out: what pairs the maps, and the remedy, for the error's sentence.
-
-    Raises:
-        UserError: the maps do not pair up, or there are none.
-    """
-    sizes = []
-    for network in (teacher, student):
-        training = network.training
-        with tapped(of(network.eval())) as maps:
-            network(torch.zeros(1, *image_shape, device=next(network.parameters()).device))
-        network.train(training)
-        sizes.append([tuple(maps[i].shape[2:]) for i in range(len(maps))])
-    if sizes[0] != sizes[1] or not sizes[0]:
-        raise UserError(
-            f"{who} pairs the feature maps of teacher and student, and theirs are of {sizes[0]} and {sizes[1]}: "
-            f"{way_out}."
-        )
 
 
 def make_classifier(
@@ -179,61 +182,43 @@ def load_classifier(path: Path) -> Classifier:
     Raises:
         MissingFile, UserError: no such file; cut short; another program's; another network's weights (keys named).
     """
+    way_out = "somebody else's checkpoint wants --network, the name of its architecture"
+    if not check_content(path):
+        raise UserError(f"{path} is not a classifier of this kit, which are safetensors: {way_out}.")
     tensors, header = files.load_tensors(path)
     missing = {"network", "class_names", "mean", "std"} - set(header)
     if missing:
-        raise UserError(f"{path} is not a classifier of this kit (no {', '.join(sorted(missing))} in its header).")
+        raise UserError(
+            f"{path} is not a classifier of this kit (no {', '.join(sorted(missing))} in its header): {way_out}."
+        )
+    if not header["network"]:
+        raise UserError(f"{path} names no network of this kit: build yours in Python (docs/your_own_model.md).")
     classifier = make_classifier(header["network"], header["class_names"], header["mean"], header["std"], seed=0)
     load_weights(classifier.net, tensors, path)
+    stated = header.get("accuracy")
+    stated = stated if isinstance(stated, dict) else {"test": stated}
+    classifier.accuracy = {split: x for split, x in stated.items() if isinstance(x, float)}
     return classifier.eval()
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The weights of a foreign checkpoint: safetensors, or a torch file with a state_dict inside or as a whole.
-
-    `module.` prefixes of data-parallel training are dropped. No code is executed: a torch file is read with
-    weights_only, and refused if it holds anything but tensors and plain numbers.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        weights = files.load_tensors(path)[0]
-    elif not path.is_file():
-        raise MissingFile(f"{path} does not exist.")
-    else:
-        content = files.load_torch(path)
-        weights = content.get("state_dict", content) if isinstance(content, dict) else {}
-    named = isinstance(weights, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items())
-    if not named or not weights:
-        raise UserError(f"{path} holds no state_dict: save `model.state_dict()` and pass that.")
-    return {key.removeprefix("module."): value for key, value in weights.items()}
-
-
-def load_weights(net: nn.Module, weights: dict[str, Tensor], source: object) -> None:
-    """Load strictly; the error names missing, unexpected and misshapen keys in one sentence."""
-    expected = net.state_dict()
-    misfits = {
-        # Old checkpoints have no counters of batches; torch starts them at 0.
-        "missing": {k for k in expected.keys() - weights.keys() if not k.endswith("num_batches_tracked")},
-        "unexpected": weights.keys() - expected.keys(),
-        "of another shape": {k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape},
-    }
-    problems = [f"{problem}: {', '.join(sorted(keys)[:3])} ({len(keys)})" for problem, keys in misfits.items() if keys]
-    if problems:
-        raise UserError(f"{source} holds weights of another network ({'; '.join(problems)}): check the network's name.")
-    net.load_state_dict(dict(weights))
-
-
 def foreign_teacher(
-    checkpoint: Path, network: str, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float]
+    checkpoint: Path,
+    network: str,
+    class_names: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    key: str | None = None,
 ) -> Classifier:
     """A frozen teacher from a foreign checkpoint of a network of `classifiers.build`, with its normalisation.
+
+    `key` names the state_dict in a file with several.
 
     Raises:
         MissingFile, UserError: as `read_checkpoint`, `classifiers.build` and `load_weights`; a wrong
             number of class names is reported as a weight of another shape.
     """
     classifier = make_classifier(network, class_names, mean, std, seed=0)
-    load_weights(classifier.net, read_checkpoint(checkpoint), checkpoint)
+    load_weights(classifier.net, read_checkpoint(checkpoint, key), checkpoint)
     return classifier.freeze()
 
 

@@ -1,11 +1,11 @@
 """`python -m nayer_lib ...`: the same calls as in the notebooks, without one."""
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import json
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +23,7 @@ from ..ranks import find_ranks
 from ..report import pages, tables
 from ..runs import card as cards
 from ..runs.forecast import check_fits, in_words, projected, rehearse, time_in_words
+from ..runs.interrupts import asks_to
 from ..runs.launch import run_sweep
 from ..runs.run import Run
 from ..runs.sweep import keep_sweep, read_sweep
@@ -47,6 +48,7 @@ def distill(
     classes: Path | None = None,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    key: str | None = None,
     lte: Path | None = None,
     images: Path | None = None,
     size: int = 32,
@@ -79,6 +81,7 @@ def distill(
         classes: its class names, one a line, in the order of its outputs; default: the data set's.
         mean: of its normalisation, a number a channel, in [0, 1] units; default: the data set's.
         std: likewise.
+        key: which state_dict of a checkpoint that holds several, as "model_ema".
         lte: a pool of label-text embeddings for its classes; default: the kit's own.
         images: your own evaluation images, a subfolder a class; or the data set's, an .npz file or a folder of sheets
             as `teacher train --help` says; default: the data set's test split.
@@ -87,7 +90,7 @@ def distill(
         device: "cpu" or "cuda"; default: the GPU where there is one.
         out: the run folder; default: a new one under runs/.
         resume: go on where the run in --out stopped; start one where there is none.
-        max_minutes: stop after so many minutes, at the end of an epoch and resumable; so does SIGTERM.
+        max_minutes: stop after so many minutes, at the end of an epoch and resumable; so do Ctrl-C and SIGTERM.
         precision: "fp32", "bf16" or "fp16"; default: what is fastest on the device (quick on a CPU: fp32), or what the
             run that is resumed has; so with the layout and the steps.
         channels_last: the networks' memory layout.
@@ -101,7 +104,7 @@ def distill(
     if resume and not out:
         raise UserError("--resume needs --out: the folder of the run that stopped.")
     config = make_config(preset, variant, profile, method, protocol, seed=seed, **_overrides(set))
-    own = own_teacher(config.dataset, teacher, network, classes, mean, std)
+    own = own_teacher(config.dataset, teacher, network, classes, mean, std, key)
     pool = load_pool(lte, own.class_names if own else datasets.dataset(config.dataset).class_names) if lte else None
     test = None
     if images and split != "test":
@@ -135,9 +138,8 @@ def distill(
         for _ in run:
             pass
         return None
-    if ranks.size == 1:
-        signal.signal(signal.SIGTERM, lambda *_: run.stop())
-    with tqdm(run, total=config.total_epochs, initial=len(run.card["curve"]), unit="epoch") as bar:
+    bar = tqdm(run, total=config.total_epochs, initial=len(run.card["curve"]), unit="epoch")
+    with asks_to(run.stop) if ranks.size == 1 else contextlib.nullcontext(), bar:
         for epoch in bar:
             if epoch.scores:
                 bar.set_description(f"student {100 * epoch.scores.accuracy:.1f} %")

@@ -5,17 +5,8 @@ from pathlib import Path
 
 from .. import datasets
 from ..classifiers.teacher import Classifier, foreign_teacher, load_classifier
-from ..errors import MissingFile, UserError
-
-
-def read_names(path: Path) -> list[str]:
-    """The lines of a text file of class names."""
-    if not path.is_file():
-        raise MissingFile(f"{path} does not exist: it should hold the class names, one a line.")
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file: it should hold the class names, one a line.") from error
+from ..errors import UserError
+from ..text.labels import read_names
 
 
 def own_teacher(
@@ -25,6 +16,7 @@ def own_teacher(
     classes: Path | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    key: str | None = None,
 ) -> Classifier | None:
     """The teacher in a checkpoint: a file of this kit, or with `network` anybody's; None without a checkpoint.
 
@@ -32,6 +24,8 @@ def own_teacher(
     """
     if network and not checkpoint:
         raise UserError("--network describes the checkpoint of --teacher: give both.")
+    if key and not network:
+        raise UserError("--key names a part of somebody else's checkpoint: give --network too.")
     if not network:
         return load_classifier(checkpoint) if checkpoint else None
     facts = datasets.DATASETS.get(dataset)
@@ -39,4 +33,4 @@ def own_teacher(
     mean, std = mean or (facts and facts.mean), std or (facts and facts.std)
     if not names or not mean or not std:
         raise UserError(f"{dataset} is not one of the kit's data sets: give --classes, --mean and --std.")
-    return foreign_teacher(checkpoint, network, names, mean, std)
+    return foreign_teacher(checkpoint, network, names, mean, std, key)

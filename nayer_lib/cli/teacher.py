@@ -10,6 +10,8 @@ from tyro.conf import Positional
 from .. import datasets, files
 from ..augment import crop_and_flip
 from ..classifiers import KNOWN
+from ..classifiers.check import check_teacher
+from ..classifiers.checkpoints import check_content
 from ..classifiers.teacher import Classifier, load_classifier, make_classifier, save_classifier, teacher_path
 from ..classifiers.training import RECIPES, Training, resume_training, save_partial
 from ..compute import Compute
@@ -135,6 +137,7 @@ def score(
     classes: Path | None = None,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    key: str | None = None,
     device: str | None = None,
 ) -> None:
     """Score a teacher or a student on the test split of its data set.
@@ -146,13 +149,14 @@ def score(
         classes: its class names, one a line, in the order of its outputs; default: the data set's.
         mean: of its normalisation, a number a channel, in [0, 1] units; default: the data set's.
         std: likewise.
+        key: which state_dict of a checkpoint that holds several, as "model_ema".
         device: "cpu" or "cuda"; default: the GPU where there is one.
     """
-    if not dataset and not network:
+    if not dataset and not network and check_content(file):
         dataset = files.load_tensors(file)[1].get("dataset")
     if not dataset:
         raise UserError(f"which data set {file} is to be scored on stands nowhere: give --dataset.")
-    classifier = own_teacher(dataset, file, network, classes, mean, std)
+    classifier = _checked(dataset, file, network, classes, mean, std, key)
     scores = _scores(classifier, dataset, datasets.load_split(dataset, "test"), choose_device(device))
     worst = scores.per_class.argmin()
     print(
@@ -167,6 +171,7 @@ def convert(
     network: str,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    key: str | None = None,
     half: bool = False,
     device: str | None = None,
     out: Path | None = None,
@@ -179,12 +184,12 @@ def convert(
         network: its architecture, "resnet34", "wrn40_2", "vgg11", for imagenet "resnet50", ...
         mean: of its normalisation, a number a channel, in [0, 1] units; default: the data set's.
         std: likewise.
+        key: which state_dict of a checkpoint that holds several, as "model_ema".
         half: store float16: half the size, and scored after rounding.
         device: where to score it, "cpu" or "cuda"; default: the GPU where there is one.
         out: default: data/teachers/<data set>-<network>.safetensors.
     """
-    datasets.dataset(dataset)
-    classifier = own_teacher(dataset, checkpoint, network, None, mean, std)
+    classifier = _checked(dataset, checkpoint, network, None, mean, std, key)
     if half:
         _round(classifier, checkpoint)
     try:
@@ -243,6 +248,14 @@ def _begun(start: Path, network: str, dataset: str) -> Classifier:
     if classifier.name != network:
         raise UserError(f"{start} is a {classifier.name}: say --network {classifier.name}, or leave --start out.")
     datasets.dataset(dataset).check_classes(classifier.class_names)
+    return classifier
+
+
+def _checked(dataset: str, *given) -> Classifier:
+    """`own_teacher` of a data set of the kit, fit to be distilled."""
+    facts = datasets.dataset(dataset)
+    classifier = own_teacher(dataset, *given)
+    check_teacher(classifier, facts.image_shape)
     return classifier
 
 

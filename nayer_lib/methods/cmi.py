@@ -77,12 +77,9 @@ class CMI(Inversion):
     balanced = False
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
-        width = sum(layer.num_features for layer in teacher.batch_norms())
+        width = sum(len(layer.running_var) for layer in teacher.batch_norms())
         if not width:
-            raise UserError(
-                "CMI compares the inputs of a teacher's BatchNorm2d layers, and this teacher has none: take another "
-                "method."
-            )
+            raise UserError("CMI compares what enters a teacher's BatchNorm layers; without any, take another method.")
         if not config.augment_synthesis:
             raise UserError("CMI compares two random views of each image: leave augment_synthesis on.")
         super().__init__(teacher, student, config, table, facts, compute, ranks)

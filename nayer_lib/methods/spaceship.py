@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import losses
-from ..classifiers.teacher import Classifier, check_paired, tapped
+from ..classifiers.check import check_paired
+from ..classifiers.teacher import Classifier, tapped
 from ..errors import UserError
 from ..evaluate import in_batches
 from ..generator.latents import Noise
@@ -157,7 +158,7 @@ class SpaceshipNet(Inversion):
         loss = losses.distillation(t.detach(), s, config.temperature) / t.shape[1]
         if config.alpha_cam:
             cams = [
-                terms.class_activation(F.relu(maps.pop().float()), network.head().weight.detach())
+                terms.class_activation(F.relu(maps.pop().float()), network.head().weight.detach().flatten(1))
                 for network, maps in ((self.teacher, of_teacher), (self.student, of_student))
             ]
             loss = loss + config.alpha_cam * F.mse_loss(cams[1], cams[0].detach())

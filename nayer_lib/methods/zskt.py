@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import losses
-from ..classifiers.teacher import Classifier, check_paired, tapped
+from ..classifiers.check import check_paired
+from ..classifiers.teacher import Classifier, tapped
 from . import terms
 from .base import Batch
 from .live import AdversarialConfig, Live

@@ -167,10 +167,10 @@ def _against_kto1(name: str) -> str:
 
 
 def _mean(cell: Cell, form: str, *entry: str) -> str:
-    """The mean of an entry of the cards' metrics, over those that have a value; the oldest cards have no metrics."""
+    """The mean of an entry of the cards' metrics, over those that have a value: a card may have no metrics."""
     values = [card["metrics"] for card in cell.cards if "metrics" in card]
     for key in entry:
-        values = [value[key] for value in values]
+        values = [value[key] for value in values if key in value]
     values = [value for value in values if value is not None]
     return format(statistics.mean(values), form) if values else "–"
 

@@ -277,10 +277,12 @@ def arms_table(arms: dict[str, list[dict]]) -> "pandas.DataFrame":
 
     runs = []
     for arm, card in ((arm, card) for arm, cards in arms.items() for card in cards):
-        ce, metrics = card["metrics"]["ce_by_step"], card["metrics"]
-        steps = {f"CE {t}": ce[t - 1] for t in (1, 5, 15, len(ce)) if t <= len(ce)}
-        success = {"CE < 1": metrics["convergence"]["1.0"]["success"]}
-        runs.append({"arm": arm, "accuracy": 100 * card["accuracy_last"], **steps, **success, **metrics["diversity"]})
+        run = {"arm": arm, "accuracy": 100 * card["accuracy_last"]}
+        if "metrics" in card:  # else measuring failed, and the card says why
+            ce, metrics = card["metrics"]["ce_by_step"], card["metrics"]
+            run |= {f"CE {t}": ce[t - 1] for t in (1, 5, 15, len(ce)) if t <= len(ce)}
+            run |= {"CE < 1": metrics["convergence"]["1.0"]["success"], **metrics["diversity"]}
+        runs.append(run)
     groups = pd.DataFrame(runs).groupby("arm", sort=False)
     whole = groups.count().eq(groups.size(), axis=0)  # one seed without a value, and the arm has no mean
     table = groups.mean().where(whole).dropna(axis=1, how="all")

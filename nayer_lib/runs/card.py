@@ -20,11 +20,15 @@ from pathlib import Path
 import torch
 
 from .. import __version__, files
-from ..checkpoint import STATE
+from ..base_config import check
+from ..checkpoint import Checkpoint
+from ..compute import compute_of
 from ..config import Config, fields_of
 from ..distill import Setup
 from ..errors import MissingFile, UserError, unknown
 from ..methods import METHODS
+from .entries import check_entries
+from .lock import in_use
 
 REGISTRATION = "NAYER_REGISTRATION"  # the variable of the environment that carries a sweep's to its runs' cards
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "safetensors")
@@ -121,21 +125,39 @@ def read_card(path: Path) -> dict:
     path = path / "card.json" if path.is_dir() else path
     if not path.is_file():
         raise MissingFile(f"no run card at {path}.")
-    return _parsed(path.read_text(encoding="utf-8"), path)
+    return _parsed(_text(path), path)
+
+
+def _text(path: Path) -> str:
+    """The text of a file of cards.
+
+    Raises:
+        UserError: it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a run card ({error}): remove it, or copy it anew.") from error
 
 
 def _parsed(text: str, path: Path) -> dict:
     try:
         card = json.loads(text)
-        if not isinstance(card, dict) or not {"id", "status", "config"} <= set(card):
-            raise ValueError("no id, status or config")
-    except ValueError as error:
-        raise UserError(f"{path} is not a whole run card ({error}).") from error
-    written_by = card.get("versions", {}).get("nayer_lib", "0")  # the oldest do not say it
-    if _numbers(written_by) > _numbers(__version__):
-        raise NewerCard(
-            f"{path} holds a card of kit {written_by}, and this is {__version__}: bring the kit up to date."
-        )
+        versions = card.get("versions") if isinstance(card, dict) else None
+        written_by = versions.get("nayer_lib", "0") if isinstance(versions, dict) else "0"  # the oldest do not say it
+        if _numbers(str(written_by)) > _numbers(__version__):
+            raise NewerCard(
+                f"{path} holds a card of kit {written_by}, and this is {__version__}: bring the kit up to date."
+            )
+        check_entries(card)
+        check(card_config(card))
+        compute_of(card)
+    except NewerCard:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not a whole run card ({str(error).rstrip('.')}): remove it, or copy it anew."
+        ) from error
     return card
 
 
@@ -176,13 +198,26 @@ def local_cards() -> list[dict]:
 
 
 def resumable(config: Config, split: str = "test") -> Path | None:
-    """The folder of the newest run of this config on this machine that stopped and can go on; None if there is none."""
-    stopped = [
-        path.parent
-        for path, card in _local()
-        if (path.parent / STATE).is_file() and card_config(card) == config and split_of(card) == split
-    ]
-    return stopped[-1] if stopped else None
+    """The folder of the newest run of this config on this machine that stopped and can go on; None if there is none.
+
+    Where one stopped and cannot go on, a warning says that it starts over. A run that is running is left alone.
+    """
+    runs = [(path.parent, card) for path, card in _local() if card_config(card) == config and split_of(card) == split]
+    stopped = [folder for folder, card in reversed(runs) if card["status"] != "finished" and not in_use(folder)]
+    for folder in stopped:
+        state = Checkpoint(folder)
+        try:
+            if state.exists() and state.read():
+                return folder
+        except UserError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    if stopped and stopped[0] == runs[-1][0]:
+        warnings.warn(
+            f"the run in {stopped[0]} left no state to go on from: it starts again from the first epoch, in a folder "
+            "of its own.",
+            stacklevel=2,
+        )
+    return None
 
 
 def kept_cards(split: str = "test") -> list[dict]:
@@ -207,24 +242,29 @@ def finished_runs() -> list[tuple[Config, dict]]:
 
 
 def _local() -> Iterator[tuple[Path, dict]]:
-    paths = sorted(files.runs_dir().glob("*/card.json"))
-    return _readable((path, path.read_text(encoding="utf-8")) for path in paths)
+    return _readable(sorted(files.runs_dir().glob("*/card.json")))
 
 
 def _kept() -> Iterator[tuple[Path, dict]]:
     folder = files.data_dir() / "runs"
-    whole = [(path, path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    sweeps = [(path, path.read_text(encoding="utf-8").splitlines()) for path in sorted(folder.glob("*.jsonl"))]
-    return _readable([*whole, *((path, line) for path, lines in sweeps for line in lines)])
+    return _readable([*sorted(folder.glob("*.json")), *sorted(folder.glob("*.jsonl"))])
 
 
-def _readable(found: Iterable[tuple[Path, str]]) -> Iterator[tuple[Path, dict]]:
-    """The cards among some texts; those of a newer kit are left out with a warning, one a file."""
-    for path, text in found:
+def _readable(paths: Iterable[Path]) -> Iterator[tuple[Path, dict]]:
+    """The cards in some files, one a file or one a line; what is none, or a newer kit's, is left out with a warning."""
+    for path in paths:
         try:
-            yield path, _parsed(text, path)
-        except NewerCard as error:
+            texts = _text(path).splitlines() if path.suffix == ".jsonl" else [_text(path)]
+        except UserError as error:
             warnings.warn(f"left out: {error}", stacklevel=1)
+            continue
+        for text in texts:
+            try:
+                card = _parsed(text, path)
+            except UserError as error:
+                warnings.warn(f"left out: {error}", stacklevel=1)
+            else:
+                yield path, card
 
 
 def keep(run_id: str, student: bool = False) -> Path:
@@ -236,15 +276,17 @@ def keep(run_id: str, student: bool = False) -> Path:
     Raises:
         UserError: no such run (the nearest is named), or one that did not finish.
     """
-    folder = files.runs_dir() / run_id
-    if not folder.is_dir():
+    among = Path(os.path.abspath(files.runs_dir()))
+    folder = Path(os.path.abspath(among / run_id))  # also where it is given as a folder
+    if folder.parent != among or folder.name.startswith(".") or not folder.is_dir():
         raise unknown("run", run_id, sorted(p.parent.name for p in files.runs_dir().glob("*/card.json")))
-    card = read_card(folder)
+    card, run_id = read_card(folder), folder.name
     if card["status"] != "finished":
         raise UserError(f"{run_id} is {card['status']}: only finished runs are kept.")
     target = files.data_dir() / "runs" / f"{run_id}.json"
-    with files.replacing(target.with_suffix(".png")) as temporary:
-        shutil.copyfile(folder / "images.png", temporary)
+    if (folder / "images.png").is_file():  # else the card says why there is none
+        with files.replacing(target.with_suffix(".png")) as temporary:
+            shutil.copyfile(folder / "images.png", temporary)
     if student:
         weights, header = files.load_tensors(folder / "student.safetensors")
         half = {name: x.half() if x.is_floating_point() else x for name, x in weights.items()}

@@ -155,6 +155,7 @@ def _command(config: Config, folder: Path, split: str, computed: tuple[str, ...]
 def _process(command: list[str], log: Path, environment: dict[str, str]) -> int:
     """Run a `python -m` command to its end; it and all that it prints are added to the log. Returns its exit status."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    files.check_no_link(log)
     with open(log, "a", encoding="utf-8") as output:
         output.write(f"{shlex.join(command)}\n")
     # Elsewhere nothing can be forked, or should not be: libraries of macOS start threads when they are loaded.

@@ -1,37 +1,30 @@
 """One recorded distillation: what it writes while it runs, how it stops, and how it goes on."""
 
-import contextlib
 import csv
 import dataclasses
 import json
-import math
-import statistics
+import os
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from .. import files
-from ..checkpoint import Checkpoint
-from ..classifiers.teacher import load_judge, save_classifier
+from ..checkpoint import STATE, Checkpoint
+from ..classifiers.teacher import save_classifier
 from ..compute import compute_of
 from ..distill import Epoch, Setup, distill
 from ..errors import UserError
-from ..evaluate import in_batches
-from ..metrics import by_step, classifier_score, convergence, diversity, feature_diversity
 from ..plots import image_grid, new_figure
 from .card import how_computed, new_card, new_id, read_card
-
-if TYPE_CHECKING:
-    from filelock import FileLock
+from .lock import lock, unlock
+from .measured import convergence_and_diversity, judged
 
 CURVE = ("epoch", "images", "ce_first", "ce_last", "student_loss", "accuracy", "agreement", "kl", "nll", "seconds")
-SCORED = 1000  # newest images that the judge scores
-CE_THRESHOLDS = (0.1, 0.5, 1.0)  # nats; Table 3's is the first, which small problems may never reach
 PHASES = ("synthesis", "student", "evaluation")
+REPLACED = ("card.json", "curve.csv", "student.safetensors", "images.png", STATE)  # files written by `files.replacing`
 
 
 class Run:
@@ -44,7 +37,8 @@ class Run:
         setup: of `distill.prepare`.
         folder: where to write; None makes a new one under `files.runs_dir()`.
         resume: go on where the run in `folder` stopped; without a saved state there it starts from the beginning.
-        save_every: seconds after which a state is saved for that, at the next end of an epoch.
+        save_after: a state is saved for that at the end of an epoch when more than so many times what the last save
+            took has passed since: after the first epoch, and in less than 5 % of the time.
         max_minutes: after so many minutes the run stops at the end of an epoch, resumable.
 
     Attributes:
@@ -62,14 +56,14 @@ class Run:
         setup: Setup,
         folder: Path | None = None,
         resume: bool = False,
-        save_every: float = 300.0,
+        save_after: float = 20.0,
         max_minutes: float | None = None,
     ):
         ranks = setup.method.ranks
         if ranks.size > 1 and (resume or max_minutes is not None):
             raise UserError("a run on several processes cannot stop early or be resumed: leave both options out.")
         self.setup, self.max_minutes, self.stopped, self._stop = setup, max_minutes, False, False
-        self.save_every = save_every if ranks.size == 1 else math.inf
+        self.save_after = save_after
         if ranks.rank:
             return
         run_id = new_id(setup.config)
@@ -80,21 +74,24 @@ class Run:
         if begun and not resume:
             raise UserError(f"{self.folder} holds a run already: resume it, choose another folder, or remove it.")
         self._checkpoint = Checkpoint(self.folder)
-        self._lock = _locked(self.folder)
+        self._lock = lock(self.folder)
         self._seconds = dict.fromkeys((*PHASES, "total"), 0.0)
         self._rounds: list[list[float]] = []  # L_CE per step of every round after warm-up
         try:
             self.card = new_card(setup, self.folder.name if among_others else run_id)
+            files.sweep(self.folder, REPLACED)
             if begun:
                 self._resume()
+            if not self.card["curve"]:
+                self._checkpoint.remove()  # of a run that was here before
             if len(setup.method.memory) and not self.card["curve"]:
                 raise UserError("this set-up has been used: `prepare` it again for another run.")
-        except UserError:
-            self._unlock()
+            self._write_card()
+            with files.replacing(self.folder / "curve.csv") as temporary:
+                _add_rows(temporary, [dict(zip(CURVE, CURVE, strict=True)), *self.card["curve"]])
+        except BaseException:
+            unlock(self._lock)
             raise
-        self._write_card()
-        with files.replacing(self.folder / "curve.csv") as temporary:
-            _add_rows(temporary, [dict(zip(CURVE, CURVE, strict=True)), *self.card["curve"]])
 
     @property
     def id(self) -> str:
@@ -107,9 +104,9 @@ class Run:
         if method.ranks.rank:
             yield from distill(method, evaluate, score_every=score_every)
             return
-        begun, before = time.perf_counter(), self._seconds["total"]
-        saved, status = begun, "stopped before its last epoch"
         config, done = self.setup.config, len(self.card["curve"])
+        begun, before = time.perf_counter(), self._seconds["total"]
+        saved, took, status = begun, 0.0, "stopped before its last epoch"
         if done + 1 == config.total_epochs:
             method.trace = []  # the rounds of the last epoch are traced, for Figure 5's curves
         try:
@@ -122,20 +119,21 @@ class Run:
                 self._record(epoch)
                 now, left = time.perf_counter(), config.total_epochs - epoch.epoch - 1
                 late = self.max_minutes is not None and now - begun >= 60 * self.max_minutes
+                due = method.ranks.size == 1 and now - saved > self.save_after * took
                 self.stopped = bool(left) and (self._stop or late)
-                if left and (self.stopped or now - saved >= self.save_every):
+                if left and (self.stopped or due):
                     progress = {"card": self.card, "seconds": self._seconds, "rounds": self._rounds}
                     self._checkpoint.save(method, progress)
-                    saved = now
+                    saved = time.perf_counter()
+                    took = saved - now
+                if not left:
+                    status = "finished"
+                    self._finish()
                 yield epoch
                 if self.stopped:
                     return
                 if left == 1:
                     method.trace = []
-            if self._rounds:
-                self.card["metrics"] = self._metrics()
-            self._draw_images()
-            status = "finished"
         except torch.OutOfMemoryError as error:
             status = "failed: out of memory"
             raise UserError(
@@ -150,15 +148,14 @@ class Run:
         finally:
             self._seconds["total"] = before + time.perf_counter() - begun
             self.card |= {"status": status, "seconds": self._seconds, **how_computed(method)}
-            self._write_card()
-            if status == "finished":
-                self._checkpoint.remove()
-            self._unlock()
-
-    def _unlock(self) -> None:
-        self._lock.release()
-        with contextlib.suppress(OSError):  # somebody else may hold it by now
-            (self.folder / ".lock").unlink()
+            try:
+                self._write_card()
+            except UserError as error:
+                if status != "finished":
+                    raise
+                warnings.warn(f"the run is finished, and its card without what came after: {error}", stacklevel=2)
+            finally:
+                unlock(self._lock)
 
     def stop(self) -> None:
         """Ask it to stop, resumable, at the end of the epoch that is running. Safe in a signal handler.
@@ -171,12 +168,12 @@ class Run:
         """Take up card, clocks and state of the run in this folder, if it is this one; with no state, start over."""
         begun = read_card(self.folder)
         if begun["status"] == "finished":
+            self._checkpoint.remove()  # it may have been killed before it did that
             raise UserError(f"the run in {self.folder} is finished: there is nothing to resume.")
         if not self._checkpoint.exists():
-            if begun["curve"]:
-                warnings.warn(
-                    f"the run in {self.folder} had saved no state: it starts again from the first epoch.", stacklevel=4
-                )
+            warnings.warn(
+                f"the run in {self.folder} had saved no state: it starts again from the first epoch.", stacklevel=3
+            )
             return
         saved = self._checkpoint.read()
         progress = saved["progress"]
@@ -241,27 +238,28 @@ class Run:
                 accuracy=row["accuracy"],
             )
 
-    def _metrics(self) -> dict:
-        """Convergence over the rounds after warm-up; diversity and score of the newest images in this rank's memory, or
-        of what a live generator makes; Figure 5's curves, from the last epoch's rounds."""
-        method, shown = self.setup.method, self.setup.method.examples()
-        images = (shown.images, shown.labels, shown.rounds)
-        found = {
-            "ce_by_step": [statistics.mean(ces) for ces in zip(*self._rounds, strict=True)],
-            "convergence": {str(t): _no_nan(convergence(self._rounds, t)) for t in CE_THRESHOLDS},
+    def _finish(self) -> None:
+        """The run is finished: its weights and card are whole. What fails from here on is a line on the card."""
+        self.card |= {"status": "finished", "seconds": self._seconds}
+        self._write_card()
+        method = self.setup.method
+        steps = {
+            "saved state": self._checkpoint.remove,
+            "metrics": lambda: self._measure(convergence_and_diversity(method, self._rounds)),
+            "score by a judge": lambda: self._measure(judged(method)),
+            "picture": self._draw_images,
         }
-        if shown.rounds is not None:
-            found["diversity"] = _no_nan(diversity(*images))
-            found["feature_diversity"] = _no_nan(feature_diversity(*images, method.teacher))
-        try:
-            judge = load_judge(method.config.dataset, method.teacher).to(method.device)
-        except UserError:  # there is none, or it was the teacher
-            return found
-        score = classifier_score(in_batches(judge, shown.images[-SCORED:]), splits=1)
-        found["classifier_score"] = dataclasses.asdict(score) | {"judge": judge.name}
-        if method.trace:
-            found["by_step"] = by_step(*zip(*method.trace, strict=True), judge, method.teacher)
-        return found
+        for what, step in steps.items():
+            try:
+                step()
+            except Exception as error:  # whatever it is, the student is there
+                told = f"{what}: {type(error).__name__}: {error}".replace(f"{self.folder}{os.sep}", "").splitlines()[0]
+                self.card.setdefault("problems", []).append(told)
+                warnings.warn(f"the run is finished, but something after it failed: {told}", stacklevel=4)
+
+    def _measure(self, found: dict) -> None:
+        if self._rounds:
+            self.card["metrics"] = self.card.get("metrics", {}) | found
 
     def _write_card(self) -> None:
         files.write_text(self.folder / "card.json", json.dumps(self.card, indent=1) + "\n")
@@ -274,27 +272,7 @@ class Run:
             figure.savefig(temporary, format="png")
 
 
-def _locked(folder: Path) -> "FileLock":
-    """A lock on a run folder that the system lets go of when its process ends, however it ends."""
-    from filelock import FileLock, Timeout
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"another process is running in {folder}: choose another folder, or wait for it.") from error
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}. Choose a folder you can write to.") from error
-    return lock
-
-
 def _add_rows(path: Path, rows: list[dict]) -> None:
     """Add lines to a CSV file; a number that is missing, as in rows of older cards, is left blank."""
     with open(path, "a", newline="", encoding="utf-8") as file:
         csv.DictWriter(file, CURVE, extrasaction="ignore").writerows(rows)
-
-
-def _no_nan(measured) -> dict:
-    """A metric's fields for JSON, which has no nan."""
-    return {name: None if value != value else value for name, value in dataclasses.asdict(measured).items()}

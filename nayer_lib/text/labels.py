@@ -4,11 +4,15 @@ One line a class in `data/labels/<dataset>.txt`; line k is class k. The order ma
 given to the wrong class is worse than noise, so a pool has a `labels_hash` and is refused if the hash differs.
 """
 
+import codecs
 import csv
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
-from ..errors import UserError, unknown
+from ..errors import MissingFile, UserError, unknown
 from ..files import data_dir, text_hash
 
 
@@ -22,7 +26,39 @@ def class_names(dataset: str) -> tuple[str, ...]:
     path = folder / f"{dataset}.txt"
     if not path.is_file():
         raise unknown("data set (no class names in data/labels)", dataset, (p.stem for p in folder.glob("*.txt")))
-    return check_names(path.read_text(encoding="utf-8").splitlines())
+    return read_names(path)
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """The class names in a text file, one a line: UTF-8, or UTF-16 with its mark, with any line ends.
+
+    Blanks around a name and blank lines at the end do not count.
+
+    Raises:
+        MissingFile, UserError: no such file, no text, a line that is no name, or two of one name, by their numbers.
+    """
+    if not path.is_file():
+        raise MissingFile(f"{path} does not exist: it should hold the class names, one a line.")
+    content = path.read_bytes()
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8: save it so, with the class names, one a line.") from error
+    lines = [line.strip() for line in re.split("\r\n|\r|\n", text.rstrip())]
+    first: dict[str, int] = {}
+    for number, name in enumerate(lines, 1):
+        if not name.isprintable() or not name:
+            what = "is blank" if not name else "holds a tab" if "\t" in name else "holds characters of no text"
+            raise UserError(f"{path}, line {number}, {what}: give one class name a line and nothing else.")
+        if first.setdefault(name, number) != number:
+            raise UserError(f"{path}, lines {first[name]} and {number}: two classes are called {name!r}.")
+    return check_names(lines)
+
+
+def plain(name: str) -> str:
+    """A name by which folders and lists are matched: blanks for underscores, letters composed."""
+    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())
 
 
 def superclasses() -> tuple[str, ...]:
@@ -58,8 +94,11 @@ def readable(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names as a tuple; refused if there are none, or if two are equal, which would get equal embeddings."""
-    names = tuple(names)
+    """The names as a tuple, if there are some and no two classes share one: equal names would get equal embeddings."""
+    try:
+        names = tuple(names)
+    except TypeError as error:
+        raise UserError(f"class names are a list of texts, one a class, not {names!r}.") from error
     odd = [k for k, name in enumerate(names) if not isinstance(name, str) or not name.strip() or "\n" in name]
     if not names or odd:
         raise UserError(f"class names must be texts of one line, one a class; not so: {odd or 'no names at all'}.")

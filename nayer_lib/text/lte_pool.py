@@ -4,6 +4,7 @@ P = {e_y = C(Y_y) : y = 1..K}        (Eq. 1; Algorithm 1, lines 1-2)
 """
 
 import pickletools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,19 @@ def build_pool(
 ) -> LTEPool:
     """Encode all class names once (Eq. 1), as `labels.readable` writes them.
 
-    `prompt` and its errors as in `prompts.fill`, all other arguments and errors as in `encode`.
+    `prompt` as in `prompts.fill`, the rest and its errors as in `encode`.
+
+    Raises:
+        UserError: also for two classes with one embedding, as names beyond the encoder's length get.
     """
     names = check_names(names)
     table, provenance = encode(fill(prompt, readable(names)), encoder, model, device, bar)
+    if pairs := equal_rows(table):
+        one, other = (names[k][:60] for k in pairs[0])
+        raise UserError(
+            f"{one!r} and {other!r} get one and the same embedding ({len(pairs)} such pair(s)): {encoder} cuts long "
+            "names off and reads some spellings alike, so tell them apart in their first words."
+        )
     return LTEPool(table, {**provenance, "prompt": template(prompt), "labels_sha256": labels_hash(names)})
 
 
@@ -184,8 +194,16 @@ def _rows_of(names: Sequence[str], order: Sequence[str]) -> list[int]:
 
 
 def equal_rows(table: Tensor) -> list[tuple[int, int]]:
-    """Pairs of classes with equal embeddings, which a generator cannot tell apart."""
-    _, place = table.unique(dim=0, return_inverse=True)
+    """Pairs of classes with one and the same embedding: a generator that reads it cannot tell them apart.
+
+    Rows are the same that differ by less than a thousandth of the longest: equal texts may be rounded otherwise in
+    another batch, and in float16. Such rows lie side by side when all are sorted along one direction.
+    """
+    rows = table.double()
+    order = (rows @ torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0)).to(rows)).argsort()
+    steps = rows[order].diff(dim=0).norm(dim=1) > 1e-3 * rows.norm(dim=1).max()
+    place = torch.zeros_like(order)
+    place[order[1:]] = steps.cumsum(0)
     pairs = torch.triu(place[:, None] == place[None, :], 1).nonzero()
     return [(i, j) for i, j in pairs.tolist()]
 
@@ -238,4 +256,11 @@ def load_pool(path: Path, names: Sequence[str]) -> LTEPool:
         raise UserError(f"{file} has {len(pool.table)} classes, the data set has {len(names)}: build its own pool.")
     if pool.header["labels_sha256"] != labels_hash(names):
         raise UserError(f"{file} was built for other class names or another order: build it for these names.")
+    if pairs := equal_rows(pool.table):
+        one, other = (names[k] for k in pairs[0])
+        warnings.warn(
+            f"{file} has one embedding for {one!r} and {other!r} ({len(pairs)} such pair(s)): a generator cannot tell "
+            "them apart.",
+            stacklevel=2,
+        )
     return pool

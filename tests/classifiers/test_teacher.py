@@ -11,17 +11,16 @@ from torch import nn
 
 from nayer_lib import files
 from nayer_lib.classifiers import build
+from nayer_lib.classifiers.check import check_paired
+from nayer_lib.classifiers.checkpoints import load_weights, read_checkpoint
 from nayer_lib.classifiers.teacher import (
     JUDGES,
     Classifier,
     check_judge,
-    check_paired,
     load_classifier,
     load_judge,
     load_teacher,
-    load_weights,
     make_classifier,
-    read_checkpoint,
     save_classifier,
     tapped,
     teacher_path,
@@ -206,7 +205,7 @@ def test_a_file_cut_short_is_refused(tmp_path, keep):
     save_classifier(path, classifier())
     path.write_bytes(path.read_bytes()[:keep])
     for read in (load_classifier, read_checkpoint):
-        with pytest.raises(UserError, match="not a whole safetensors file"):
+        with pytest.raises(UserError, match="not a whole safetensors file" if keep else "is empty: download"):
             read(path)
 
 
@@ -293,8 +292,7 @@ def test_a_malicious_file_is_never_executed(tmp_path, kind, suffix):
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "torch")
-    sentence = "not a whole safetensors file" if suffix == ".safetensors" else "not executed for safety"
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match="not executed for safety"):
         read_checkpoint(path)
     assert not marker.exists()
     pickle.loads(pickle.dumps(Malicious(marker)))  # it would have worked
@@ -305,7 +303,7 @@ def test_a_malicious_file_is_never_executed(tmp_path, kind, suffix):
 def test_a_torch_file_cut_short_is_refused(tmp_path, keep):
     torch.save(classifier().net.state_dict(), tmp_path / "c.pth")
     (tmp_path / "c.pth").write_bytes((tmp_path / "c.pth").read_bytes()[:keep])
-    with pytest.raises(UserError, match="cannot be read as weights: it is cut short, or holds more than tensors"):
+    with pytest.raises(UserError, match="cannot be read as weights: it is cut short" if keep else "is empty"):
         read_checkpoint(tmp_path / "c.pth")
 
 

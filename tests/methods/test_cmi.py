@@ -362,7 +362,7 @@ def test_a_teacher_without_batchnorm_is_refused():
     names = method.teacher.class_names
     plain = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), names, (0.3,), (0.4,))
     student = make_classifier("wrn10_half", names, (0.3,), (0.4,), 0)
-    with pytest.raises(UserError, match="the inputs of a teacher's BatchNorm2d layers, .* take another method"):
+    with pytest.raises(UserError, match="compares what enters a teacher's BatchNorm layers; .* take another method"):
         CMI(plain, student, method.config)
 
 

@@ -10,7 +10,16 @@ from tiny import copy_data
 from nayer_lib import __version__
 from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
-from nayer_lib.runs.card import NewerCard, card_config, kept_cards, kept_files, local_cards, read_card
+from nayer_lib.runs.card import (
+    NewerCard,
+    card_config,
+    keep,
+    kept_cards,
+    kept_files,
+    local_cards,
+    read_card,
+    resumable,
+)
 from nayer_lib.runs.statistics import cells
 
 
@@ -75,8 +84,51 @@ def test_a_card_of_this_kit_or_an_older_one_is_read(card, tmp_path):
         assert read_card(tmp_path)["id"] == f"of {version}"
 
 
-def test_a_line_that_is_no_card_is_told_with_its_file(tmp_path, monkeypatch):
+BAD = {  # what stands where a card should -> what is said of it
+    '{"id": "a", "sta': "Unterminated string",
+    "[]": "no JSON object",
+    "[" * 100_000: "recursion",
+    '{"id": "a", "status": "running", "config": []}': "no config",
+    '{"id": "a", "status": "running", "config": {"method": "of another kit"}}': "unknown method",
+    '{"id": "a", "status": "running", "config": {"method": "nayer", "rounds": {}}}': "rounds must",
+    '{"id": "a", "status": "running", "config": {"method": "nayer", "dataset": "../../x"}}': "dataset must be a name",
+    '{"id": "a", "status": "running", "config": {"method": "nayer"}, "compute": {"gears": 5}}': "gears",
+    '{"id": "a", "status": "finished", "config": {"method": "nayer"}}': "no teacher",
+}
+
+
+@pytest.mark.parametrize("text", [*BAD, b"\xff\xfe"])
+def test_one_bad_card_stops_nothing_and_is_one_line(text, tmp_path, monkeypatch):
     monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))
-    (tmp_path / "data" / "runs" / "cut.jsonl").write_text('{"id": "a", "sta')
-    with pytest.raises(UserError, match=r"cut\.jsonl is not a whole run card"):
-        kept_cards()
+    monkeypatch.setenv("NAYER_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "runs" / "bad").mkdir(parents=True)
+    before = kept_cards()
+    for path in (tmp_path / "runs" / "bad" / "card.json", tmp_path / "data" / "runs" / "bad.jsonl"):
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert kept_cards() == before and local_cards() == [] and resumable(make_config("digits")) is None
+    said = [str(warning.message) for warning in caught if "left out" in str(warning.message)]
+    assert len(said) == 3 and "bad.jsonl" in said[0] and "card.json" in said[1]
+    assert all(BAD.get(text, "cannot be read") in line and "\n" not in line for line in said)
+    with pytest.raises(UserError, match="remove it, or copy it anew"):
+        read_card(tmp_path / "runs" / "bad")
+
+
+@pytest.mark.parametrize("given", ["one", "one/", "./one", "{runs}/one"])
+def test_keep_understands_a_run_by_its_folder_too(given, card, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))
+    monkeypatch.setenv("NAYER_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "card.json").write_text(json.dumps(card))
+    assert keep(given.format(runs=tmp_path / "runs")) == tmp_path / "data" / "runs" / "one.json"  # without a picture
+
+
+@pytest.mark.parametrize("given", ["", ".", "/", "../x", "one/sub", ".hidden", "/tmp", "one/../../x"])
+def test_keep_takes_nothing_but_runs(given, card, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAYER_RUNS", str(tmp_path / "runs"))
+    for folder in ("runs/one/sub", "x", "runs/.hidden"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match="unknown run"):
+        keep(given)

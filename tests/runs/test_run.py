@@ -240,7 +240,7 @@ def test_a_run_that_fails_says_why_and_leaves_its_last_good_epoch(tmp_path):
     assert last.epoch == 1
     card = read_card(run.folder)
     assert card["status"] == "failed: L_CE became NaN." and card["seconds"]["total"] > 0
-    assert files_of(run.folder) == kept and set(kept) == {"curve.csv", "student.safetensors"}
+    assert files_of(run.folder) == kept and set(kept) == {"curve.csv", "student.safetensors", "state.pt", "memory.bin"}
     assert len(rows_of(run.folder)) == 2
     saved = load_classifier(run.folder / "student.safetensors")
     assert card["accuracy_last"] == last.scores.accuracy == setup.evaluate(saved).accuracy

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nayer_lib.errors import UserError
 from nayer_lib.files import data_dir
-from nayer_lib.text.labels import check_names, class_names, labels_hash, readable, superclasses, wnids
+from nayer_lib.text.labels import check_names, class_names, labels_hash, read_names, readable, superclasses, wnids
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -161,13 +161,13 @@ def test_an_unknown_data_set_names_the_nearest():
 
 def test_a_blank_line_is_told_by_its_number(labels):
     (labels / "birds.txt").write_text("great tit\n\nblue tit\n  \n")
-    with pytest.raises(UserError, match=r"one a class; not so: \[1, 3\]"):
+    with pytest.raises(UserError, match=r"birds.txt, line 2, is blank"):
         class_names("birds")
 
 
 def test_an_empty_list_is_refused(labels):
     (labels / "birds.txt").write_text("")
-    with pytest.raises(UserError, match="no names at all"):
+    with pytest.raises(UserError, match="line 1, is blank"):
         class_names("birds")
 
 
@@ -191,3 +191,46 @@ def test_the_hash_is_sha256_of_the_lines():
 @pytest.mark.parametrize("other", [("dog", "cat"), ("cat", "dogs"), ("cat",), ("cat", "dog", "fox"), ("Cat", "dog")])
 def test_another_order_or_another_name_is_another_hash(other):
     assert labels_hash(other) != labels_hash(("cat", "dog"))
+
+
+# --- names files
+
+
+@settings(deadline=None)
+@given(
+    names=st.lists(
+        st.text("ab\u00e9\u4e2d _", min_size=1, max_size=5).map(str.strip).filter(bool), min_size=1, unique=True
+    ),
+    end=st.sampled_from(("\n", "\r\n", "\r")),
+    encoding=st.sampled_from(("utf-8", "utf-8-sig", "utf-16")),
+    blanks=st.integers(0, 3),
+)
+def test_names_are_read_whatever_wrote_the_file(names, end, encoding, blanks, tmp_path_factory):
+    path = tmp_path_factory.mktemp("names") / "names.txt"
+    path.write_bytes((end.join(f" {name}\t" for name in names) + end * blanks).encode(encoding))
+    assert read_names(path) == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"a\n\nb", "names.txt, line 2, is blank"),
+        (b"0\ta\n1\tb", "names.txt, line 1, holds a tab"),
+        (b"a\nb\0", "names.txt, line 2, holds characters of no text"),
+        (b"a\nb\nc\nb", "names.txt, lines 2 and 4: two classes are called 'b'"),
+        (b"caf\xe9", "names.txt is not a text file in UTF-8"),
+        (b"", "names.txt, line 1, is blank"),
+        (b"\n\n", "names.txt, line 1, is blank"),
+        (b"\xff\xfea", "not a text file"),
+    ],
+)
+def test_a_line_that_is_no_name_is_told_by_its_number(content, sentence, tmp_path):
+    (tmp_path / "names.txt").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        read_names(tmp_path / "names.txt")
+
+
+@pytest.mark.parametrize("names", [None, 3])
+def test_names_that_are_no_list_are_refused(names):
+    with pytest.raises(UserError, match="class names"):
+        check_names(names)

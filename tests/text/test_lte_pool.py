@@ -468,3 +468,23 @@ def test_a_committed_pool_fits_its_data_set_and_names_its_origin(path):
 def test_the_kits_doc2vec_does_not_hear_the_full_stop_of_p1(dataset):
     p1, p2 = (read_pool(pool_path(dataset, "doc2vec", prompt)).table for prompt in ("p1", "p2"))
     assert torch.equal(p1, p2)
+
+
+# --- two classes with one embedding
+
+
+def test_an_encoder_that_hears_no_difference_is_told(monkeypatch):
+    """As where names are longer than it reads; a last bit that differs between two batches is no difference."""
+    rows = torch.eye(3, 8)
+    rows[2] = rows[1] + 1e-6
+    monkeypatch.setitem(ENCODERS, "deaf", lambda texts, model, device, bar: (rows, {}))
+    with pytest.raises(UserError, match="'b' and 'c' get one and the same embedding .1 such pair"):
+        build_pool(["a", "b", "c"], "deaf", "a")
+
+
+def test_a_pool_with_one_embedding_for_two_classes_is_warned_about(tmp_path):
+    names = ["a", "b", "c"]
+    pool = LTEPool(torch.tensor([[1.0, 2], [3, 4], [1, 2]]), {"labels_sha256": labels_hash(names)})
+    save_pool(tmp_path / "p.safetensors", pool)
+    with pytest.warns(UserWarning, match="p.safetensors has one embedding for 'a' and 'c'"):
+        load_pool(tmp_path / "p.safetensors", names)
