@@ -24,6 +24,7 @@ from .measured import convergence_and_diversity, judged
 
 CURVE = ("epoch", "images", "ce_first", "ce_last", "student_loss", "accuracy", "agreement", "kl", "nll", "seconds")
 PHASES = ("synthesis", "student", "evaluation")
+CUT_OFF = "metrics and picture: the process ended while they were made"
 REPLACED = ("card.json", "curve.csv", "student.safetensors", "images.png", STATE)  # files written by `files.replacing`
 
 
@@ -240,8 +241,9 @@ class Run:
 
     def _finish(self) -> None:
         """The run is finished: its weights and card are whole. What fails from here on is a line on the card."""
-        self.card |= {"status": "finished", "seconds": self._seconds}
+        self.card |= {"status": "finished", "seconds": self._seconds, "problems": [CUT_OFF]}
         self._write_card()
+        problems = []
         method = self.setup.method
         steps = {
             "saved state": self._checkpoint.remove,
@@ -254,8 +256,12 @@ class Run:
                 step()
             except Exception as error:  # whatever it is, the student is there
                 told = f"{what}: {type(error).__name__}: {error}".replace(f"{self.folder}{os.sep}", "").splitlines()[0]
-                self.card.setdefault("problems", []).append(told)
+                problems.append(told)
                 warnings.warn(f"the run is finished, but something after it failed: {told}", stacklevel=4)
+
+        del self.card["problems"]
+        if problems:
+            self.card["problems"] = problems
 
     def _measure(self, found: dict) -> None:
         if self._rounds:
