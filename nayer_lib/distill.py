@@ -149,6 +149,8 @@ def prepare(
     ranks = ranks or find_ranks(device)
     if isinstance(teacher, torch.nn.Module) and not isinstance(teacher, Classifier):
         raise UserError("a teacher is a Classifier: wrap yours as Classifier(net, class_names, mean, std).")
+    if test is None:
+        dataset(config.dataset)  # an unknown name is told first
     if not isinstance(teacher, Classifier):
         teacher = load_teacher(config.dataset, config.teacher, teacher)
     names = teacher.class_names
