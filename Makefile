@@ -49,14 +49,18 @@ clean:
 	@rm -rf .venv build *.egg-info .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis
 	@find nayer_lib tests .ci -name __pycache__ -prune -exec rm -rf {} +
 
-# uv installs about ten times faster than pip; where uv cannot be had or fails, pip does the same.
+# uv installs about ten times faster than pip; where uv cannot be had or fails, pip does the same. Not with
+# UV_TORCH_BACKEND, which pip does not know: it would load the 3.3 GB that were to be spared.
 $(STAMP): pyproject.toml constraints.txt
-	@echo "Setting up .venv: once; on Linux a download of 3.3 GB and 6 GB of disk (PyTorch brings CUDA)."
+	@echo "Setting up .venv, once. $(if $(UV_TORCH_BACKEND),PyTorch is the build for $(UV_TORCH_BACKEND) (UV_TORCH_BACKEND).,On \
+	Linux a download of 3.3 GB and 6 GB of disk, since PyTorch brings CUDA; without a GPU UV_TORCH_BACKEND=cpu in front of make spares most of it.)"
 	@rm -f $@
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv .venv
 	@{ $(BIN)/python -m pip install --quiet --disable-pip-version-check uv \
 		&& $(BIN)/uv pip install --quiet --python $(BIN)/python $(CONSTRAINTS) -e ".[all]"; } \
-		|| { echo "uv did not manage it: installing with pip, which takes some minutes."; \
+		|| { test -z "$(UV_TORCH_BACKEND)" \
+		|| { echo "uv did not manage it, and pip does not know UV_TORCH_BACKEND: install torch and torchvision as pytorch.org's selector says, or leave it out."; exit 1; }; \
+		echo "uv did not manage it: installing with pip, which takes some minutes."; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[all]"; }
 	@touch $@

@@ -22,10 +22,14 @@ BADGE, TIME, BOOTSTRAP = "[![Open in Colab]", "**Time**:", "import sys\n"
 CODE = f"""import sys
 
 if "google.colab" in sys.modules:  # elsewhere this cell does nothing
+    import os
     from importlib.metadata import version
 
+    url = os.environ.get("NAYER_KIT_URL", "{ADDRESS}")
+    !test -d /content/kit || GIT_TERMINAL_PROMPT=0 git clone -q {{url}} /content/kit
+    if not os.path.isdir("/content/kit"):
+        sys.exit(f"{{url}} cannot be reached: upload the kit to /content/kit (Files, at the left) and run this cell again.")
     keep = " ".join(f"{{name}}=={{version(name)}}" for name in ("torch", "torchvision", "numpy"))
-    !test -d /content/kit || git clone -q {ADDRESS} /content/kit
     %pip install -q -e "/content/kit[text]" {{keep}}
     %cd -q /content/kit/notebooks
     sys.path.append("/content/kit")"""

@@ -205,6 +205,11 @@ def scoring_interval(config: Config, images: int) -> int:
 def choose_device(name: str | None) -> torch.device:
     """A device by its name; None takes the GPU if there is one."""
     cuda = torch.cuda.is_available()
+    if name == "mps":
+        raise UserError(
+            "Apple's GPU (mps) is not supported: no result was checked on it. Leave the device out: the CPU does "
+            "digits in about a minute."
+        )
     if name not in (None, "cpu", "cuda"):
         raise unknown("device", name, ("cpu", "cuda"))
     if name == "cuda" and not cuda:

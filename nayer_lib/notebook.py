@@ -55,12 +55,13 @@ def figure(drawn: "Figure", alt: str) -> None:
 def environment() -> dict[str, str]:
     """This machine, fact by fact; the last one names the profiles that make sense on it."""
     gpu = torch.cuda.is_available()
+    none = "Apple's, not supported" if torch.backends.mps.is_available() else "none that torch can use"
     return {
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "CPU": f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}",
         "memory": _memory(),
-        "GPU": torch.cuda.get_device_name() if gpu else "none that torch can use",
+        "GPU": torch.cuda.get_device_name() if gpu else none,
         "Colab": "yes" if "google.colab" in sys.modules else "no",
         "profiles": ", ".join(PROFILES) if gpu else "quick",
     }

@@ -116,6 +116,11 @@ def test_with_a_gpu_every_profile_makes_sense_and_colab_is_seen(monkeypatch):
     assert told["profiles"].split(", ") == list(PROFILES)
 
 
+def test_apples_gpu_is_named_as_one_that_is_not_used(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert notebook.environment()["GPU"] == "Apple's, not supported"
+
+
 def test_where_linux_does_not_tell_its_memory_the_total_or_nothing_is_told(monkeypatch):
     monkeypatch.setattr(Path, "is_file", lambda _: False)
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2_000_000, "SC_PAGE_SIZE": 4096}.__getitem__, raising=False)

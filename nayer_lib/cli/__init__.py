@@ -30,7 +30,7 @@ from ..runs.sweep import keep_sweep, read_sweep
 from ..text.lte_pool import load_pool
 from . import lte as pools
 from . import teacher as teachers
-from .common import own_teacher
+from .common import own_images, own_teacher
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -111,12 +111,8 @@ def distill(
         raise UserError("--images are scored on as they are: leave --split out.")
     if split != "test" and not dry_run:
         test = datasets.load_split(config.dataset, split)
-    if images and datasets.is_packed(images):
-        test = datasets.load_packed(images, config.dataset)
-    elif images:
-        if not own:
-            raise UserError("--images needs --teacher: the kit's own teachers have their own test images.")
-        test = datasets.load_folder(images, own.class_names, size, len(own.mean))
+    if images:
+        test = own_images(images, config.dataset, own, size)
     if dry_run:
         print(in_words(config, rehearse(config, own, pool, test)))
         print(f"{'time':26}{time_in_words([projected(config, cards.finished_runs())]):>20}")

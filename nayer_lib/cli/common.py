@@ -34,3 +34,17 @@ def own_teacher(
     if not names or not mean or not std:
         raise UserError(f"{dataset} is not one of the kit's data sets: give --classes, --mean and --std.")
     return foreign_teacher(checkpoint, network, names, mean, std, key)
+
+
+def own_images(path: Path, dataset: str, teacher: Classifier | None, size: int) -> datasets.Split:
+    """Images to score on from files of one's own: packed ones of a data set, or a folder of the teacher's classes.
+
+    Args:
+        path: an .npz file or a folder of sheets (`datasets.load_packed`), or a subfolder a class.
+        size: pixels to resize a folder's images to.
+    """
+    if datasets.is_packed(path):
+        return datasets.load_packed(path, dataset)
+    if not teacher:
+        raise UserError("--images needs --teacher: the kit's own teachers have their own test images.")
+    return datasets.load_folder(path, teacher.class_names, size, len(teacher.mean))

@@ -21,7 +21,7 @@ from ..errors import MissingFile, UserError, unknown
 from ..evaluate import Evaluator, Scores
 from ..report import paper
 from ..runs.card import device_name
-from .common import own_teacher
+from .common import own_images, own_teacher
 
 
 def train(
@@ -138,26 +138,34 @@ def score(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
     key: str | None = None,
+    images: Path | None = None,
+    size: int = 32,
     device: str | None = None,
 ) -> None:
-    """Score a teacher or a student on the test split of its data set.
+    """Score a teacher or a student on the test split of its data set, or on images of your own.
 
     Args:
-        file: a classifier of this kit, or with --network and --dataset anybody's checkpoint.
+        file: a classifier of this kit, or with --network anybody's checkpoint.
         dataset: default: the one that the file names.
         network: the architecture of somebody else's checkpoint, "resnet20", "resnet34", "wrn40_2", ...
         classes: its class names, one a line, in the order of its outputs; default: the data set's.
         mean: of its normalisation, a number a channel, in [0, 1] units; default: the data set's.
         std: likewise.
         key: which state_dict of a checkpoint that holds several, as "model_ema".
+        images: images to score on, as `distill` takes them: a subfolder a class, grey ones for a mean of one number;
+            or the data set's, an .npz file or a folder of sheets; default: the data set's test split.
+        size: pixels to resize those in subfolders to.
         device: "cpu" or "cuda"; default: the GPU where there is one.
     """
     if not dataset and not network and check_content(file):
         dataset = files.load_tensors(file)[1].get("dataset")
-    if not dataset:
-        raise UserError(f"which data set {file} is to be scored on stands nowhere: give --dataset.")
-    classifier = _checked(dataset, file, network, classes, mean, std, key)
-    scores = _scores(classifier, dataset, datasets.load_split(dataset, "test"), choose_device(device))
+    if not dataset and not images:
+        raise UserError(f"which data set {file} is to be scored on stands nowhere: give --dataset or --images.")
+    dataset = dataset or images.name
+    classifier = own_teacher(dataset, file, network, classes, mean, std, key)
+    test = own_images(images, dataset, classifier, size) if images else datasets.load_split(dataset, "test")
+    check_teacher(classifier, tuple(test.images.shape[1:]))
+    scores = _scores(classifier, dataset, test, choose_device(device))
     worst = scores.per_class.argmin()
     print(
         f"{classifier.name} {100 * scores.accuracy:.2f} % of {len(scores.predictions)} test images of {dataset}; "
@@ -189,7 +197,9 @@ def convert(
         device: where to score it, "cpu" or "cuda"; default: the GPU where there is one.
         out: default: data/teachers/<data set>-<network>.safetensors.
     """
-    classifier = _checked(dataset, checkpoint, network, None, mean, std, key)
+    facts = datasets.dataset(dataset)
+    classifier = own_teacher(dataset, checkpoint, network, None, mean, std, key)
+    check_teacher(classifier, facts.image_shape)
     if half:
         _round(classifier, checkpoint)
     try:
@@ -251,16 +261,9 @@ def _begun(start: Path, network: str, dataset: str) -> Classifier:
     return classifier
 
 
-def _checked(dataset: str, *given) -> Classifier:
-    """`own_teacher` of a data set of the kit, fit to be distilled."""
-    facts = datasets.dataset(dataset)
-    classifier = own_teacher(dataset, *given)
-    check_teacher(classifier, facts.image_shape)
-    return classifier
-
-
 def _scores(classifier: Classifier, dataset: str, test: datasets.Split, device: torch.device) -> Scores:
-    datasets.dataset(dataset).check_classes(classifier.class_names)
+    if dataset in datasets.DATASETS:
+        datasets.dataset(dataset).check_classes(classifier.class_names)
     return Evaluator(classifier.to(device), test.to(device)).teacher
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import MissingFile, UserError
 from ..files import text_hash
+from .hub import DOWNLOAD, within
 
 WORDNET = Path("/usr/share/wordnet")  # where Debian's wordnet-base puts it
 TEXT8_DOCUMENT = 200  # words; text8 is one endless line
@@ -89,7 +90,8 @@ def _text8() -> list[list[str]]:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10)
     try:
-        path = downloader.load("text8", return_path=True)  # the path alone, so that no downloaded code is executed
+        # The path alone, so that no downloaded code is executed.
+        path = within(DOWNLOAD, lambda: downloader.load("text8", return_path=True))
     except Exception as error:  # errors of urllib, of json and of gensim
         raise MissingFile(
             "text8 is not here and could not be downloaded: connect to the network once, or name a corpus of your own."

