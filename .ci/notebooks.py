@@ -28,7 +28,7 @@ if "google.colab" in sys.modules:  # elsewhere this cell does nothing
     url = os.environ.get("NAYER_KIT_URL", "{ADDRESS}")
     !test -d /content/kit || GIT_TERMINAL_PROMPT=0 git clone -q {{url}} /content/kit
     if not os.path.isdir("/content/kit"):
-        sys.exit(f"{{url}} cannot be reached: upload the kit to /content/kit (Files, at the left) and run this cell again.")
+        sys.exit(f"{{url}} cannot be reached: upload the kit to /content/kit and run this cell again.")
     keep = " ".join(f"{{name}}=={{version(name)}}" for name in ("torch", "torchvision", "numpy"))
     %pip install -q -e "/content/kit[text]" {{keep}}
     %cd -q /content/kit/notebooks

@@ -252,3 +252,44 @@ def test_bfloat16_agrees_with_32_bits_on_its_first_losses(published):
     plain, half = (prepare(config, *published, Compute(p)).method.synthesize(1) for p in ("fp32", "bf16"))
     assert half.ce_per_step == [pytest.approx(ce, rel=0.02) for ce in plain.ce_per_step]
     assert half.bn == pytest.approx(plain.bn, rel=0.02) and half.adv == pytest.approx(plain.adv, rel=0.2)
+
+
+# --- the page's way on the command line, offline
+
+
+SEVEN = ("zero", "one", "two", "three", "four", "five", "six")
+
+
+@pytest.fixture
+def grey(tmp_path):
+    """Seven classes of grey digits at 28 x 28: a checkpoint, its names, a folder of test images."""
+    net = build("wrn10_1", 7, channels=1)
+    with torch.no_grad():  # BatchNorm statistics that belong to some images
+        net.train()(torch.rand(64, 1, 28, 28))
+    torch.save({"state_dict": {f"module.{key}": x for key, x in net.state_dict().items()}}, tmp_path / "net.pth")
+    (tmp_path / "names.txt").write_text("\n".join(SEVEN) + "\n")
+    split = load_split("digits", "test")
+    for image, label in zip(split.images[:60], split.labels[:60], strict=True):
+        if label < 7:
+            folder = tmp_path / "test" / SEVEN[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            picture = Image.fromarray(image[0].numpy()).resize((28, 28))
+            picture.save(folder / f"{len(list(folder.iterdir()))}.png")
+    return tmp_path
+
+
+def test_seven_grey_classes_go_from_a_checkpoint_to_a_student_on_the_command_line(grey, capsys):
+    images = ["--images", str(grey / "test"), "--size", "28"]
+    teacher = ["--network", "wrn10_1", "--classes", str(grey / "names.txt"), "--mean", "0.5", "--std", "0.25"]
+    with pytest.warns(UserWarning, match="about chance"):
+        assert cli.main(["teacher", "score", str(grey / "net.pth"), *teacher, *images]) == 0
+    count = sum(len(list(folder.iterdir())) for folder in (grey / "test").iterdir())
+    assert f"of {count} test images of test; lowest class: " in capsys.readouterr().out
+    pool = ["--dataset", "own", "--classes", str(grey / "names.txt"), "--out", str(grey / "own.safetensors")]
+    assert cli.main(["lte", "build", "--encoder", "random", *pool]) == 0
+    words = ["distill", "--out", str(grey / "run"), "--teacher", str(grey / "net.pth"), *teacher, *images]
+    settings = [*TINY_SET, "dataset=own", "student=wrn10_1", "noise_dim=40"]
+    with pytest.warns(UserWarning, match="about chance"):
+        assert cli.main([*words, "--lte", str(grey / "own.safetensors"), *settings]) == 0
+    card = read_card(grey / "run")
+    assert card["status"] == "finished" and card["config"]["dataset"] == "own"
