@@ -109,5 +109,5 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def labels_hash(names: Sequence[str]) -> str:
-    """sha256 of the names in order: equal hashes mean equal names in the same order."""
-    return text_hash("\n".join(names))
+    """sha256 of the names in order: equal hashes mean equal names in the same order, but for underscores and blanks."""
+    return text_hash("\n".join(map(plain, names)))

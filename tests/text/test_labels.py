@@ -188,6 +188,11 @@ def test_the_hash_is_sha256_of_the_lines():
     assert labels_hash(["cat", "dog"]) == labels_hash(("cat", "dog"))
 
 
+def test_names_that_differ_in_underscores_have_one_hash():
+    """A list of names and the folders of a data set: both give the same texts to the encoder."""
+    assert labels_hash(["red_leaf", "wood"]) == labels_hash(["red leaf", "wood"]) != labels_hash(["redleaf", "wood"])
+
+
 @pytest.mark.parametrize("other", [("dog", "cat"), ("cat", "dogs"), ("cat",), ("cat", "dog", "fox"), ("Cat", "dog")])
 def test_another_order_or_another_name_is_another_hash(other):
     assert labels_hash(other) != labels_hash(("cat", "dog"))
