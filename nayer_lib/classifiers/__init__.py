@@ -4,7 +4,7 @@ import re
 
 from torch import nn
 
-from ..errors import unknown
+from ..errors import UserError, unknown
 from .resnet import dafl_resnet, he_resnet, imagenet_resnet50
 from .vgg import VGG11
 from .wide_resnet import WideResNet
@@ -31,6 +31,8 @@ def build(name: str, num_classes: int, channels: int = 3) -> nn.Module:
     if resnet := re.fullmatch(r"resnet(\d{1,4})", name):
         return he_resnet(int(resnet[1]), num_classes, channels)
     if wrn := re.fullmatch(r"wrn(\d{1,4})_([1-9]\d?|half)", name):
-        depth, widen = wrn.groups()
-        return WideResNet(int(depth), 0.5 if widen == "half" else int(widen), num_classes, channels)
+        depth, widen = int(wrn[1]), 0.5 if wrn[2] == "half" else int(wrn[2])
+        if depth * widen**2 > 16_000:  # about 16,000 weights for each
+            raise UserError(f"{name} would have more than 250 million weights: check its name.")
+        return WideResNet(depth, widen, num_classes, channels)
     raise unknown("network", name, KNOWN)

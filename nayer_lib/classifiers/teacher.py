@@ -42,14 +42,7 @@ class Classifier(nn.Module):
         super().__init__()
         if not isinstance(net, nn.Module):
             raise UserError(f"a classifier's network is an nn.Module, not a {type(net).__name__}.")
-        try:
-            self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
-        except (TypeError, ValueError):
-            self.mean = self.std = ()
-        if not self.mean or len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise UserError(f"normalisation needs one mean and one positive std a channel, not {mean} and {std}.")
-        if not all(0 <= m <= 1 for m in self.mean) or max(self.std) > 1:
-            raise UserError(f"mean and std are of images in [0, 1], so not {mean} and {std}: divide them by 255.")
+        self.mean, self.std = check_normalisation(mean, std)
         self.net = net
         self.class_names = check_names(class_names)
         self.name = name
@@ -145,10 +138,28 @@ def tapped(modules: Sequence[nn.Module], inputs: bool = False) -> Iterator[dict[
             handle.remove()
 
 
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """A mean and a std a channel, of images in [0, 1], as tuples.
+
+    Raises:
+        UserError: they are something else.
+    """
+    try:
+        means, stds = tuple(map(float, mean)), tuple(map(float, std))
+    except (TypeError, ValueError):
+        means = stds = ()
+    if not means or len(means) != len(stds) or not all(s > 0 for s in stds):
+        raise UserError(f"normalisation needs one mean and one positive std a channel, not {mean} and {std}.")
+    if not all(0 <= m <= 1 for m in means) or max(stds) > 1:
+        raise UserError(f"mean and std are of images in [0, 1], so not {mean} and {std}: divide them by 255.")
+    return means, stds
+
+
 def make_classifier(
     name: str, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float], seed: int
 ) -> Classifier:
     """A `Classifier` of a freshly initialised network of `classifiers.build`; equal seeds give equal weights."""
+    class_names, (mean, std) = check_names(class_names), check_normalisation(mean, std)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = build(name, len(class_names), channels=len(mean))

@@ -9,7 +9,7 @@ import csv
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import MissingFile, UserError, unknown
@@ -95,10 +95,9 @@ def readable(names: Sequence[str]) -> tuple[str, ...]:
 
 def check_names(names: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple, if there are some and no two classes share one: equal names would get equal embeddings."""
-    try:
-        names = tuple(names)
-    except TypeError as error:
-        raise UserError(f"class names are a list of texts, one a class, not {names!r}.") from error
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise UserError(f"class names are a list of texts, one a class, not {names!r}.")
+    names = tuple(names)
     odd = [k for k, name in enumerate(names) if not isinstance(name, str) or not name.strip() or "\n" in name]
     if not names or odd:
         raise UserError(f"class names must be texts of one line, one a class; not so: {odd or 'no names at all'}.")

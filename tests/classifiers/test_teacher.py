@@ -6,6 +6,8 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -29,6 +31,7 @@ from nayer_lib.classifiers.training import RECIPES, Recipe
 from nayer_lib.config import PRESETS, Config
 from nayer_lib.datasets import dataset, load_split
 from nayer_lib.errors import MissingFile, UserError
+from nayer_lib.text.lte_pool import read_pool
 
 NAMES, MEAN, STD = ("a", "b", "c"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 KEPT = sorted((files.data_dir() / "teachers").glob("*digits-*.safetensors"))
@@ -439,3 +442,38 @@ def test_other_weights_another_number_of_classes_or_another_network_make_a_judge
     check_judge(classifier(1), classifier(0))
     check_judge(make_classifier("wrn10_half", "abcd", MEAN, STD, 0), classifier())
     check_judge(make_classifier("wrn10_1", NAMES, MEAN, STD, 0), classifier())
+
+
+# --- headers of other makes
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+networks = st.sampled_from(["wrn10_half", "resnet8", "vgg11", "wrn9994_99", "resnet99998", "wrn10", ""]) | json_values
+numbers = st.just([0.5]) | json_values
+headers = st.fixed_dictionaries(
+    {}, optional={"network": networks, "class_names": st.just(["a", "b"]) | json_values, "mean": numbers, "std": numbers}
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(headers)
+def test_a_file_with_any_header_is_refused_in_one_sentence(tmp_path_factory, header):
+    path = tmp_path_factory.mktemp("any") / "any.safetensors"
+    files.save_tensors(path, {"head.weight": torch.zeros(2)}, header)
+    with pytest.raises(UserError) as raised:  # these weights fit no network
+        load_classifier(path)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError):
+        read_pool(path)
+
+
+def test_a_network_of_absurd_size_is_a_sentence():
+    for name in ("wrn9994_99", "wrn100_99"):
+        with pytest.raises(UserError, match=f"{name} would have more than 250 million weights"):
+            build(name, 10)
+    for name in ("wrn100000_1", "resnet100000"):
+        with pytest.raises(UserError, match="unknown network"):
+            build(name, 10)

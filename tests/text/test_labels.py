@@ -235,7 +235,7 @@ def test_a_line_that_is_no_name_is_told_by_its_number(content, sentence, tmp_pat
         read_names(tmp_path / "names.txt")
 
 
-@pytest.mark.parametrize("names", [None, 3])
+@pytest.mark.parametrize("names", [None, 3, "leaf"])
 def test_names_that_are_no_list_are_refused(names):
     with pytest.raises(UserError, match="class names"):
         check_names(names)
