@@ -255,11 +255,11 @@ def load_teacher(dataset: str, network: str, checkpoint: Path | None = None) -> 
 
 # --- judges, which score images made from a teacher -------------------------------------------------------------------
 
-# For each data set a network that is none of its teachers in Table 1.
+# For each data set a network that is none of its teachers in the presets.
 JUDGES = {
     "digits": "resnet8",
     "color_digits": "resnet8",
-    "cifar10": "resnet20",
+    "cifar10": "resnet44",
     "cifar100": "resnet20",
     "tiny_imagenet": "vgg11",
 }
