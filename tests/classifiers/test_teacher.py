@@ -453,8 +453,9 @@ json_values = st.recursive(
 )
 networks = st.sampled_from(["wrn10_half", "resnet8", "vgg11", "wrn9994_99", "resnet99998", "wrn10", ""]) | json_values
 numbers = st.just([0.5]) | json_values
+names = st.just(["a", "b"]) | json_values
 headers = st.fixed_dictionaries(
-    {}, optional={"network": networks, "class_names": st.just(["a", "b"]) | json_values, "mean": numbers, "std": numbers}
+    {}, optional={"network": networks, "class_names": names, "mean": numbers, "std": numbers}
 )
 
 
