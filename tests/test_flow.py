@@ -13,7 +13,7 @@ LIBRARY = Path(__file__).resolve().parents[1] / "nayer_lib"
 ORDER = """
 nayer_lib
 errors files
-text.labels text.prompts text.corpora text.hub text.encoders text.lte_pool
+text.labels text.prompts text.hub text.corpora text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks generator.vae
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers
 classifiers.checkpoints classifiers.teacher classifiers.check

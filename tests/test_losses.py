@@ -194,7 +194,7 @@ def small_teacher(seed=0):
 
 
 def wide_resnet():
-    return make_classifier("wrn10_half", "abc", (0.4,), (0.3,), seed=0).freeze()
+    return make_classifier("wrn10_half", tuple("abc"), (0.4,), (0.3,), seed=0).freeze()
 
 
 def same_memory(ours, theirs):
@@ -404,7 +404,7 @@ def test_freezing_teacher_and_student_changes_no_bit_of_the_generators_gradient(
         torch.manual_seed(0)
         generator = nn.Sequential(build_latent("noisy", torch.randn(3, 8), 10, 6), Generator(10, 8, 1, width=4))
         teacher = small_teacher()
-        student = make_classifier("wrn10_half", "abc", (0.4,), (0.3,), 1).eval()
+        student = make_classifier("wrn10_half", tuple("abc"), (0.4,), (0.3,), 1).eval()
         for classifier in (teacher, student):
             classifier.requires_grad_(not frozen)
         y, bn = torch.arange(6) % 3, BatchNormLoss(teacher, 0.9)

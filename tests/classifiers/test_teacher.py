@@ -440,7 +440,7 @@ def test_a_rounded_teacher_is_still_the_teacher(rounded):
 
 def test_other_weights_another_number_of_classes_or_another_network_make_a_judge():
     check_judge(classifier(1), classifier(0))
-    check_judge(make_classifier("wrn10_half", "abcd", MEAN, STD, 0), classifier())
+    check_judge(make_classifier("wrn10_half", tuple("abcd"), MEAN, STD, 0), classifier())
     check_judge(make_classifier("wrn10_1", NAMES, MEAN, STD, 0), classifier())
 
 

@@ -235,7 +235,7 @@ def test_score_takes_somebody_elses_checkpoint(clone, call):
     status, said = call("score", *words, "--classes", names)
     assert status == 2 and "not those of digits, in its order: the teacher's start with nine, eight, seven" in said
     status, said = call("score", theirs, "--network", "wrn10_1")
-    assert status == 2 and "theirs.pth is to be scored on stands nowhere: give --dataset." in said
+    assert status == 2 and "theirs.pth is to be scored on stands nowhere: give --dataset or --images." in said
 
 
 def test_a_file_that_names_no_data_set_wants_one(clone, call):

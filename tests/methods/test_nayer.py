@@ -527,7 +527,7 @@ def fresh_student(teacher) -> Classifier:
 
 def test_a_teacher_without_batchnorm_needs_alpha_bn_0():
     teacher, table = plain_classifier(), torch.randn(10, 16)
-    with pytest.raises(UserError, match="no BatchNorm2d layer .* set alpha_bn=0"):
+    with pytest.raises(UserError, match="no BatchNorm layer .* set alpha_bn=0"):
         Nayer(teacher, fresh_student(teacher), tiny_config(), table)
     method = Nayer(teacher, fresh_student(teacher), tiny_config(alpha_bn=0.0), table)
     report = method.synthesize(AFTER)
