@@ -4,6 +4,7 @@ A file data/sweeps/<stem>_<data set>.json holds the arms of one table on one pro
 bears that row's name; the other arms are ours. What the tables are about stands in docs/ablations.md.
 """
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from ..config import Config
 from ..errors import unknown
 from ..methods import METHODS
 from ..methods.inversion import Inversion
-from ..runs.statistics import Cell, by_config, effect, paired, seedless, verdict
+from ..runs.rule import RUNS, RUNS_ALONE, Contrast, contrasts
+from ..runs.statistics import Cell, by_config, by_seed, seedless
 from ..runs.sweep import Sweep, read_sweep
 from . import paper
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 # The data sets of the sweeps, each with the one of the paper that stands beside it where a table has several.
 PROBLEMS = {"cifar10": "cifar10", "cifar100": "cifar100", "digits": "cifar10", "color_digits": "cifar100"}
+
+
+DECIDED = ("shows", "does not show", "reproduced", "partly", "not", "gain", "loss", "no effect")
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,10 @@ class Line:
         row: as the paper prints it (`paper.rows`); None for an arm of our own.
         printed: the paper's difference between the two, in points; None where it has none.
         cell: our runs of one protocol; None if there are none.
-        differences: ours, paired by seed, in points, of the same protocol; a reference has none.
+        contrast: ours, of the same protocol; None for a reference and where one of the two has no runs.
+        measured: further contrasts of the same two, by what was measured.
+        silent: why there is no word about this row, whatever its numbers; "" for most.
+        data_of_paper: whether the problem is one of the paper's own.
     """
 
     name: str
@@ -42,25 +50,51 @@ class Line:
     row: object | None
     printed: float | None
     cell: Cell | None
-    differences: list[float]
+    contrast: Contrast | None = None
+    measured: dict[str, Contrast] = field(default_factory=dict)
+    silent: str = ""
+    data_of_paper: bool = False
 
     @property
-    def verdict(self) -> str:
-        """`verdict` of a printed row, `effect` of an arm of our own; "reference" where nothing is compared."""
-        if self.cell and self.against == self.name:
+    def word(self) -> str:
+        """What `rule` says of a printed row or an arm of our own, or why it says nothing."""
+        if not self.cell:
+            return "not run"
+        if self.against == self.name:
             return "reference"
-        return effect(self.differences) if self.printed is None else verdict(self.differences, self.printed)
+        if self.silent or not self.contrast:
+            return self.silent or "no reference"
+        of = self.contrast
+        word = of.word if self.printed is None else of.shows(self.printed, self.data_of_paper)
+        return f"{word}, n = {of.n}" if of.n < RUNS_ALONE and word in DECIDED else word
 
     @property
     def difference(self) -> str:
-        """Mean and sample standard deviation of the differences, and how many there are; "" for none."""
-        if not self.differences:
+        """The difference, and from three runs on its interval; "" for none."""
+        if not (of := self.contrast):
             return ""
-        spread = f" ± {statistics.stdev(self.differences):.2f}" if len(self.differences) > 1 else ""
-        return f"{statistics.mean(self.differences):+.2f}{spread} (n = {len(self.differences)})"
+        return f"{of.difference:+.2f}" + (f" [{of.low:+.2f}, {of.high:+.2f}]" if of.n >= RUNS else "")
 
 
 Column = str | Callable[[Cell], str]  # one of the paper's by its name, or text about our cell
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is compared beside the accuracy.
+
+    Attributes:
+        of: a card's metrics -> a number, or None.
+        small: a difference that counts for none.
+    """
+
+    of: Callable[[dict], float | None]
+    small: float
+
+    def by_seed(self, cell: Cell) -> dict[int, float]:
+        """Its numbers for the seeds of a cell that have one."""
+        values = {card["config"]["seed"]: self.of(card.get("metrics", {})) for card in cell.cards}
+        return {seed: value for seed, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -74,6 +108,8 @@ class Ablation:
         table: its number in the paper; None if it is ours.
         name: the name of a printed row; None for one that has no arm here.
         columns: what it tells beside the accuracy, heading -> column.
+        measures: what is compared beside the accuracy, heading -> measure.
+        silent: the reason why a row of a name on a data set gets no word; "" for most.
     """
 
     stem: str
@@ -82,6 +118,8 @@ class Ablation:
     table: int | None = None
     name: Callable[[object], str | None] | None = None
     columns: dict[str, Column] = field(default_factory=dict)
+    measures: dict[str, Measure] = field(default_factory=dict)
+    silent: Callable[[str, str], str] = lambda name, dataset: ""
 
     def sweeps(self) -> dict[str, Sweep]:
         """Its sweep files: data set -> sweep."""
@@ -100,21 +138,47 @@ class Ablation:
         Args:
             found: cells by their config without its seed.
         """
-
-        def cells_of(arm: str) -> list[Cell]:
-            asked = found.get(seedless(sweep.arms[arm][0]), []) if arm in sweep.arms else []
-            return [cell for cell in asked if cell.split == sweep.split]
-
-        rows, lines = self.rows(dataset), []
-        for name in [*rows, *(arm for arm in sweep.arms if arm not in rows)]:
-            against = self.against(name)
+        rows = self.rows(dataset)
+        names = [*rows, *(arm for arm in sweep.arms if arm not in rows)]
+        asked = {name: found.get(seedless(sweep.arms[name][0]), []) if name in sweep.arms else [] for name in names}
+        ran = {name: {c.protocol: c for c in cells if c.split == sweep.split} for name, cells in asked.items()}
+        references = {name: self.against(name) for name in names}
+        compared = {}
+        for protocol in {protocol for cells in ran.values() for protocol in cells}:
+            cells = {name: cells[protocol] for name, cells in ran.items() if protocol in cells}
+            compared[protocol] = self._contrasts(cells, references, sweep)
+        lines = []
+        for name, against in references.items():
             numbers = [getattr(rows.get(row), "accuracy", None) for row in (name, against)]
             printed = None if name == against or None in numbers else numbers[0] - numbers[1]
-            for cell in cells_of(name) or [None]:
-                references = cells_of(against) if cell and name != against else []
-                pairs = [difference for reference in references for difference in paired(cell, reference)]
-                lines.append(Line(name, against, rows.get(name), printed, cell, pairs))
+            about = {"silent": self.silent(name, dataset), "data_of_paper": _of_paper(sweep)}
+            for protocol, cell in (ran[name] or {None: None}).items():
+                contrast, measured = (x.get(name) for x in compared.get(protocol, ({}, {})))
+                lines.append(Line(name, against, rows.get(name), printed, cell, contrast, measured or {}, **about))
         return lines
+
+    def _contrasts(
+        self, cells: dict[str, Cell], references: dict[str, str], sweep: Sweep
+    ) -> tuple[dict[str, Contrast], dict[str, dict[str, Contrast]]]:
+        """By row: the contrast in accuracy, and those of what else is measured, by its heading."""
+        resolved = 100 / min(cell.cards[0]["test_split"]["images"] for cell in cells.values())
+        accuracies = {name: by_seed(cell) for name, cell in cells.items()}
+        of_accuracy = contrasts(accuracies, references, sweep.primary, floor=resolved)
+        measured: dict[str, dict[str, Contrast]] = {}
+        for heading, measure in self.measures.items():
+            values = {name: measure.by_seed(cell) for name, cell in cells.items()}
+            for name, contrast in contrasts(
+                values, references, sweep.primary, measure.small, floor=measure.small / 10
+            ).items():
+                measured.setdefault(name, {})[heading] = contrast
+        return of_accuracy, measured
+
+
+def _of_paper(sweep: Sweep) -> bool:
+    """Whether a sweep runs on a pair of networks and a data set of the paper's Table 1."""
+    config = next(iter(sweep.arms.values()))[0]
+    column = config.dataset, config.teacher, config.student
+    return column in {(row.dataset, row.teacher, row.student) for row in paper.rows(1)}
 
 
 def lines_of(stem: str, dataset: str, cards: list[dict]) -> list[Line]:
@@ -134,24 +198,30 @@ def lines_of(stem: str, dataset: str, cards: list[dict]) -> list[Line]:
 def frame(stem: str, dataset: str, cards: list[dict]) -> "pandas.DataFrame":
     """`lines_of` as a table of numbers, for notebooks: a row a line; percent and points, nan where there is none.
 
-    Columns: what the paper prints and its difference; our accuracy with its sd and n; our difference with its sd; the
-    verdict.
+    Columns: what the paper prints and its difference; our accuracy with its sd and n; our difference with its 95 %
+    interval and Holm's p; the word, and the row against which it is said.
     """
     import pandas as pd
 
     lines = lines_of(stem, dataset, cards)
-    differences = [pd.Series(line.differences, dtype=float) for line in lines]
+
+    def of(contrast: str) -> list[float | None]:
+        return [getattr(line.contrast, contrast, None) for line in lines]
+
     columns = {
         "paper": [line.row and line.row.accuracy for line in lines],
         "paper diff": [line.printed for line in lines],
         "ours": [line.cell and line.cell.mean for line in lines],
         "sd": [line.cell and line.cell.spread for line in lines],
         "n": [len(line.cell.last) if line.cell else 0 for line in lines],
-        "diff": [series.mean() for series in differences],
-        "sd diff": [series.std() for series in differences],
-        "verdict": [line.verdict for line in lines],
+        "diff": of("difference"),
+        "low": of("low"),
+        "high": of("high"),
+        "p": of("p"),
+        "word": [line.word for line in lines],
+        "against": ["" if line.against == line.name else line.against for line in lines],
     }
-    types = {name: float for name in columns.keys() - {"n", "verdict"}}
+    types = {name: float for name in columns.keys() - {"n", "word", "against"}}
     return pd.DataFrame(columns, index=[line.name for line in lines]).astype(types)
 
 
@@ -176,9 +246,24 @@ def _mean(cell: Cell, form: str, *entry: str) -> str:
 
 
 def _steps(cell: Cell, threshold: str) -> str:
-    """Steps to a cross-entropy, the mean over the rounds that reach it, and the share of those."""
-    steps = _mean(cell, ".1f", "convergence", threshold, "mean")
+    """Steps to a cross-entropy, those of a round that fails counted as one more than it has; the share that reaches."""
+    steps = _mean(cell, ".1f", "convergence", threshold, "restricted")
     return steps if steps == "–" else f"{steps} ({_mean(cell, '.0%', 'convergence', threshold, 'success')})"
+
+
+def _steps_to(threshold: str) -> Measure:
+    """Those steps; one step counts for none."""
+    return Measure(lambda metrics: metrics.get("convergence", {}).get(threshold, {}).get("restricted"), 1.0)
+
+
+def _log_diversity(where: str) -> Measure:
+    """The logarithm of a diversity, of which 10 % count for none, and which a grey level of 255 bounds from below."""
+
+    def of(metrics: dict) -> float | None:
+        value = metrics.get("diversity", {}).get(where)
+        return None if value is None else math.log(max(value, 1 / 255))
+
+    return Measure(of, math.log(1.1))
 
 
 def _diversity(cell: Cell) -> str:
@@ -187,7 +272,9 @@ def _diversity(cell: Cell) -> str:
 
 def _memory(cell: Cell) -> str:
     size, synthesized = cell.config.memory_size, cell.config.total_rounds * cell.config.generator_batch
-    return f"all {synthesized}" if size is None else f"{size} ({size / synthesized:.1%})"
+    if size is None or size >= synthesized:
+        return f"all {synthesized}"
+    return f"{size} ({size / synthesized:.1%})"
 
 
 def _images(cell: Cell) -> str:
@@ -224,6 +311,14 @@ def _memory_name(row) -> str:
     return row.method if row.method == "SOTA" else f"{row.method}, {size}"
 
 
+UNTUNED = "untuned: no word"
+
+
+def _untuned_sota(name: str, dataset: str) -> str:
+    """SpaceshipNet's rate was chosen on the digits alone."""
+    return UNTUNED if name == "SOTA" and dataset != "digits" else ""
+
+
 ABLATIONS = (
     Ablation(
         "table3",
@@ -238,11 +333,25 @@ ABLATIONS = (
             "paper: diversity": "diversity",
             "ours: within / across rounds": _diversity,
         },
+        measures={
+            "steps to CE < 1": _steps_to("1.0"),
+            "diversity within": _log_diversity("within"),
+            "diversity across": _log_diversity("across"),
+        },
     ),
-    Ablation("table4", "Table 4", lambda name: "SBERT", 4, lambda row: row.encoder or row.method),
-    Ablation("table5", "Table 5", lambda name: "P2", 5, lambda row: row.prompt or row.method),
+    Ablation(
+        "table4", "Table 4", lambda name: "SBERT", 4, lambda row: row.encoder or row.method, silent=_untuned_sota
+    ),
+    Ablation("table5", "Table 5", lambda name: "P2", 5, lambda row: row.prompt or row.method, silent=_untuned_sota),
     Ablation("table10", "Table 10", _against_full, 10, _memory_name, {"ours: images in the memory": _memory}),
-    Ablation("table11", "Table 11", _against_nayer, 11, lambda row: f"{row.method}, g = {row.generator_steps}"),
+    Ablation(
+        "table11",
+        "Table 11",
+        _against_nayer,
+        11,
+        lambda row: f"{row.method}, g = {row.generator_steps}",
+        silent=lambda name, dataset: UNTUNED if name.startswith("FM") else "",
+    ),
     Ablation("eq5", "The terms of Eq. 5", lambda name: "all terms"),
     Ablation(
         "redraw",
@@ -258,6 +367,7 @@ ABLATIONS = (
             "score": lambda cell: _mean(cell, ".2f", "classifier_score", "mean"),
             "within / across rounds": _diversity,
         },
+        silent=lambda name, dataset: UNTUNED if name in ("FM", "CMI", "DeepInv") else "",
     ),
     Ablation("divergences", "D1 to D13", lambda name: "released"),
     Ablation(
@@ -267,6 +377,7 @@ ABLATIONS = (
         table=1,
         name=_system_name,
         columns={"ours: images": _images, "generator's rate": lambda cell: f"{cell.config.generator_lr:g}"},
+        silent=lambda name, dataset: "its weights are guesses: no word" if name == "MAD" else "",
     ),
     Ablation("rates", "The generator's learning rate, method by method", _at_the_middle_rate),
     Ablation("rates3", "The generator's learning rate, for each family of Table 3", _at_the_middle_rate),

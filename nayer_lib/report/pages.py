@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from ..config import DIVERGENCES
 from ..errors import UserError
 from ..runs.card import kept_files
+from ..runs.rule import RUNS, Contrast
 from ..runs.statistics import by_config
 from ..runs.sweep import Sweep
 from .ablations import ABLATIONS, BY_STEM, Ablation, Column, Line, lines_of
 from .tables import accuracy, clocks, fill, markdown, number
 
-VERDICTS = ("reproduced", "partly", "not", "gain", "loss", "no effect", "open", "n < 3: no verdict", "not run")
-WORDS = ("row", "against", "verdict", "device")  # columns to the left; the others are numbers
+ORDER = ("reproduced", "partly", "shows", "does not show", "not", "gain", "loss", "no effect", "open")
+WORDS = ("row", "against", "word", "device")  # columns to the left; the others are numbers
+MORE = {"gain": "more", "loss": "less"}  # of what is counted beside the accuracy
 
 
 def _row(ablation: Ablation, line: Line) -> dict[str, str]:
@@ -33,13 +35,35 @@ def _row(ablation: Ablation, line: Line) -> dict[str, str]:
         "row": line.name,
         **(printed if ablation.table else {}),
         "ours: last epoch": f"{accuracy(cell)} (n = {len(cell.last)})" if cell else "not run",
-        "ours: difference": line.difference,
+        "ours: difference [95 %]": line.difference,
+        "p (Holm)": _p(line.contrast),
+        **({"ours / paper": _ratio(line)} if ablation.table else {}),
+        "word": line.word,
         "against": "" if line.against == line.name else line.against,
-        "verdict": line.verdict,
         **{heading: text(column) for heading, column in ablation.columns.items()},
+        **{f"{heading}: word": _more(line.measured.get(heading)) for heading in ablation.measures},
         "time a run: synthesis + student": text(clocks),
         "device": text(lambda cell: cell.device),
     }
+
+
+def _p(contrast: Contrast | None) -> str:
+    """The adjusted p of the test for a difference; W marks Welch's."""
+    if not contrast or contrast.n < RUNS:
+        return ""
+    return f"{contrast.p:.3f}{' W' if contrast.own else ''}" if contrast.p >= 0.001 else f"< 0.001{' W' * contrast.own}"
+
+
+def _ratio(line: Line) -> str:
+    """Ours over the paper's difference, where the paper's is a point or more; beyond a factor of two with a word."""
+    ratio = line.contrast.ratio(line.printed) if line.contrast and line.printed is not None else None
+    if ratio is None:
+        return ""
+    return f"{ratio:.2f}" + (" larger" if ratio > 2 else " smaller" if 0 <= ratio < 0.5 else "")
+
+
+def _more(contrast: Contrast | None) -> str:
+    return MORE.get(contrast.word, contrast.word) if contrast else ""
 
 
 def ablations_page(page: str, cards: list[dict]) -> str:
@@ -53,7 +77,7 @@ def ablations_page(page: str, cards: list[dict]) -> str:
         blocks = []
         for dataset, sweep in ablation.sweeps().items():
             lines = ablation.lines(dataset, sweep, found)
-            counts = [_counts(line for line in lines if bool(line.row) == printed) for printed in (True, False)]
+            counts = [_counts(line for line in lines if _is_printed(line) == printed) for printed in (True, False)]
             summary.append([ablation.title, dataset, *counts])
             config, rows = next(iter(sweep.arms.values()))[0], [_row(ablation, line) for line in lines]
             aligned = {heading: " --- " if heading in WORDS else " --: " for heading in rows[0]}
@@ -67,10 +91,16 @@ def ablations_page(page: str, cards: list[dict]) -> str:
     return fill(page, {"summary": markdown(headings, summary), **parts})
 
 
+def _is_printed(line: Line) -> bool:
+    """Whether the paper prints an accuracy for it: a dash is no number to compare with."""
+    return line.row is not None and line.row.accuracy is not None
+
+
 def _counts(lines: Iterable[Line]) -> str:
-    """How many of some lines have which verdict; references are not counted."""
-    times = Counter(line.verdict for line in lines)
-    return ", ".join(f"{times[word]} {word}" for word in VERDICTS if times[word])
+    """How many of some lines have which word, without its n; references are not counted."""
+    times = Counter(line.word.partition(", n =")[0] for line in lines)
+    words = sorted(times.keys() - {"reference"}, key=lambda word: (*ORDER, word).index(word))
+    return ", ".join(f"{times[word]} {word}" for word in words)
 
 
 def _foot(sweep: Sweep, lines: list[Line], where: dict[str, list[str]]) -> str:
@@ -92,9 +122,9 @@ def with_effects(page: str, cards: list[dict]) -> str:
     effects: dict[str, list[str]] = {name: [] for name in DIVERGENCES}
     for dataset in BY_STEM["divergences"].sweeps():
         for line in lines_of("divergences", dataset, cards):
-            if line.name in effects and line.differences:
+            if line.name in effects and line.contrast:
                 problem = f"{dataset}, {line.cell.config.profile}, E = {line.cell.config.epochs}"
-                effects[line.name].append(f"{problem}: {line.difference}, {line.verdict}")
+                effects[line.name].append(f"{problem}: {line.difference}, {line.word}")
     for name, found in effects.items():
         cell = f"| {'; '.join(found) or 'not measured'} |"
         page, times = re.subn(rf"^(\| {name} \|.*)\|[^|\n]*\|$", lambda m, c=cell: m[1] + c, page, flags=re.MULTILINE)

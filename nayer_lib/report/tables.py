@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
 # Our part of a row: heading -> how the column is aligned.
-OURS = {"ours: last epoch": "--:", "gap": "--:", "verdict": "---", "teacher": "--:"}
+OURS = {"ours: last epoch": "--:", "gap [95 %]": "--:", "word": "---", "teacher": "--:"}
 OURS |= {"best (chosen on the test set)": "--:", "n": "--:", "time a run: synthesis + student": "--:", "device": "---"}
 NOT_RUN = ["not run", None, "not run", None, None, "0", None, None]
 PROTOCOLS = {"equal": "NAYER's budget", "published": "its own schedule for CIFAR-10"}

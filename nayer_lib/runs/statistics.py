@@ -1,18 +1,16 @@
-"""What finished runs say: cells over seeds, differences paired by seed, their intervals, and the rules of all verdicts.
+"""What finished runs say: cells over seeds, and how a cell stands to a printed accuracy; in percent and points.
 
-Accuracies and differences are in percent and points.
+What a difference between two cells says, `rule` decides.
 """
 
 import dataclasses
-import math
 import statistics
-from collections.abc import Sequence
 
 from ..compute import Compute, compute_of
 from ..config import Config
 from .card import card_config, split_of
+from .rule import LEVEL, RUNS, SMALL
 
-SMALL = 1.0  # points: accuracies that differ by less are taken for equal
 NEAR = 5.0  # points: as far apart as other groups' runs of public code are from the printed numbers
 
 
@@ -103,79 +101,39 @@ def _protocol(card: dict) -> tuple[str, str, str]:
     return card["teacher"]["sha256"], card["test_split"]["sha256"], device
 
 
-def paired(cell: Cell, reference: Cell) -> list[float]:
-    """Accuracy of the one minus that of the other for each seed that both have; none across protocols."""
-    if cell.protocol != reference.protocol:
-        return []
-    by_seed, of_reference = (
-        {card["config"]["seed"]: last for card, last in zip(c.cards, c.last, strict=True)} for c in (cell, reference)
-    )
-    return [by_seed[seed] - of_reference[seed] for seed in sorted(by_seed.keys() & of_reference.keys())]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % confidence interval of a mean over seeds (Student's t); None for fewer than three seeds.
-
-    Every "better", gain or loss of the kit rests on it: the interval must lie on one side of 0.
-    """
-    from scipy.stats import t
-
-    n = len(values)
-    if n < 3:
-        return None
-    mean, half = statistics.mean(values), float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
-    return mean - half, mean + half
-
-
-def effect(differences: Sequence[float]) -> str:
-    """What a change does to the accuracy, from its paired differences in points, one a seed.
-
-    "not run" without any, "n < 3: no verdict" for fewer than three. "gain" or "loss": their 95 % confidence interval
-    lies on one side of 0, and their mean is `SMALL` or more. "no effect": the whole interval is smaller than `SMALL`.
-    Else "open": these seeds do not decide.
-    """
-    sure = interval(differences)
-    if sure is None:
-        return "n < 3: no verdict" if differences else "not run"
-    (low, high), mean = sure, statistics.mean(differences)
-    if low > 0 and mean >= SMALL:
-        return "gain"
-    if high < 0 and mean <= -SMALL:
-        return "loss"
-    return "no effect" if low > -SMALL and high < SMALL else "open"
-
-
-def verdict(differences: Sequence[float], printed: float) -> str:
-    """Whether our paired differences, one a seed, show the difference that the paper prints; all in points.
-
-    The paper's is a gain or a loss if it is `SMALL` or more, else no effect. "not": ours is another `effect`. "partly":
-    the same, of less than half its size. "reproduced": the same, of at least half its size, or no effect in both.
-    Where our seeds do not decide, or there are too few, it says that as `effect` does.
-    """
-    ours = effect(differences)
-    if ours not in ("gain", "loss", "no effect"):
-        return ours
-    if ours != ("no effect" if abs(printed) < SMALL else "gain" if printed > 0 else "loss"):
-        return "not"
-    return "reproduced" if ours == "no effect" or 2 * abs(statistics.mean(differences)) >= abs(printed) else "partly"
+def by_seed(cell: Cell) -> dict[int, float]:
+    """Last-epoch accuracy by seed."""
+    return {card["config"]["seed"]: last for card, last in zip(cell.cards, cell.last, strict=True)}
 
 
 def reached(cell: Cell, printed: float | None) -> str:
-    """Whether a cell reaches the printed accuracy: "reproduced" from `SMALL` below it on, "partly" from `NEAR`, "not".
+    """Whether a cell is the printed accuracy, by its `gap`.
 
-    Fewer than three seeds have no verdict, nor has a cell that the paper leaves out.
+    "reproduced": two one-sided tests find the gap smaller than `SMALL`. "partly": it is at most `NEAR`, with "above" on
+    that side. "not": it is farther. Fewer than three seeds have no word, nor has a cell that the paper leaves out.
     """
+    from statsmodels.stats.weightstats import DescrStatsW
+
     if printed is None:
         return ""
-    if len(cell.last) < 3:
-        return "n < 3: no verdict"
-    missed = printed - cell.mean
-    return "reproduced" if missed <= SMALL else "partly" if missed <= NEAR else "not"
+    if len(cell.last) < RUNS:
+        return f"n < {RUNS}: no word"
+    missed = cell.mean - printed
+    if abs(missed) > NEAR:
+        return "not"
+    if DescrStatsW(cell.last).ttost_mean(printed - SMALL, printed + SMALL)[0] < LEVEL:
+        return "reproduced"
+    return "partly, above" if missed > 0 else "partly"
 
 
 def gap(cell: Cell, printed: float | None) -> str:
-    """A cell's mean minus the printed accuracy, in points; "better" needs an `interval` of that above 0."""
+    """A cell's mean minus the printed accuracy, in points, with its 95 % interval from three seeds on."""
+    from scipy.stats import ttest_1samp
+
     if printed is None:
         return ""
-    sure = interval([last - printed for last in cell.last])
-    return f"{cell.mean - printed:+.2f}" + (", better" if sure and sure[0] > 0 else "")
+    missed = f"{cell.mean - printed:+.2f}"
+    if len(cell.last) < RUNS:
+        return missed
+    low, high = ttest_1samp(cell.last, printed).confidence_interval()
+    return f"{missed} [{low - printed:+.2f}, {high - printed:+.2f}]"
