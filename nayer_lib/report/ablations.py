@@ -377,7 +377,7 @@ ABLATIONS = (
         table=1,
         name=_system_name,
         columns={"ours: images": _images, "generator's rate": lambda cell: f"{cell.config.generator_lr:g}"},
-        silent=lambda name, dataset: "its weights are guesses: no word" if name == "MAD" else "",
+        silent=lambda name, dataset: "guessed weights: no word" if name == "MAD" else "",
     ),
     Ablation("rates", "The generator's learning rate, method by method", _at_the_middle_rate),
     Ablation("rates3", "The generator's learning rate, for each family of Table 3", _at_the_middle_rate),

@@ -124,7 +124,8 @@ def with_effects(page: str, cards: list[dict]) -> str:
         for line in lines_of("divergences", dataset, cards):
             if line.name in effects and line.contrast:
                 problem = f"{dataset}, {line.cell.config.profile}, E = {line.cell.config.epochs}"
-                effects[line.name].append(f"{problem}: {line.difference}, {line.word}")
+                word = line.word.partition(", n =")[0]
+                effects[line.name].append(f"{problem}: {line.difference} (n = {line.contrast.n}), {word}")
     for name, found in effects.items():
         cell = f"| {'; '.join(found) or 'not measured'} |"
         page, times = re.subn(rf"^(\| {name} \|.*)\|[^|\n]*\|$", lambda m, c=cell: m[1] + c, page, flags=re.MULTILINE)

@@ -3,6 +3,7 @@
 Values are accuracies in percent, differences in points, unless an argument says otherwise.
 """
 
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -97,7 +98,7 @@ def contrasts(
         floor: the smallest spread (sd) that the measurement resolves.
     """
     import pandas as pd
-    from statsmodels.api import OLS
+    from statsmodels.regression.linear_model import OLS
     from statsmodels.stats.multitest import multipletests
 
     pairs = [(a, b) for a, b in references.items() if a != b and values.get(a) and values.get(b)]
@@ -157,7 +158,12 @@ def _alone(ours: list[float], theirs: list[float], small: float) -> tuple[float,
     from scipy.stats import ttest_ind
     from statsmodels.stats.weightstats import ttost_ind
 
-    test = ttest_ind(ours, theirs, equal_var=False)
+    difference = float(np.mean(ours) - np.mean(theirs))
+    if len({*ours}) == len({*theirs}) == 1:  # no spread at all, and for a test a division by 0
+        return difference, difference, difference, float(not difference), float(abs(difference) >= small)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of one that has no spread
+        test = ttest_ind(ours, theirs, equal_var=False)
+        p_equal = ttost_ind(ours, theirs, -small, small, usevar="unequal")[0]
     low, high = test.confidence_interval()
-    p_equal = ttost_ind(ours, theirs, -small, small, usevar="unequal")[0]
-    return float(low + high) / 2, float(low), float(high), float(test.pvalue), float(p_equal)
+    return difference, float(low), float(high), float(test.pvalue), float(p_equal)

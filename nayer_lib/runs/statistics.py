@@ -121,7 +121,9 @@ def reached(cell: Cell, printed: float | None) -> str:
     missed = cell.mean - printed
     if abs(missed) > NEAR:
         return "not"
-    if DescrStatsW(cell.last).ttost_mean(printed - SMALL, printed + SMALL)[0] < LEVEL:
+    runs = DescrStatsW(cell.last)
+    equal = runs.ttost_mean(printed - SMALL, printed + SMALL)[0] < LEVEL if cell.spread else abs(missed) < SMALL
+    if equal:
         return "reproduced"
     return "partly, above" if missed > 0 else "partly"
 
@@ -135,5 +137,5 @@ def gap(cell: Cell, printed: float | None) -> str:
     missed = f"{cell.mean - printed:+.2f}"
     if len(cell.last) < RUNS:
         return missed
-    low, high = ttest_1samp(cell.last, printed).confidence_interval()
+    low, high = ttest_1samp(cell.last, printed).confidence_interval() if cell.spread else (cell.mean, cell.mean)
     return f"{missed} [{low - printed:+.2f}, {high - printed:+.2f}]"

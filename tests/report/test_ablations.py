@@ -1,8 +1,9 @@
-"""The paper's ablations: every printed row once, ours paired by seed beside it, and one rule for every verdict."""
+"""The paper's ablations: every printed row once, ours beside it, and one rule for every word."""
 
 import copy
 import dataclasses
 import json
+import random
 import re
 import statistics
 from pathlib import Path
@@ -20,7 +21,7 @@ from nayer_lib.report.ablations import ABLATIONS, BY_STEM, PROBLEMS, frame, line
 from nayer_lib.report.pages import with_effects
 from nayer_lib.runs.card import kept_cards
 from nayer_lib.runs.forecast import budget
-from nayer_lib.runs.statistics import SMALL
+from nayer_lib.runs.rule import FREEDOM, LEVEL, RUNS, RUNS_ALONE, SMALL, UNEQUAL
 from nayer_lib.runs.sweep import Sweep, arm_cards
 from nayer_lib.text.lte_pool import pool_path
 from nayer_lib.text.prompts import PROMPTS
@@ -43,8 +44,9 @@ def ablations_page(cards: list[dict]) -> str:
 
 def test_the_pages_head_states_the_rule_with_its_numbers():
     head = PAGE.split("\n## ")[0]
-    assert "95 % confidence interval" in head and "three\n  seeds or more" in head and f"±{SMALL:g} point" in head
-    assert f"{SMALL:g} point or more" in head and f"from {SMALL:g} point on" in head and paper.EDITION in head
+    assert f"within ±{SMALL:g} point" in head and f"{SMALL:g} point or more" in head and paper.EDITION in head
+    assert f"adjusted p below {LEVEL:g}" in head and f"fewer than {RUNS} runs" in head
+    assert f"{UNEQUAL} times" in head and f"below {RUNS_ALONE} runs" in head and f"{FREEDOM} degrees of freedom" in head
 
 
 def test_every_table_has_a_heading_that_begins_with_its_name_in_the_summary():
@@ -249,7 +251,7 @@ def test_every_printed_row_stands_once_with_its_number_and_says_that_it_was_not_
         mark = f" ({row.misprint})" if getattr(row, "misprint", "") else ""
         assert cells["paper: accuracy"] == f"{row.accuracy:.2f}{mark}"
     for cells in shown:
-        assert cells["ours: last epoch"] == cells["verdict"] == "not run" and cells["ours: difference"] == ""
+        assert cells["ours: last epoch"] == cells["word"] == "not run" and cells["ours: difference [95 %]"] == ""
     assert {cells["paper: accuracy"] for cells in shown[len(printed) :]} <= {"–"}
 
 
@@ -269,60 +271,86 @@ def test_the_papers_differences_are_to_its_own_rows(empty):
         assert (row["against"], row["paper: difference"]) == (against, f"{gap:+.2f}")
 
 
-def test_ours_is_paired_by_seed(run):
-    sweep = SWEEPS["table3", "digits"]
-    cards = runs_of(run, sweep, {"NAYER(Kto1)": [0.90, 0.95, 0.97], "Z": [0.85, 0.90, 0.925]})
-    page = ablations_page(cards[::-1])
+WIDE = [-0.008, 0.0, 0.008] * 3 + [0.0]  # what ten runs leave about their mean
+
+
+def ten(mean: float) -> list[float]:
+    """Ten accuracies, in an order of their own: what all arms share would be the seeds' part."""
+    return [mean + left for left in random.Random(mean).sample(WIDE, 10)]
+
+
+@pytest.fixture
+def sweep() -> Sweep:
+    """Table 3 on digits, with ten seeds."""
+    made = SWEEPS["table3", "digits"]
+    arms = {arm: [dataclasses.replace(c[0], seed=seed) for seed in range(10)] for arm, c in made.arms.items()}
+    return dataclasses.replace(made, arms=arms)
+
+
+def test_a_row_has_its_difference_with_interval_p_ratio_and_word(run, sweep):
+    arms = {"NAYER(Kto1)": ten(0.97), "Z": ten(0.93), "LTE": ten(0.97), "cat": ten(0.93)}
+    page = ablations_page(runs_of(run, sweep, arms)[::-1])
     row = row_of(page, "Table 3", "digits", "Z")
-    gaps = [-5.0, -5.0, -4.5]  # each seed's own, though accuracies spread over seven points
-    assert row["ours: last epoch"] == f"**{statistics.mean([85, 90, 92.5]):.1f} ± 3.8** (n = 3)"
-    assert (
-        row["ours: difference"] == f"-4.83 ± {statistics.stdev(gaps):.2f} (n = 3)" and row["against"] == "NAYER(Kto1)"
-    )
-    assert row["verdict"] == "reproduced"  # the paper has -3.34
+    assert row["ours: last epoch"] == "**93.0 ± 0.7** (n = 10)" and row["against"] == "NAYER(Kto1)"
+    assert re.fullmatch(r"-4\.00 \[-4\.\d\d, -3\.\d\d\]", row["ours: difference [95 %]"])
+    assert (row["p (Holm)"], row["ours / paper"], row["word"]) == ("< 0.001", "1.20", "shows")  # the paper has -3.34
     assert (row["time a run: synthesis + student"], row["device"]) == ("30 + 10 of 42 s", "a device")
+    assert row_of(page, "Table 3", "digits", "LTE")["word"] == "does not show"  # the paper has -79.96
+    assert row_of(page, "Table 3", "digits", "cat")["ours / paper"] == "0.05 smaller"
     reference = row_of(page, "Table 3", "digits", "NAYER(Kto1)")
-    assert (reference["ours: difference"], reference["against"], reference["verdict"]) == ("", "", "reference")
-    assert row_of(page, "Table 3", "digits", "OH")["verdict"] == "not run"
+    assert (reference["ours: difference [95 %]"], reference["against"], reference["word"]) == ("", "", "reference")
+    assert row_of(page, "Table 3", "digits", "OH")["word"] == "not run"
 
 
-def test_a_seed_without_a_partner_is_in_the_mean_and_not_in_the_difference(run):
-    cards = runs_of(run, SWEEPS["table3", "digits"], {"NAYER(Kto1)": [0.9, 0.9], "Z": [0.8, 0.8, 0.95]})
-    row = row_of(ablations_page(cards), "Table 3", "digits", "Z")
-    assert row["ours: last epoch"] == "**85.0 ± 8.7** (n = 3)" and row["ours: difference"] == "-10.00 ± 0.00 (n = 2)"
-    assert row["verdict"] == "n < 3: no verdict"
+def test_a_word_of_few_runs_carries_their_number_and_two_have_none(run):
+    arms = {"NAYER(Kto1)": [0.969, 0.97, 0.971], "Z": [0.899, 0.9, 0.901], "LTE": [0.9, 0.902], "OH": [0.95] * 3}
+    page = ablations_page(runs_of(run, SWEEPS["table3", "digits"], arms | {"cat": [0.8, 0.801, 0.802]}))
+    assert row_of(page, "Table 3", "digits", "Z")["word"] == "shows, n = 3"
+    few = row_of(page, "Table 3", "digits", "LTE")
+    assert (few["word"], few["p (Holm)"]) == ("n < 3: no word", "")
+    assert re.fullmatch(r"-6\.\d\d", few["ours: difference [95 %]"])  # no interval
 
 
-def test_a_pair_has_one_seed_also_where_the_arms_first_ones_differ(run):
-    reference, arm = (SWEEPS["table3", "digits"].arms[name] for name in ("NAYER(Kto1)", "Z"))  # seeds 0, 1, 2 each
-    cards = [run(config, 0.9 + 0.01 * seed) for seed, config in enumerate(reference[:2])]
-    cards += [run(config, 0.9 + 0.01 * seed) for seed, config in enumerate(arm[:3]) if seed]
-    row = row_of(ablations_page(cards), "Table 3", "digits", "Z")
-    assert row["ours: difference"].startswith("+0.00 (n = 1)")  # seed 1 alone, where both have 91 %
-
-
-def test_runs_of_different_protocols_are_never_paired(run):
-    sweep = SWEEPS["table3", "digits"]
-    cards = runs_of(run, sweep, {"NAYER(Kto1)": [0.9] * 3, "Z": [0.8] * 3})
-    elsewhere = runs_of(run, sweep, {"Z": [0.7] * 3}, device="another")
-    precise = runs_of(run, sweep, {"LTE": [0.7] * 3}, compute={"precision": "bf16"})
+def test_runs_of_different_protocols_are_never_compared(run, sweep):
+    cards = runs_of(run, sweep, {"NAYER(Kto1)": ten(0.9), "Z": ten(0.8)})
+    elsewhere = runs_of(run, sweep, {"Z": ten(0.7)}, device="another")
+    precise = runs_of(run, sweep, {"LTE": ten(0.7)}, compute={"precision": "bf16"})
     page = ablations_page(cards + elsewhere + precise)
     rows = [row for row in sections(page)["Table 3", "digits"] if row["row"] == "Z"]
-    assert [(row["device"], row["ours: difference"], row["verdict"]) for row in rows] == [
-        ("a device", "-10.00 ± 0.00 (n = 3)", "reproduced"),
-        ("another", "", "not run"),
+    assert [(row["device"], row["ours: difference [95 %]"][:6], row["word"]) for row in rows] == [
+        ("a device", "-10.00", "shows"),
+        ("another", "", "no reference"),
     ]
-    assert row_of(page, "Table 3", "digits", "LTE")["ours: difference"] == ""
+    assert row_of(page, "Table 3", "digits", "LTE")["ours: difference [95 %]"] == ""
 
 
-def test_an_arm_with_a_kept_generator_is_compared_with_k_to_1_under_one(run):
-    sweep, kept = SWEEPS["table3", "digits"], ", G kept"
-    arms = {"NAYER(Kto1)": [0.98] * 3, f"NAYER(Kto1){kept}": [0.96] * 3, f"NAYER(woRI){kept}": [0.91] * 3}
+def test_an_arm_with_a_kept_generator_is_compared_with_k_to_1_under_one(run, sweep):
+    kept = ", G kept"
+    arms = {"NAYER(Kto1)": ten(0.98), f"NAYER(Kto1){kept}": ten(0.96), f"NAYER(woRI){kept}": ten(0.91)}
     page = ablations_page(runs_of(run, sweep, arms))
     row = row_of(page, "Table 3", "digits", f"NAYER(woRI){kept}")
-    assert (row["against"], row["ours: difference"]) == (f"NAYER(Kto1){kept}", "-5.00 ± 0.00 (n = 3)")
-    assert row["verdict"] == "loss" and row["paper: accuracy"] == "–"
+    assert (row["against"], row["ours: difference [95 %]"][:5]) == (f"NAYER(Kto1){kept}", "-5.00")
+    assert row["word"] == "loss" and row["paper: accuracy"] == "–"
     assert row_of(page, "Table 3", "digits", f"NAYER(Kto1){kept}")["against"] == "NAYER(Kto1)"
+
+
+def test_an_untuned_method_has_numbers_and_no_word(run):
+    sweep = SWEEPS["table4", "color_digits"]
+    arms = {"SBERT": [0.9, 0.901, 0.902], "SOTA": [0.7, 0.701, 0.702], "Doc2Vec": [0.9, 0.9, 0.901]}
+    row = row_of(ablations_page(runs_of(run, sweep, arms)), "Table 4", "color_digits", "SOTA")
+    assert row["word"] == "untuned: no word" and row["ours: difference [95 %]"].startswith("-20.00 [")
+
+
+def test_a_row_that_the_paper_leaves_out_is_an_arm_of_ours(run):
+    sweep = SWEEPS["methods", "digits"]
+    dashes = [name for name, row in BY_STEM["methods"].rows("digits").items() if row.accuracy is None]
+    arms = {arm: [0.98, 0.981, 0.982] for arm in sweep.arms} | {name: [0.7, 0.701, 0.702] for name in dashes}
+    page = ablations_page(runs_of(run, sweep, arms))
+    words = {row["row"]: row["word"].partition(",")[0] for row in sections(page)[title_of("methods"), "digits"]}
+    assert dashes and {words[name] for name in dashes} <= {"gain", "loss", "no effect", "open"}
+    [line] = [line for line in page.splitlines() if line.startswith(f"| {title_of('methods')} | digits |")]
+    printed, ours = line.split("|")[3:5]
+    assert "loss" not in printed and "gain" not in printed and "loss" in ours
 
 
 def test_table_3_has_convergence_and_diversity(run):
@@ -337,8 +365,8 @@ def test_table_3_has_convergence_and_diversity(run):
     row = row_of(
         ablations_page([run(c, 0.9, metrics=m) for c, m in zip(configs, seen, strict=True)]), "Table 3", "digits", "LTE"
     )
-    assert (row["paper: steps to CE < 0.1"], row["ours: steps to CE < 0.1"]) == ("8.72", "–")
-    assert row["to CE < 1"] == "15.0 (50%)"
+    assert (row["paper: steps to CE < 0.1"], row["ours: steps to CE < 0.1"]) == ("8.72", "31.0 (0%)")
+    assert row["to CE < 1"] == "30.0 (50%)"  # restricted means
     assert (row["paper: diversity"], row["ours: within / across rounds"]) == ("0.016", "0.200 / 0.250")
     one = [
         run(c, 0.9, metrics=m | {"diversity": {"within": None, "across": None}})
@@ -350,6 +378,23 @@ def test_table_3_has_convergence_and_diversity(run):
     assert row_of(ablations_page(old), "Table 3", "digits", "LTE")["to CE < 1"] == "–"
 
 
+def test_steps_and_diversity_have_words_of_their_own(run, sweep):
+    def metrics(steps, within):
+        reached = {"success": 1.0, "mean": steps, "restricted": steps}
+        return {"convergence": {"1.0": reached}, "diversity": {"within": within, "across": 0.25}}
+
+    def cards(arm, steps, within):
+        left = [-0.5, 0.0, 0.5] * 3 + [0.0]
+        pairs = zip(sweep.arms[arm], left, strict=True)
+        return [run(c, 0.9 + x / 100, metrics=metrics(steps + x, within * (1 + x / 50))) for c, x in pairs]
+
+    made = cards("NAYER(Kto1)", 29.0, 0.4) + cards("LTE", 4.0, 0.0) + cards("Z", 29.2, 0.41)
+    page = ablations_page(made)
+    lte, z = (row_of(page, "Table 3", "digits", name) for name in ("LTE", "Z"))
+    assert (lte["steps to CE < 1: word"], lte["diversity within: word"]) == ("less", "less")
+    assert (z["steps to CE < 1: word"], z["diversity within: word"]) == ("no effect", "no effect")
+
+
 def test_table_10_tells_our_memory_and_its_share(run):
     sweep = SWEEPS["table10", "digits"]
     page = ablations_page(runs_of(run, sweep, {"NAYER, 40k": [0.9], "NAYER, Full": [0.9]}))
@@ -357,6 +402,14 @@ def test_table_10_tells_our_memory_and_its_share(run):
     made = config.total_rounds * config.generator_batch
     told = [row_of(page, "Table 10", "digits", f"NAYER, {x}")["ours: images in the memory"] for x in ("40k", "Full")]
     assert told == [f"{config.memory_size} (12.5%)", f"all {made}"]
+
+
+def test_a_memory_that_is_never_full_holds_all(run):
+    """No share is above 100 %."""
+    page = ablations_page(kept_cards())
+    told = [row["ours: images in the memory"] for row in sections(page)["Table 10", "digits"]]
+    shares = [float(share) for text in told for share in re.findall(r"\(([\d.]+)%\)", text)]
+    assert shares and max(shares) < 100
 
 
 def test_a_run_stands_in_every_table_that_it_answers_and_in_no_other_problem(run):
@@ -397,14 +450,13 @@ def test_a_tables_own_file_of_cards_is_named_before_others_that_hold_them(clone,
     assert re.findall(r"\[data/runs/(.+?)\]", foot) == [f"{sweep.name}.jsonl", "a third.jsonl", "another.jsonl"]
 
 
-def test_the_summary_counts_the_verdicts_without_the_references(run):
-    arms = {"NAYER(Kto1)": [0.98] * 3, "Z": [0.95] * 3, "LTE": [0.90] * 3, "sum(1)": [0.98] * 3}
-    arms |= {"NAYER(1to1)": [0.98] * 3, "OH": [0.9, 0.98, 0.98], "cat": [0.9], "one layer, redrawn": [0.9] * 3}
-    page = ablations_page(runs_of(run, SWEEPS["table3", "digits"], arms))
+def test_the_summary_counts_the_words_without_the_references(run, sweep):
+    arms = {"NAYER(Kto1)": ten(0.98), "Z": ten(0.95), "LTE": ten(0.90), "NAYER(1to1)": ten(0.98)}
+    arms |= {"sum(1)": ten(0.98), "OH": ten(0.975), "cat": [0.9], "one layer, redrawn": ten(0.9)}
+    page = ablations_page(runs_of(run, sweep, arms))
     [line] = [line for line in page.splitlines() if line.startswith("| Table 3 | digits |")]
     assert line == (
-        "| Table 3 | digits | 2 reproduced, 1 partly, 1 not, 1 open, 1 n < 3: no verdict, 3 not run "
-        "| 1 loss, 3 not run |"
+        "| Table 3 | digits | 2 shows, 1 does not show, 2 open, 1 n < 3: no word, 3 not run | 1 loss, 3 not run |"
     )
     assert "| Table 10 | cifar10 | 15 not run |  |" in page and "| D1 to D13 | digits |  | 15 not run |" in page
 
@@ -423,30 +475,29 @@ ROWS = [f"| {name} | what {name} is | not measured |" for name in DIVERGENCES]
 
 def test_only_the_last_cells_of_the_document_are_filled(run):
     sweep = SWEEPS["divergences", "digits"]
-    arms = {"released": [0.98] * 3, "D8": [0.93, 0.92, 0.94], "D13": [0.98, 0.99], "paper": [0.5] * 3}
+    arms = {name: [0.98, 0.981, 0.979] for name in ("released", "D1", "paper")}
+    arms |= {"D8": [0.93, 0.931, 0.929], "D13": [0.98, 0.99]}
     text = DOCUMENT.format("\n".join(ROWS))
     filled = with_effects(text, runs_of(run, sweep, arms))
     where = "digits, quick, E = {}".format(config_of(sweep, "D8").epochs)
-    expected = [
-        row.replace("not measured", {"D8": f"{where}: -5.00 ± 1.00 (n = 3), loss"}.get(name, "not measured"))
-        if name != "D13"
-        else row.replace("not measured", f"{where}: +0.50 ± 0.71 (n = 2), n < 3: no verdict")
-        for name, row in zip(DIVERGENCES, ROWS, strict=True)
-    ]
-    assert filled == DOCUMENT.format("\n".join(expected))
+    rows = dict(zip(DIVERGENCES, filled.splitlines()[4:], strict=False))
+    said = {name: row.split(" | ")[-1].removesuffix(" |") for name, row in rows.items()}
+    assert re.fullmatch(rf"{where}: -5\.0\d \[-5\.\d\d, -[45]\.\d\d\] \(n = 3\), loss", said["D8"])
+    assert re.fullmatch(rf"{where}: \+0\.00 \[.*\] \(n = 3\), (no effect|open)", said["D1"])
+    assert re.fullmatch(rf"{where}: \+0\.\d\d \(n = 2\), n < 3: no word", said["D13"])
+    assert {said[name] for name in DIVERGENCES if name not in arms} == {"not measured"}
     assert with_effects(filled, []) == text  # what has no cards is not measured
 
 
 def test_every_problem_has_its_part_of_a_cell(run):
+    arms = {name: [0.9, 0.901, 0.899] for name in ("released", "D2", "D3", "D5")} | {"D1": [0.8, 0.801, 0.799]}
     cards = [
-        card
-        for dataset in ("digits", "cifar10")
-        for card in runs_of(run, SWEEPS["divergences", dataset], {"released": [0.9] * 3, "D1": [0.8] * 3})
+        card for dataset in ("digits", "cifar10") for card in runs_of(run, SWEEPS["divergences", dataset], arms)
     ]
     [line] = [x for x in with_effects(DOCUMENT.format("\n".join(ROWS)), cards).splitlines() if x.startswith("| D1 |")]
     first, second = line.split(" | ")[-1].split("; ")
     assert first.startswith("cifar10, lab, E = ") and second.startswith("digits, quick, E = ")
-    assert "-10.00 ± 0.00 (n = 3), loss" in first and "-10.00 ± 0.00 (n = 3), loss" in second
+    assert "(n = 3), not" not in line and "-10.00 [" in first and "(n = 3), loss" in first and "loss" in second
 
 
 @pytest.mark.parametrize("rows", [[], ROWS[:-1], [*ROWS, ROWS[3]]], ids=len)
@@ -462,19 +513,21 @@ def test_a_frame_has_the_numbers_of_the_lines():
     cards = kept_cards()
     lines, table = lines_of("table3", "digits", cards), frame("table3", "digits", cards)
     assert list(table.index) == [line.name for line in lines]
-    assert (table["verdict"] == [line.verdict for line in lines]).all()
+    assert (table["word"] == [line.word for line in lines]).all()
+    assert set(table["against"]) == {"NAYER(Kto1)", "NAYER(Kto1), G kept", ""}
     lte = next(line for line in lines if line.name == "LTE")
     row = table.loc["LTE"]
     assert row["paper"] == lte.row.accuracy and row["paper diff"] == pytest.approx(13.52 - 93.48)
     assert row["ours"] == pytest.approx(statistics.mean(lte.cell.last)) and row["n"] == len(lte.cell.last)
-    assert row["diff"] == pytest.approx(statistics.mean(lte.differences))
-    assert row["sd diff"] == pytest.approx(statistics.stdev(lte.differences))
+    reference = next(line for line in lines if line.name == "NAYER(Kto1)")
+    assert row["diff"] == pytest.approx(lte.cell.mean - reference.cell.mean)
+    assert (row["low"], row["high"], row["p"]) == (lte.contrast.low, lte.contrast.high, lte.contrast.p)
 
 
 def test_a_frame_without_cards_has_the_papers_numbers_alone():
     table = frame("table11", "cifar100", [])
     assert table["paper"].notna().all() and table["ours"].isna().all() and (table["n"] == 0).all()
-    assert set(table["verdict"]) <= {"not run"}
+    assert set(table["word"]) <= {"not run"}
 
 
 @pytest.mark.parametrize(("stem", "dataset"), [("table33", "digits"), ("table3", "digit")])
