@@ -73,7 +73,8 @@ class Line:
         """The difference, and from three runs on its interval; "" for none."""
         if not (of := self.contrast):
             return ""
-        return f"{of.difference:+.2f}" + (f" [{of.low:+.2f}, {of.high:+.2f}]" if of.n >= RUNS else "")
+        mean, low, high = (f"{round(x, 2) + 0.0:+.2f}" for x in (of.difference, of.low, of.high))  # never -0.00
+        return f"{mean} [{low}, {high}]" if of.n >= RUNS else mean
 
 
 Column = str | Callable[[Cell], str]  # one of the paper's by its name, or text about our cell

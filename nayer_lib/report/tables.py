@@ -135,11 +135,12 @@ def results_table(cards: list[dict]) -> str:
     found += [(config, None) for config in asked if config not in run]
     own, of_paper = [], []
     for c, cell in found:
-        head, ours_ = [c.dataset, f"{c.teacher} → {c.student}", setting(c)], ours(cell, _printed(c))
+        head = [c.dataset, f"{c.teacher} → {c.student}", setting(c)]
+        part = dict(zip(OURS, ours(cell, _printed(c)), strict=True))
         if _printed(c) is not None:
-            of_paper.append([*head, number(_printed(c)), *ours_])
+            of_paper.append([*head, number(_printed(c)), *part.values()])
         elif cell:
-            own.append([*head, *(text for text, heading in zip(ours_, OURS, strict=True) if heading not in BESIDE_PAPER)])
+            own.append([*head, *(text for heading, text in part.items() if heading not in BESIDE_PAPER)])
     plain = {heading: aligned for heading, aligned in OURS.items() if heading not in BESIDE_PAPER}
     count = f"{sum(row[4] != 'not run' for row in of_paper)} of {len(of_paper)}"
     return (

@@ -456,7 +456,7 @@ def test_the_summary_counts_the_words_without_the_references(run, sweep):
     page = ablations_page(runs_of(run, sweep, arms))
     [line] = [line for line in page.splitlines() if line.startswith("| Table 3 | digits |")]
     assert line == (
-        "| Table 3 | digits | 2 shows, 1 does not show, 2 open, 1 n < 3: no word, 3 not run | 1 loss, 3 not run |"
+        "| Table 3 | digits | 3 shows, 1 does not show, 1 open, 1 n < 3: no word, 3 not run | 1 loss, 3 not run |"
     )
     assert "| Table 10 | cifar10 | 15 not run |  |" in page and "| D1 to D13 | digits |  | 15 not run |" in page
 
