@@ -149,16 +149,16 @@ def by_step(ax: "Axes", curves: dict[str, Sequence[float]], label: str = CROSS_E
     return _labelled(ax, "generator step g of the round", label, {"fontsize": 8, **below}, yscale=scale)
 
 
-def effects(ax: "Axes", names: Sequence[str], printed: Sequence, ours: Sequence, spreads: Sequence) -> "Axes":
-    """Differences of accuracy in points, a row an arm: the paper's hollow, ours filled with its standard deviation.
+def effects(ax: "Axes", names: Sequence[str], printed: Sequence, ours: Sequence, halves: Sequence) -> "Axes":
+    """Differences of accuracy in points, a row an arm: the paper's hollow, ours filled with half of its interval.
 
     None or nan leaves a place empty.
     """
-    printed, ours, spreads = (np.array(values, float) for values in (printed, ours, spreads))
+    printed, ours, halves = (np.array(values, float) for values in (printed, ours, halves))
     ax.axvline(0, color="grey", linewidth=1)
     if not np.isnan(printed).all():
         ax.plot(printed, range(len(names)), "s", fillstyle="none", markersize=8, label="paper")
-    ax.errorbar(ours, range(len(names)), xerr=spreads, fmt="o", capsize=3, label="ours")
+    ax.errorbar(ours, range(len(names)), xerr=halves, fmt="o", capsize=3, label="ours")
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     return _labelled(ax, "difference (points)", "", {"fontsize": 8})
