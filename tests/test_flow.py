@@ -26,7 +26,7 @@ methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd metho
 methods.with_data methods
 config checkpoint distill plots
 runs.lock runs.interrupts runs.entries runs.card runs.measured runs.run
-runs.statistics runs.forecast runs.sweep runs.launch
+runs.rule runs.statistics runs.forecast runs.sweep runs.launch
 report.paper report.embeddings report.tables report.ablations report.pages
 notebook demo cli.common cli.lte cli.teacher cli preload __main__
 """.split()

@@ -55,7 +55,7 @@ def test_what_is_rendered_is_what_the_kept_cards_say():
 
 def test_the_rules_that_the_tables_page_tells_are_those_of_the_code():
     head = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8").split("\n## ")[0]
-    assert f"at most {SMALL:g} point below" in head and f"up to {NEAR:g} points" in head and paper.EDITION in head
+    assert f"within ±{SMALL:g} point" in head and f"at most {NEAR:g} points" in head and paper.EDITION in head
 
 
 @pytest.mark.parametrize("path", [README, ROOT / "docs" / "tables.md"], ids=lambda path: path.name)
