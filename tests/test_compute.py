@@ -330,6 +330,7 @@ def compile_with(backend, monkeypatch) -> list:
     return asked
 
 
+@pytest.mark.slow
 def test_a_compiled_run_computes_what_a_plain_one_does(monkeypatch):
     """Through dynamo and its backward pass, code generation left out; a rebuilt generator is not compiled again."""
     expected = told(setup())

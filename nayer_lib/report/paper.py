@@ -30,14 +30,23 @@ def table(number: int) -> "pandas.DataFrame":
     Raises:
         UserError: the paper has no such table.
     """
-    if number not in TABLES:
-        raise unknown("table of the paper", number, map(str, TABLES))
-    return _read(data_dir() / "paper" / f"table{number}.csv").copy()
+    return _read(_path(number)).copy()
 
 
 def rows(number: int) -> list:
     """The rows of table `number`, each with its columns as attributes; None where a number is missing."""
-    cells = table(number).astype(object)
+    return list(_rows(_path(number)))
+
+
+def _path(number: int) -> Path:
+    if number not in TABLES:
+        raise unknown("table of the paper", number, map(str, TABLES))
+    return data_dir() / "paper" / f"table{number}.csv"
+
+
+@cache
+def _rows(path: Path) -> list:
+    cells = _read(path).astype(object)
     return list(cells.where(cells.notna(), None).itertuples(index=False, name="Row"))
 
 

@@ -3,6 +3,7 @@
 Values are accuracies in percent, differences in points, unless an argument says otherwise.
 """
 
+import gc
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -99,7 +100,6 @@ def contrasts(
     """
     import pandas as pd
     from statsmodels.regression.linear_model import OLS
-    from statsmodels.stats.multitest import multipletests
 
     pairs = [(a, b) for a, b in references.items() if a != b and values.get(a) and values.get(b)]
     if not pairs:
@@ -117,8 +117,19 @@ def contrasts(
         rows.append((*test, min(map(len, two)), alone, model.df_resid, (arm, reference) in primary, small))
     table = pd.DataFrame(rows, index=[arm for arm, _ in pairs], columns=[*Contrast.__dataclass_fields__])
     for p in ("p", "p_equal"):
-        table[p] = table.groupby("primary")[p].transform(lambda family: multipletests(family, method="holm")[1])
+        table[p] = table.groupby("primary")[p].transform(_holm)
     return {row.Index: Contrast(*row[1:]) for row in table.itertuples()}
+
+
+def _holm(family: "pandas.Series") -> np.ndarray:
+    """The p of a family of rows, adjusted for their number."""
+    from statsmodels.stats.multitest import multipletests
+
+    gc.freeze()  # it collects garbage first, for a third of a second where hundreds of cards lie in memory
+    try:
+        return multipletests(family, method="holm")[1]
+    finally:
+        gc.unfreeze()
 
 
 def _with_own_spread(data: "pandas.DataFrame", floor: float) -> set[str]:

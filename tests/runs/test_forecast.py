@@ -36,7 +36,12 @@ def nothing_is_read(monkeypatch):
     monkeypatch.setattr(distill, "load_split", read)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+SMALLEST = ("digits", "color_digits", "cifar10-resnet20-wrn16_1", "cifar10-wrn40_2-wrn16_1")
+
+
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=() if name in SMALLEST else pytest.mark.slow) for name in PRESETS]
+)
 def test_every_preset_is_rehearsed_at_its_full_size(preset):
     config = make_config(preset, "released", "full")
     counted = rehearse(config)
