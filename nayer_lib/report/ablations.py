@@ -6,180 +6,16 @@ bears that row's name; the other arms are ours. What the tables are about stands
 
 import math
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .. import files
-from ..config import Config
 from ..errors import unknown
 from ..methods import METHODS
 from ..methods.inversion import Inversion
-from ..runs.rule import RUNS, RUNS_ALONE, Contrast, contrasts
-from ..runs.statistics import Cell, by_config, by_seed, seedless
-from ..runs.sweep import Sweep, read_sweep
-from . import paper
+from ..runs.statistics import Cell, by_config
+from .lines import Ablation, Line, Measure
 
 if TYPE_CHECKING:
     import pandas
-
-# The data sets of the sweeps, each with the one of the paper that stands beside it where a table has several.
-PROBLEMS = {"cifar10": "cifar10", "cifar100": "cifar100", "digits": "cifar10", "color_digits": "cifar100"}
-
-
-DECIDED = ("shows", "does not show", "reproduced", "partly", "not", "gain", "loss", "no effect")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of the paper, an arm of ours, or both.
-
-    Attributes:
-        name, against: of the row, and of the one that it is compared with.
-        row: as the paper prints it (`paper.rows`); None for an arm of our own.
-        printed: the paper's difference between the two, in points; None where it has none.
-        cell: our runs of one protocol; None if there are none.
-        contrast: ours, of the same protocol; None for a reference and where one of the two has no runs.
-        measured: further contrasts of the same two, by what was measured.
-        silent: why there is no word about this row, whatever its numbers; "" for most.
-        data_of_paper: whether the problem is one of the paper's own.
-    """
-
-    name: str
-    against: str
-    row: object | None
-    printed: float | None
-    cell: Cell | None
-    contrast: Contrast | None = None
-    measured: dict[str, Contrast] = field(default_factory=dict)
-    silent: str = ""
-    data_of_paper: bool = False
-
-    @property
-    def word(self) -> str:
-        """What `rule` says of a printed row or an arm of our own, or why it says nothing."""
-        if not self.cell:
-            return "not run"
-        if self.against == self.name:
-            return "reference"
-        if self.silent or not self.contrast:
-            return self.silent or "no reference"
-        of = self.contrast
-        word = of.word if self.printed is None else of.shows(self.printed, self.data_of_paper)
-        return f"{word}, n = {of.n}" if of.n < RUNS_ALONE and word in DECIDED else word
-
-    @property
-    def difference(self) -> str:
-        """The difference, and from three runs on its interval; "" for none."""
-        if not (of := self.contrast):
-            return ""
-        mean, low, high = (f"{round(x, 2) + 0.0:+.2f}" for x in (of.difference, of.low, of.high))  # never -0.00
-        return f"{mean} [{low}, {high}]" if of.n >= RUNS else mean
-
-
-Column = str | Callable[[Cell], str]  # one of the paper's by its name, or text about our cell
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What is compared beside the accuracy.
-
-    Attributes:
-        of: a card's metrics -> a number, or None.
-        small: a difference that counts for none.
-    """
-
-    of: Callable[[dict], float | None]
-    small: float
-
-    def by_seed(self, cell: Cell) -> dict[int, float]:
-        """Its numbers for the seeds of a cell that have one."""
-        values = {card["config"]["seed"]: self.of(card.get("metrics", {})) for card in cell.cards}
-        return {seed: value for seed, value in values.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """A table: which rows it has, and what each is compared with.
-
-    Attributes:
-        stem: of its sweep files.
-        title: its name in the summary, with which its heading in docs/ablations.md begins.
-        against: the name of the row with which one of a name is compared; its own for a reference.
-        table: its number in the paper; None if it is ours.
-        name: the name of a printed row; None for one that has no arm here.
-        columns: what it tells beside the accuracy, heading -> column.
-        measures: what is compared beside the accuracy, heading -> measure.
-        silent: the reason why a row of a name on a data set gets no word; "" for most.
-    """
-
-    stem: str
-    title: str
-    against: Callable[[str], str]
-    table: int | None = None
-    name: Callable[[object], str | None] | None = None
-    columns: dict[str, Column] = field(default_factory=dict)
-    measures: dict[str, Measure] = field(default_factory=dict)
-    silent: Callable[[str, str], str] = lambda name, dataset: ""
-
-    def sweeps(self) -> dict[str, Sweep]:
-        """Its sweep files: data set -> sweep."""
-        paths = {dataset: files.data_dir() / "sweeps" / f"{self.stem}_{dataset}.json" for dataset in PROBLEMS}
-        return {dataset: read_sweep(path) for dataset, path in paths.items() if path.is_file()}
-
-    def rows(self, dataset: str) -> dict[str, object]:
-        """The printed rows that stand beside a data set, by name."""
-        rows = paper.rows(self.table) if self.table else []
-        named = {self.name(row): row for row in rows if getattr(row, "dataset", None) in (None, PROBLEMS[dataset])}
-        return {name: row for name, row in named.items() if name}
-
-    def lines(self, dataset: str, sweep: Sweep, found: dict[Config, list[Cell]]) -> list[Line]:
-        """Every printed row, then our own arms: a line for each protocol in which it ran, or one without a cell.
-
-        Args:
-            found: cells by their config without its seed.
-        """
-        rows = self.rows(dataset)
-        names = [*rows, *(arm for arm in sweep.arms if arm not in rows)]
-        asked = {name: found.get(seedless(sweep.arms[name][0]), []) if name in sweep.arms else [] for name in names}
-        ran = {name: {c.protocol: c for c in cells if c.split == sweep.split} for name, cells in asked.items()}
-        references = {name: self.against(name) for name in names}
-        compared = {}
-        for protocol in {protocol for cells in ran.values() for protocol in cells}:
-            cells = {name: cells[protocol] for name, cells in ran.items() if protocol in cells}
-            compared[protocol] = self._contrasts(cells, references, sweep)
-        lines = []
-        for name, against in references.items():
-            numbers = [getattr(rows.get(row), "accuracy", None) for row in (name, against)]
-            printed = None if name == against or None in numbers else numbers[0] - numbers[1]
-            about = {"silent": self.silent(name, dataset), "data_of_paper": _of_paper(sweep)}
-            for protocol, cell in (ran[name] or {None: None}).items():
-                contrast, measured = (x.get(name) for x in compared.get(protocol, ({}, {})))
-                lines.append(Line(name, against, rows.get(name), printed, cell, contrast, measured or {}, **about))
-        return lines
-
-    def _contrasts(
-        self, cells: dict[str, Cell], references: dict[str, str], sweep: Sweep
-    ) -> tuple[dict[str, Contrast], dict[str, dict[str, Contrast]]]:
-        """By row: the contrast in accuracy, and those of what else is measured, by its heading."""
-        resolved = 100 / min(cell.cards[0]["test_split"]["images"] for cell in cells.values())
-        accuracies = {name: by_seed(cell) for name, cell in cells.items()}
-        of_accuracy = contrasts(accuracies, references, sweep.primary, floor=resolved)
-        measured: dict[str, dict[str, Contrast]] = {}
-        for heading, measure in self.measures.items():
-            values = {name: measure.by_seed(cell) for name, cell in cells.items()}
-            for name, contrast in contrasts(
-                values, references, sweep.primary, measure.small, floor=measure.small / 10
-            ).items():
-                measured.setdefault(name, {})[heading] = contrast
-        return of_accuracy, measured
-
-
-def _of_paper(sweep: Sweep) -> bool:
-    """Whether a sweep runs on a pair of networks and a data set of the paper's Table 1."""
-    config = next(iter(sweep.arms.values()))[0]
-    column = config.dataset, config.teacher, config.student
-    return column in {(row.dataset, row.teacher, row.student) for row in paper.rows(1)}
 
 
 def lines_of(stem: str, dataset: str, cards: list[dict]) -> list[Line]:
@@ -199,12 +35,14 @@ def lines_of(stem: str, dataset: str, cards: list[dict]) -> list[Line]:
 def frame(stem: str, dataset: str, cards: list[dict]) -> "pandas.DataFrame":
     """`lines_of` as a table of numbers, for notebooks: a row a line; percent and points, nan where there is none.
 
-    Columns: what the paper prints and its difference; our accuracy with its sd and n; our difference with its 95 %
-    interval and Holm's p; the word, and the row against which it is said.
+    Columns: what the paper prints and its difference; our accuracy, or what the table is about, with its sd and n; our
+    difference with its 95 % interval and Holm's p; the word, and the row against which it is said.
     """
     import pandas as pd
 
     lines = lines_of(stem, dataset, cards)
+
+    ours = [[*BY_STEM[stem].values(line.cell).values()] if line.cell else [] for line in lines]
 
     def of(contrast: str) -> list[float | None]:
         return [getattr(line.contrast, contrast, None) for line in lines]
@@ -212,8 +50,8 @@ def frame(stem: str, dataset: str, cards: list[dict]) -> "pandas.DataFrame":
     columns = {
         "paper": [line.row and line.row.accuracy for line in lines],
         "paper diff": [line.printed for line in lines],
-        "ours": [line.cell and line.cell.mean for line in lines],
-        "sd": [line.cell and line.cell.spread for line in lines],
+        "ours": [statistics.mean(values) if values else None for values in ours],
+        "sd": [statistics.stdev(values) if len(values) > 1 else None for values in ours],
         "n": [len(line.cell.last) if line.cell else 0 for line in lines],
         "diff": of("difference"),
         "low": of("low"),
@@ -369,6 +207,19 @@ ABLATIONS = (
             "within / across rounds": _diversity,
         },
         silent=lambda name, dataset: UNTUNED if name in ("FM", "CMI", "DeepInv") else "",
+    ),
+    Ablation(
+        "speed",
+        "Convergence on CIFAR-10 images",
+        lambda name: {"NAYER": "LTE", "Z": "NAYER", "LTE": "OH"}.get(name, name),
+        columns={
+            "steps to CE < 0.1": lambda cell: _steps(cell, "0.1"),
+            "to CE < 1": lambda cell: _steps(cell, "1.0"),
+            "within / across rounds": _diversity,
+            "judge's score": lambda cell: _mean(cell, ".2f", "classifier_score", "mean"),
+        },
+        measures={"steps to CE < 1": _steps_to("1.0")},
+        headline="steps to CE < 1",
     ),
     Ablation("divergences", "D1 to D13", lambda name: "released"),
     Ablation(

@@ -1,6 +1,7 @@
 """docs/ablations.md and docs/divergences.md: what stands there between the markers, from the cards of the sweeps."""
 
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterable
 
@@ -8,15 +9,14 @@ from ..config import DIVERGENCES
 from ..errors import UserError
 from ..runs.card import kept_files
 from ..runs.rule import RUNS, Contrast
-from ..runs.statistics import by_config
+from ..runs.statistics import Cell, by_config
 from ..runs.sweep import Sweep
-from .ablations import ABLATIONS, BY_STEM, Ablation, Column, Line, lines_of
+from .ablations import ABLATIONS, BY_STEM, lines_of
+from .lines import MORE, Ablation, Column, Line
 from .tables import accuracy, clocks, fill, markdown, number
 
 ORDER = ("reproduced", "partly", "shows", "does not show", "not", "gain", "loss", "no effect", "open")
 WORDS = ("row", "against", "word", "device")  # columns to the left; the others are numbers
-MORE = {"gain": "more", "loss": "less"}  # of what is counted beside the accuracy
-
 
 def _row(ablation: Ablation, line: Line) -> dict[str, str]:
     """A line of a page, heading -> text."""
@@ -27,6 +27,7 @@ def _row(ablation: Ablation, line: Line) -> dict[str, str]:
             return column(cell) if cell else ""
         return "–" if (value := getattr(row, column, None)) is None else f"{value:g}"
 
+    beside = [heading for heading in ablation.measures if heading != ablation.headline]
     printed = {
         "paper: accuracy": number(row.accuracy, row) if row else "–",
         "paper: difference": "" if line.printed is None else f"{line.printed:+.2f}",
@@ -34,17 +35,26 @@ def _row(ablation: Ablation, line: Line) -> dict[str, str]:
     return {
         "row": line.name,
         **(printed if ablation.table else {}),
-        "ours: last epoch": f"{accuracy(cell)} (n = {len(cell.last)})" if cell else "not run",
+        ablation.headline or "ours: last epoch": _mean_of(ablation, cell) if cell else "not run",
         "ours: difference [95 %]": line.difference,
         "p (Holm)": _p(line.contrast),
         **({"ours / paper": _ratio(line)} if ablation.table else {}),
         "word": line.word,
         "against": "" if line.against == line.name else line.against,
         **{heading: text(column) for heading, column in ablation.columns.items()},
-        **{f"{heading}: word": _more(line.measured.get(heading)) for heading in ablation.measures},
+        **{f"{heading}: word": _more(line.measured.get(heading)) for heading in beside},
         "time a run: synthesis + student": text(clocks),
         "device": text(lambda cell: cell.device),
     }
+
+
+def _mean_of(ablation: Ablation, cell: Cell) -> str:
+    """Mean and spread of what a table is about, with the number of runs."""
+    if not ablation.headline:
+        return f"{accuracy(cell)} (n = {len(cell.last)})"
+    values = [*ablation.values(cell).values()]
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"**{statistics.mean(values):.1f}{spread}** (n = {len(values)})"
 
 
 def _p(contrast: Contrast | None) -> str:

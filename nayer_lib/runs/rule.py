@@ -95,7 +95,7 @@ def contrasts(
     Args:
         values: arm -> seed -> value.
         references: arm -> the one that it is compared with; itself where it is compared with none.
-        primary: the registered contrasts, (arm, reference).
+        primary: the registered contrasts, (arm, reference), either way round.
         floor: the smallest spread (sd) that the measurement resolves.
     """
     import pandas as pd
@@ -114,7 +114,8 @@ def contrasts(
         two = [[*values[name].values()] for name in (arm, reference)]
         alone = bool(own & {arm, reference})
         test = _alone(*two, small) if alone else _pooled(model, arm, reference, small)
-        rows.append((*test, min(map(len, two)), alone, model.df_resid, (arm, reference) in primary, small))
+        registered = {(arm, reference), (reference, arm)} & set(primary)
+        rows.append((*test, min(map(len, two)), alone, model.df_resid, bool(registered), small))
     table = pd.DataFrame(rows, index=[arm for arm, _ in pairs], columns=[*Contrast.__dataclass_fields__])
     for p in ("p", "p_equal"):
         table[p] = table.groupby("primary")[p].transform(_holm)

@@ -17,7 +17,8 @@ from nayer_lib.errors import UserError
 from nayer_lib.generator.latents import COLUMNS
 from nayer_lib.methods import METHODS
 from nayer_lib.report import pages, paper
-from nayer_lib.report.ablations import ABLATIONS, BY_STEM, PROBLEMS, frame, lines_of
+from nayer_lib.report.ablations import ABLATIONS, BY_STEM, frame, lines_of
+from nayer_lib.report.lines import PROBLEMS
 from nayer_lib.report.pages import with_effects
 from nayer_lib.runs.card import kept_cards
 from nayer_lib.runs.forecast import budget
@@ -78,7 +79,8 @@ def test_every_problem_that_the_paper_prints_has_a_sweep():
 def test_every_sweep_file_of_a_table_is_on_the_page():
     stems = {path.stem for path in (files.data_dir() / "sweeps").glob("*.json")}
     shown = {f"{stem}_{dataset}" for stem, dataset in SWEEPS}
-    assert {stem for stem in stems if re.match(r"table|divergences|eq5|redraw|figure5|methods|rates", stem)} == shown
+    tables = r"table|divergences|eq5|redraw|figure5|methods|rates|speed"
+    assert {stem for stem in stems if re.match(tables, stem)} == shown
 
 
 @pytest.mark.parametrize(("stem", "dataset"), [key for key in SWEEPS if key[0] in CONTROLS], ids=str)
@@ -95,6 +97,7 @@ def test_an_arm_is_a_printed_row_or_a_listed_control(stem, dataset):
 def test_a_sweep_runs_the_problem_of_its_name_in_the_papers_pair(stem, dataset):
     pair = {"cifar10": "wrn40_2 wrn16_2", "cifar100": "wrn40_2 wrn16_2"}.get(dataset)
     pair = "wrn40_2 wrn16_1" if (stem, dataset) == ("table10", "cifar10") else pair
+    pair = None if stem == "speed" else pair  # a study of ours, on a CPU
     for configs in SWEEPS[stem, dataset].arms.values():
         for config in configs:
             assert config.dataset == dataset and config.method in METHODS
@@ -332,6 +335,28 @@ def test_an_arm_with_a_kept_generator_is_compared_with_k_to_1_under_one(run, swe
     assert (row["against"], row["ours: difference [95 %]"][:5]) == (f"NAYER(Kto1){kept}", "-5.00")
     assert row["word"] == "loss" and row["paper: accuracy"] == "–"
     assert row_of(page, "Table 3", "digits", f"NAYER(Kto1){kept}")["against"] == "NAYER(Kto1)"
+
+
+def test_a_registered_table_counts_its_own_runs_and_speaks_when_all_are_there(run):
+    sweep = SWEEPS["speed", "cifar10"]
+
+    def cards(arm, steps, seeds, registration=sweep.registration):
+        for config, left in list(zip(sweep.arms[arm], (-0.2, 0.0, 0.2), strict=True))[:seeds]:
+            reached = {"success": 1.0, "mean": steps + left, "restricted": steps + left}
+            metrics = {"convergence": {"0.1": reached, "1.0": reached}, "diversity": {"within": 0.1, "across": 0.1}}
+            yield run(config, 0.1, metrics=metrics, registration=registration)
+
+    made = [*cards("NAYER", 9.0, 3), *cards("LTE", 3.0, 3), *cards("OH", 3.0, 3), *cards("Z", 9.0, 2)]
+    page = ablations_page([*made, *cards("Z", 1.0, 3, registration="another")])
+    rows = {row["row"]: row for row in sections(page)[title_of("speed"), "cifar10"]}
+    assert rows["NAYER"]["steps to CE < 1"] == "**9.0 ± 0.2** (n = 3)" and rows["NAYER"]["against"] == "LTE"
+    assert (rows["NAYER"]["word"], rows["LTE"]["word"]) == ("more, n = 3", "no effect, n = 3")
+    assert rows["Z"]["word"] == "2 of 3 run" and rows["OH"]["word"] == "reference"
+    nayer = next(line for line in lines_of("speed", "cifar10", made) if line.name == "NAYER")
+    assert nayer.contrast.primary and not nayer.exploratory
+    assert dataclasses.replace(nayer, exploratory=True).word == "more, n = 3, exploratory"
+    speed = frame("speed", "cifar10", made)
+    assert speed["ours"]["NAYER"] == pytest.approx(9) and speed["diff"]["NAYER"] == pytest.approx(6)
 
 
 def test_an_untuned_method_has_numbers_and_no_word(run):

@@ -1,0 +1,208 @@
+"""The lines of an ablation's table: what the paper prints, what our runs say beside it, and with which word."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from .. import files
+from ..config import Config
+from ..runs.rule import RUNS, RUNS_ALONE, SMALL, Contrast, contrasts
+from ..runs.statistics import Cell, by_seed, seedless
+from ..runs.sweep import Sweep, read_sweep
+from . import paper
+
+# The data sets of the sweeps, each with the one of the paper that stands beside it where a table has several.
+PROBLEMS = {"cifar10": "cifar10", "cifar100": "cifar100", "digits": "cifar10", "color_digits": "cifar100"}
+
+
+MORE = {"gain": "more", "loss": "less"}  # of what is counted
+DECIDED = ("shows", "does not show", "reproduced", "partly", "not", "gain", "loss", "no effect", *MORE.values())
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the paper, an arm of ours, or both.
+
+    Attributes:
+        name, against: of the row, and of the one that it is compared with.
+        row: as the paper prints it (`paper.rows`); None for an arm of our own.
+        printed: the paper's difference between the two, in points; None where it has none.
+        cell: our runs of one protocol; None if there are none.
+        contrast: ours, of the same protocol; None for a reference and where one of the two has no runs.
+        measured: further contrasts of the same two, by what was measured.
+        silent: why there is no word about this row, whatever its numbers; "" for most.
+        data_of_paper: whether the problem is one of the paper's own.
+        counted: whether less and more is said of it, and not loss and gain.
+        exploratory: whether other contrasts of its table were registered before the runs, and this one was not.
+    """
+
+    name: str
+    against: str
+    row: object | None
+    printed: float | None
+    cell: Cell | None
+    contrast: Contrast | None = None
+    measured: dict[str, Contrast] = field(default_factory=dict)
+    silent: str = ""
+    data_of_paper: bool = False
+    counted: bool = False
+    exploratory: bool = False
+
+    @property
+    def word(self) -> str:
+        """What `rule` says of a printed row or an arm of our own, or why it says nothing."""
+        if not self.cell:
+            return "not run"
+        if self.against == self.name:
+            return "reference"
+        if self.silent or not self.contrast:
+            return self.silent or "no reference"
+        of = self.contrast
+        word = of.word if self.printed is None else of.shows(self.printed, self.data_of_paper)
+        word = MORE.get(word, word) if self.counted else word
+        if word not in DECIDED:
+            return word
+        return word + (f", n = {of.n}" if of.n < RUNS_ALONE else "") + (", exploratory" if self.exploratory else "")
+
+    @property
+    def difference(self) -> str:
+        """The difference, and from three runs on its interval; "" for none."""
+        if not (of := self.contrast):
+            return ""
+        mean, low, high = (f"{round(x, 2) + 0.0:+.2f}" for x in (of.difference, of.low, of.high))  # never -0.00
+        return f"{mean} [{low}, {high}]" if of.n >= RUNS else mean
+
+
+Column = str | Callable[[Cell], str]  # one of the paper's by its name, or text about our cell
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is compared beside the accuracy.
+
+    Attributes:
+        of: a card's metrics -> a number, or None.
+        small: a difference that counts for none.
+    """
+
+    of: Callable[[dict], float | None]
+    small: float
+
+    def by_seed(self, cell: Cell) -> dict[int, float]:
+        """Its numbers for the seeds of a cell that have one."""
+        values = {card["config"]["seed"]: self.of(card.get("metrics", {})) for card in cell.cards}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A table: which rows it has, and what each is compared with.
+
+    Attributes:
+        stem: of its sweep files.
+        title: its name in the summary, with which its heading in docs/ablations.md begins.
+        against: the name of the row with which one of a name is compared; its own for a reference.
+        table: its number in the paper; None if it is ours.
+        name: the name of a printed row; None for one that has no arm here.
+        columns: what it tells beside the accuracy, heading -> column.
+        measures: what is compared beside the accuracy, heading -> measure.
+        headline: the one of these that the table is about, in place of the accuracy; "" for most.
+        silent: the reason why a row of a name on a data set gets no word; "" for most.
+    """
+
+    stem: str
+    title: str
+    against: Callable[[str], str]
+    table: int | None = None
+    name: Callable[[object], str | None] | None = None
+    columns: dict[str, Column] = field(default_factory=dict)
+    measures: dict[str, Measure] = field(default_factory=dict)
+    headline: str = ""
+    silent: Callable[[str, str], str] = lambda name, dataset: ""
+
+    def sweeps(self) -> dict[str, Sweep]:
+        """Its sweep files: data set -> sweep."""
+        paths = {dataset: files.data_dir() / "sweeps" / f"{self.stem}_{dataset}.json" for dataset in PROBLEMS}
+        return {dataset: read_sweep(path) for dataset, path in paths.items() if path.is_file()}
+
+    def rows(self, dataset: str) -> dict[str, object]:
+        """The printed rows that stand beside a data set, by name."""
+        rows = paper.rows(self.table) if self.table else []
+        named = {self.name(row): row for row in rows if getattr(row, "dataset", None) in (None, PROBLEMS[dataset])}
+        return {name: row for name, row in named.items() if name}
+
+    def lines(self, dataset: str, sweep: Sweep, found: dict[Config, list[Cell]]) -> list[Line]:
+        """Every printed row, then our own arms: a line for each protocol in which it ran, or one without a cell.
+
+        Args:
+            found: cells by their config without its seed.
+        """
+        rows = self.rows(dataset)
+        names = [*rows, *(arm for arm in sweep.arms if arm not in rows)]
+        asked = {name: found.get(seedless(sweep.arms[name][0]), []) if name in sweep.arms else [] for name in names}
+        asked = {name: [own for cell in cells if (own := _registered(cell, sweep))] for name, cells in asked.items()}
+        ran = {name: {cell.protocol: cell for cell in cells} for name, cells in asked.items()}
+        references = {name: self.against(name) for name in names}
+        compared = {}
+        for protocol in {protocol for cells in ran.values() for protocol in cells}:
+            cells = {name: cells[protocol] for name, cells in ran.items() if protocol in cells}
+            compared[protocol] = self._contrasts(cells, references, sweep)
+        lines = []
+        for name, against in references.items():
+            numbers = [getattr(rows.get(row), "accuracy", None) for row in (name, against)]
+            printed = None if name == against or None in numbers else numbers[0] - numbers[1]
+            about = {"data_of_paper": _of_paper(sweep), "counted": bool(self.headline)}
+            for protocol, cell in (ran[name] or {None: None}).items():
+                contrast, measured = (x.get(name) for x in compared.get(protocol, ({}, {})))
+                about["silent"] = self.silent(name, dataset) or _incomplete(sweep, name, cell)
+                about["exploratory"] = bool(sweep.primary and contrast and not contrast.primary)
+                lines.append(Line(name, against, rows.get(name), printed, cell, contrast, measured or {}, **about))
+        return lines
+
+    def _contrasts(
+        self, cells: dict[str, Cell], references: dict[str, str], sweep: Sweep
+    ) -> tuple[dict[str, Contrast], dict[str, dict[str, Contrast]]]:
+        """By row: the contrast that the table is about, and those of what else is measured, by its heading."""
+        images = min(cell.cards[0]["test_split"]["images"] for cell in cells.values())
+        small, floor = SMALL, 100 / images  # one test image is the least that an accuracy resolves
+        if self.headline:
+            small, floor = self.measures[self.headline].small, self.measures[self.headline].small / 10
+        about = contrasts(
+            {name: self.values(cell) for name, cell in cells.items()}, references, sweep.primary, small, floor
+        )
+        measured: dict[str, dict[str, Contrast]] = {}
+        for heading, measure in self.measures.items():
+            if heading != self.headline:
+                values = {name: measure.by_seed(cell) for name, cell in cells.items()}
+                found = contrasts(values, references, sweep.primary, measure.small, measure.small / 10)
+                for name, contrast in found.items():
+                    measured.setdefault(name, {})[heading] = contrast
+        return about, measured
+
+    def values(self, cell: Cell) -> dict[int, float]:
+        """What the table is about, by seed: the accuracy, or its headline's measure."""
+        return self.measures[self.headline].by_seed(cell) if self.headline else by_seed(cell)
+
+
+def _registered(cell: Cell, sweep: Sweep) -> Cell | None:
+    """The runs of a cell that are a sweep's: of its split and, where it registered contrasts, of its registration."""
+    if cell.split != sweep.split:
+        return None
+    if not sweep.registration:
+        return cell
+    own = [i for i, card in enumerate(cell.cards) if card.get("registration") == sweep.registration]
+    lists = {name: [getattr(cell, name)[i] for i in own] for name in ("last", "best", "cards")}
+    return replace(cell, **lists) if own else None
+
+
+def _incomplete(sweep: Sweep, name: str, cell: Cell | None) -> str:
+    """What stands in a word's place while a registered sweep has fewer runs of an arm than it said."""
+    asked = len(sweep.arms.get(name, ()))
+    missing = sweep.registration and cell and len(cell.last) < asked
+    return f"{len(cell.last)} of {asked} run" if missing else ""
+
+
+def _of_paper(sweep: Sweep) -> bool:
+    """Whether a sweep runs on a pair of networks and a data set of the paper's Table 1."""
+    config = next(iter(sweep.arms.values()))[0]
+    column = config.dataset, config.teacher, config.student
+    return column in {(row.dataset, row.teacher, row.student) for row in paper.rows(1)}
