@@ -122,6 +122,7 @@ def test_what_the_measurement_cannot_resolve_is_no_spread_of_its_own():
         ({"p": 0.051}, "open"),
         ({"difference": -0.9}, "open"),
         ({"p_equal": 0.049}, "no effect"),
+        ({"p_equal": 0.051}, "loss"),
         ({"difference": -0.9, "small": 0.5}, "loss"),
     ],
 )
