@@ -2,20 +2,18 @@
 
 Convergence: the paper counts "epochs" to CE < 0.1 with 30 generation steps; all its values lie below 30, so the unit
 must be generator steps within a round. Diversity: the paper has no formula; its values fit a distance a pixel in [0,
-1]. "IS Score": that of Inception-v3, which knows no digits; `classifier_score` asks an independent judge instead.
+1]. "IS Score": of Inception-v3, trained on ImageNet; `classifier_score` asks a judge of the data set itself instead.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .classifiers.checkpoints import load_weights, read_checkpoint
 from .classifiers.teacher import Classifier, check_judge
-from .errors import MissingFile, UserError
+from .errors import UserError
 from .evaluate import features, in_batches, in_unit_range
 from .generator.noisy_layer import NoisyLayer
 from .geometry import cosines, distances
@@ -166,50 +164,6 @@ def classifier_score(logits: Tensor, splits: int = 10) -> ClassifierScore:
         scores.append(information.exp())
     over_splits = torch.stack(scores)
     return ClassifierScore(over_splits.mean().item(), over_splits.std(correction=0).item())
-
-
-def inception_score(images: Tensor, splits: int = 10) -> ClassifierScore:
-    """Figure 5's "IS Score": `classifier_score` by Inception-v3, over ImageNet's 1,000 classes.
-
-    Args:
-        images: (N, 1 or 3, H, W) uint8 or in [0, 1]; resized to 299 pixels, bilinearly.
-
-    Raises:
-        UserError: images of another shape, none, or fewer than splits.
-        MissingFile: Inception's weights are not on this machine and cannot be downloaded.
-    """
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
-        raise UserError(f"the inception score needs images (N, 1 or 3, H, W), not {tuple(images.shape)}.")
-    network = load_inception().to(images.device)
-
-    def answer(batch: Tensor) -> Tensor:
-        large = nn.functional.interpolate(batch.expand(-1, 3, -1, -1), size=(299, 299), mode="bilinear")
-        return network(2 * large - 1)
-
-    return classifier_score(in_batches(answer, images, batch=50), splits)
-
-
-def load_inception() -> nn.Module:
-    """torchvision's Inception-v3 with its ImageNet weights, from torch's cache or downloaded into it (104 MB).
-
-    Shapes: (B, 3, 299, 299) in [-1, 1] -> (B, 1000) logits.
-    """
-    from torchvision.models import Inception_V3_Weights, inception_v3
-
-    address = Inception_V3_Weights.IMAGENET1K_V1.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(address).name  # torchvision's place for the file
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(address, str(path), hash_prefix=path.stem.split("-")[-1], progress=False)
-        except (RuntimeError, OSError) as error:
-            raise MissingFile(
-                f"Inception-v3's weights could not be downloaded: connect to the network once, or put {address} into "
-                f"{path.parent}."
-            ) from error
-    network = inception_v3(init_weights=False)
-    load_weights(network, read_checkpoint(path), path)
-    return network.eval()
 
 
 def by_step(

@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nayer_lib import metrics
 from nayer_lib.classifiers.teacher import Classifier, load_judge, load_teacher
 from nayer_lib.datasets import load_split
-from nayer_lib.errors import MissingFile, UserError
+from nayer_lib.errors import UserError
 from nayer_lib.evaluate import in_batches
 from nayer_lib.generator.noisy_layer import NoisyLayer
 from nayer_lib.metrics import (
@@ -24,8 +23,6 @@ from nayer_lib.metrics import (
     convergence,
     diversity,
     feature_diversity,
-    inception_score,
-    load_inception,
     weight_magnitude,
 )
 
@@ -325,94 +322,6 @@ def test_a_kept_judge_tells_real_images_from_noise(name):
     noise = torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     real, chance = (classifier_score(in_batches(judge, some)).mean for some in (images, noise))
     assert chance < 2 and real > 0.8 * 10  # the first 500 of color_digits are in one ink
-
-
-# --- inception score
-
-
-@pytest.fixture
-def colours(monkeypatch):
-    """In place of Inception: surely the class of the brightest colour; notes what it is shown."""
-    shown = []
-
-    class Brightest(nn.Module):
-        def forward(self, images):
-            shown.append(images)
-            return 1000 * images.mean((2, 3))
-
-    monkeypatch.setattr(metrics, "load_inception", Brightest)
-    return shown
-
-
-def test_inceptions_answers_are_scored(colours):
-    images = torch.zeros(60, 3, 8, 8, dtype=torch.uint8)
-    for k in range(3):
-        images[k::3, k] = 255
-    assert inception_score(images, splits=1) == ClassifierScore(pytest.approx(3), 0)
-    assert inception_score(images[::3]) == ClassifierScore(pytest.approx(1), pytest.approx(0))
-    assert [len(batch) for batch in colours] == [50, 10, 20]
-
-
-def test_inception_is_shown_299_pixels_from_minus_1_to_1_in_three_colours(colours):
-    """Resized bilinearly: between the middles of a black and a white pixel the grey grows evenly."""
-    images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(2, 1, 2, 2)
-    inception_score(images, splits=1)
-    inception_score(images.float() / 255, splits=1)
-    shown, again = colours
-    assert shown.shape == (2, 3, 299, 299) and torch.equal(shown, again)
-    middles = 2 * (torch.arange(299) + 0.5) / 299 - 0.5  # in pixels of the small image
-    assert torch.allclose(shown, 2 * middles.clamp(0, 1) - 1, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(20, 8, 8), (20, 2, 8, 8), (0, 3, 8, 8)], ids=str)
-def test_the_inception_score_of_another_shape_is_refused(shape, colours):
-    with pytest.raises(UserError, match=r"the inception score needs images \(N, 1 or 3, H, W\), not \("):
-        inception_score(torch.zeros(shape))
-    assert not colours
-
-
-def test_too_few_images_for_an_inception_score_are_refused(colours):
-    with pytest.raises(UserError, match="4 images do not make 10 splits"):
-        inception_score(torch.zeros(4, 3, 8, 8))
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache of torch's, and the place of Inception's weights in it."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    return tmp_path / "hub" / "checkpoints" / "inception_v3_google-0cc3c7bd.pth"
-
-
-def test_weights_that_cannot_be_downloaded_are_told(cache):
-    sentence = f"could not be downloaded: connect .*, or put https://.*/{cache.name} into {cache.parent}"
-    with pytest.raises(MissingFile, match=sentence):
-        inception_score(torch.zeros(20, 3, 8, 8))
-    assert not list(cache.parent.iterdir())
-
-
-def test_weights_cut_short_are_told(cache):
-    cache.parent.mkdir(parents=True)
-    cache.write_bytes(b"PK")
-    with pytest.raises(UserError, match="cannot be read as weights: it is cut short"):
-        load_inception()
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_torchvisions_inception_is_read_from_the_cache_as_torchvision_reads_it(cache):
-    """Its own way is ImageNet's normalisation, undone inside the network."""
-    from torchvision.models import inception_v3
-
-    torch.manual_seed(0)
-    theirs = inception_v3(init_weights=False).eval()
-    cache.parent.mkdir(parents=True)
-    torch.save(theirs.state_dict(), cache)
-    ours, images = load_inception(), torch.rand(2, 3, 299, 299)
-    theirs.transform_input = True
-    mean, std = (torch.tensor(c).view(3, 1, 1) for c in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    told = ours(2 * images - 1)
-    assert told.shape == (2, 1000) and not ours.training
-    torch.testing.assert_close(told, theirs((images - mean) / std), rtol=1e-3, atol=1e-4)
 
 
 # --- metrics by step

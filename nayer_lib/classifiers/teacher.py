@@ -273,7 +273,7 @@ def load_judge(dataset: str, teacher: Classifier) -> Classifier:
         MissingFile: the judge is not trained yet; the sentence says how to train it.
     """
     if dataset not in JUDGES:
-        raise UserError(f"no judge is named for {dataset}, only for {', '.join(JUDGES)}: take the inception score.")
+        raise UserError(f"no judge is named for {dataset}, only for {', '.join(JUDGES)}.")
     path = teacher_path(dataset, JUDGES[dataset])
     if not path.is_file():
         raise MissingFile(

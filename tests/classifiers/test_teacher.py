@@ -392,7 +392,7 @@ def test_a_kept_judge_is_of_another_architecture_and_seed_than_the_teacher(name)
 
 
 def test_no_preset_distils_from_a_judges_network():
-    """Every data set of the presets has a judge, but ImageNet, which has Inception's."""
+    """Every data set of the presets has a judge, but ImageNet."""
     teachers = {(row["dataset"], row.get("teacher", Config.teacher)) for row in PRESETS.values()}
     assert {dataset for dataset, _ in teachers} == set(JUDGES) | {"imagenet"}
     assert not teachers & set(JUDGES.items())
@@ -413,7 +413,7 @@ def test_a_missing_judge_says_how_to_train_it(name, empty):
 
 
 def test_a_data_set_without_a_judge_is_told():
-    with pytest.raises(UserError, match="no judge is named for imagenet, only for digits, .*: take the inception scor"):
+    with pytest.raises(UserError, match="no judge is named for imagenet, only for digits, .*tiny_imagenet"):
         load_judge("imagenet", classifier())
 
 
