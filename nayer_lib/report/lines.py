@@ -133,6 +133,8 @@ class Ablation:
     def lines(self, dataset: str, sweep: Sweep, found: dict[Config, list[Cell]]) -> list[Line]:
         """Every printed row, then our own arms: a line for each protocol in which it ran, or one without a cell.
 
+        Registered contrasts of two other rows follow, a line each.
+
         Args:
             found: cells by their config without its seed.
         """
@@ -141,41 +143,40 @@ class Ablation:
         asked = {name: found.get(seedless(sweep.arms[name][0]), []) if name in sweep.arms else [] for name in names}
         asked = {name: [own for cell in cells if (own := _registered(cell, sweep))] for name, cells in asked.items()}
         ran = {name: {cell.protocol: cell for cell in cells} for name, cells in asked.items()}
-        references = {name: self.against(name) for name in names}
+        pairs = [(name, self.against(name)) for name in names]
+        pairs += [pair for pair in sweep.primary if not {pair, pair[::-1]} & {*pairs}]
         compared = {}
         for protocol in {protocol for cells in ran.values() for protocol in cells}:
             cells = {name: cells[protocol] for name, cells in ran.items() if protocol in cells}
-            compared[protocol] = self._contrasts(cells, references, sweep)
+            compared[protocol] = self._contrasts(cells, pairs, sweep)
         lines = []
-        for name, against in references.items():
+        for name, against in pairs:
             numbers = [getattr(rows.get(row), "accuracy", None) for row in (name, against)]
             printed = None if name == against or None in numbers else numbers[0] - numbers[1]
             about = {"data_of_paper": _of_paper(sweep), "counted": bool(self.headline)}
             for protocol, cell in (ran[name] or {None: None}).items():
-                contrast, measured = (x.get(name) for x in compared.get(protocol, ({}, {})))
-                about["silent"] = self.silent(name, dataset) or _incomplete(sweep, name, cell)
+                contrast, measured = (x.get((name, against)) for x in compared.get(protocol, ({}, {})))
+                about["silent"] = self.silent(name, dataset) or _incomplete(sweep, ran, protocol, (name, against))
                 about["exploratory"] = bool(sweep.primary and contrast and not contrast.primary)
                 lines.append(Line(name, against, rows.get(name), printed, cell, contrast, measured or {}, **about))
         return lines
 
     def _contrasts(
-        self, cells: dict[str, Cell], references: dict[str, str], sweep: Sweep
-    ) -> tuple[dict[str, Contrast], dict[str, dict[str, Contrast]]]:
-        """By row: the contrast that the table is about, and those of what else is measured, by its heading."""
+        self, cells: dict[str, Cell], pairs: list[tuple[str, str]], sweep: Sweep
+    ) -> tuple[dict[tuple[str, str], Contrast], dict[tuple[str, str], dict[str, Contrast]]]:
+        """By pair: the contrast that the table is about, and those of what else is measured, by its heading."""
         images = min(cell.cards[0]["test_split"]["images"] for cell in cells.values())
         small, floor = SMALL, 100 / images  # one test image is the least that an accuracy resolves
         if self.headline:
             small, floor = self.measures[self.headline].small, self.measures[self.headline].small / 10
-        about = contrasts(
-            {name: self.values(cell) for name, cell in cells.items()}, references, sweep.primary, small, floor
-        )
-        measured: dict[str, dict[str, Contrast]] = {}
+        about = contrasts({name: self.values(cell) for name, cell in cells.items()}, pairs, sweep.primary, small, floor)
+        measured: dict[tuple[str, str], dict[str, Contrast]] = {}
         for heading, measure in self.measures.items():
             if heading != self.headline:
                 values = {name: measure.by_seed(cell) for name, cell in cells.items()}
-                found = contrasts(values, references, sweep.primary, measure.small, measure.small / 10)
-                for name, contrast in found.items():
-                    measured.setdefault(name, {})[heading] = contrast
+                found = contrasts(values, pairs, sweep.primary, measure.small, measure.small / 10)
+                for pair, contrast in found.items():
+                    measured.setdefault(pair, {})[heading] = contrast
         return about, measured
 
     def values(self, cell: Cell) -> dict[int, float]:
@@ -189,16 +190,17 @@ def _registered(cell: Cell, sweep: Sweep) -> Cell | None:
         return None
     if not sweep.registration:
         return cell
-    own = [i for i, card in enumerate(cell.cards) if card.get("registration") == sweep.registration]
+    own = [i for i, card in enumerate(cell.cards) if sweep.registration in (card.get("registration") or "")]
     lists = {name: [getattr(cell, name)[i] for i in own] for name in ("last", "best", "cards")}
     return replace(cell, **lists) if own else None
 
 
-def _incomplete(sweep: Sweep, name: str, cell: Cell | None) -> str:
-    """What stands in a word's place while a registered sweep has fewer runs of an arm than it said."""
-    asked = len(sweep.arms.get(name, ()))
-    missing = sweep.registration and cell and len(cell.last) < asked
-    return f"{len(cell.last)} of {asked} run" if missing else ""
+def _incomplete(sweep: Sweep, ran: dict[str, dict[tuple, Cell]], protocol: tuple | None, pair: tuple[str, str]) -> str:
+    """What stands in a word's place while a registered sweep has fewer runs of a pair of arms than it said."""
+    arms = {name for name in pair if sweep.registration and name in sweep.arms}
+    asked = sum(len(sweep.arms[name]) for name in arms)
+    have = sum(len(ran[name][protocol].last) for name in arms if protocol in ran[name])
+    return f"{have} of {asked} run" if have < asked else ""
 
 
 def _of_paper(sweep: Sweep) -> bool:

@@ -27,7 +27,7 @@ from ..config import Config
 from ..errors import UserError, unknown
 from .card import REGISTRATION, finished_runs, new_id, read_card, resumable, split_of
 from .forecast import projected, time_in_words
-from .sweep import Sweep, keep_sweep
+from .sweep import Sweep, keep_sweep, registrations
 
 BACKENDS = ("local", "ray")
 _PROCESSES = threading.Lock()
@@ -78,12 +78,13 @@ def run_sweep(
         for (arm, config), time in zip(left, times, strict=True):
             print(f"{arm}, seed {config.seed}: {time_in_words([time])}")
         return []
-    folder = files.runs_dir().resolve()
+    folder, registered = files.runs_dir().resolve(), registrations(sweep)
     failed = []
     with parallel_config(**where):
         # joblib's Ray backend has no results before the last.
         ended = Parallel(batch_size=1, return_as="list" if backend == "ray" else "generator_unordered")
-        for sentence in ended(delayed(_run)(arm, config, folder, gpus, sweep) for arm, config in left):
+        calls = (delayed(_run)(arm, config, folder, gpus, sweep, registered[config]) for arm, config in left)
+        for sentence in ended(calls):
             failed += [sentence] if sentence else []
             if keep:
                 keep_sweep(sweep)
@@ -121,9 +122,11 @@ def _on_ray(jobs: int | None) -> tuple[dict, None]:
     return {"backend": "ray", "n_jobs": jobs, "ray_remote_args": {"num_gpus": min(1, gpus / jobs)}}, None
 
 
-def _run(arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None, sweep: Sweep) -> str | None:
+def _run(
+    arm: str, config: Config, runs_dir: Path, gpus: SimpleQueue | None, sweep: Sweep, registered: str
+) -> str | None:
     """One run in a process of its own. Prints how it ended; returns that sentence if it failed."""
-    split, environment = sweep.split, {REGISTRATION: sweep.registration or ""}
+    split, environment = sweep.split, {REGISTRATION: registered}
     new = new_id(config) if split == "test" else f"{new_id(config)}-{split}"
     log = (resumable(config, split) or runs_dir / new) / "log.txt"  # what stopped half-way goes on
     gpu = gpus.get() if gpus else None

@@ -82,11 +82,11 @@ class Contrast:
 
 def contrasts(
     values: Mapping[str, Mapping[int, float]],
-    references: Mapping[str, str],
+    pairs: Collection[tuple[str, str]],
     primary: Collection[tuple[str, str]] = (),
     small: float = SMALL,
     floor: float = 0.0,
-) -> dict[str, Contrast]:
+) -> dict[tuple[str, str], Contrast]:
     """What the arms of a table do against their references, for all rows at once.
 
     The model is value ~ arm + seed; what it leaves is one spread for all arms. Arms whose own spread is another
@@ -94,14 +94,14 @@ def contrasts(
 
     Args:
         values: arm -> seed -> value.
-        references: arm -> the one that it is compared with; itself where it is compared with none.
+        pairs: the rows, (arm, reference); one of an arm with itself, or without values, has no contrast.
         primary: the registered contrasts, (arm, reference), either way round.
         floor: the smallest spread (sd) that the measurement resolves.
     """
     import pandas as pd
     from statsmodels.regression.linear_model import OLS
 
-    pairs = [(a, b) for a, b in references.items() if a != b and values.get(a) and values.get(b)]
+    pairs = [(a, b) for a, b in pairs if a != b and values.get(a) and values.get(b)]
     if not pairs:
         return {}
     data = pd.DataFrame([(a, seed, x) for a in values for seed, x in values[a].items()], columns=["arm", "seed", "x"])
@@ -116,10 +116,10 @@ def contrasts(
         test = _alone(*two, small) if alone else _pooled(model, arm, reference, small)
         registered = {(arm, reference), (reference, arm)} & set(primary)
         rows.append((*test, min(map(len, two)), alone, model.df_resid, bool(registered), small))
-    table = pd.DataFrame(rows, index=[arm for arm, _ in pairs], columns=[*Contrast.__dataclass_fields__])
+    table = pd.DataFrame(rows, columns=[*Contrast.__dataclass_fields__])
     for p in ("p", "p_equal"):
         table[p] = table.groupby("primary")[p].transform(_holm)
-    return {row.Index: Contrast(*row[1:]) for row in table.itertuples()}
+    return {pair: Contrast(*row) for pair, row in zip(pairs, table.itertuples(index=False), strict=True)}
 
 
 def _holm(family: "pandas.Series") -> np.ndarray:

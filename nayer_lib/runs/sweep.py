@@ -1,12 +1,13 @@
 """Many runs from one file: arms that differ in a few config fields, the same seeds for each.
 
 A sweep file is JSON: "preset", "variant" and "profile" (as in `make_config`), "seeds", "common" overrides, and "arms",
-a name -> overrides map. Arms of unequal budgets cannot be compared, so a file that wants them says
-"unequal_budgets": true. A file that is there to choose a setting says "split": "validation", on which its runs are
-scored then, in place of the test split. "compute": {"precision": "bf16", "channels_last": true} has all runs computed
-alike (fields of `Compute`); what it does not name each run chooses for itself. "primary" names, before anything runs,
-the at most six contrasts that the sweep is there to decide, each an arm and its reference; every card of the sweep
-keeps the hash of what was so registered.
+a name -> overrides map. "more_seeds" gives further seeds to the arms that it names. Arms of unequal budgets cannot be
+compared, so a file that wants them says "unequal_budgets": true. A file that is there to choose a setting says
+"split": "validation", on which its runs are scored then, in place of the test split.
+"compute": {"precision": "bf16", "channels_last": true} has all runs computed alike (fields of `Compute`); what it does
+not name each run chooses for itself. "primary" names, before anything runs, the at most six contrasts that the sweep
+is there to decide, each an arm and its reference; every card keeps the hash of what was so registered, in its own sweep
+and in each other one of data/sweeps to which its run belongs too.
 """
 
 import dataclasses
@@ -23,7 +24,8 @@ from ..methods import METHODS
 from .card import card_config, kept_cards, local_cards, split_of
 from .forecast import budget
 
-FIELDS = {"preset", "variant", "profile", "seeds", "common", "arms", "unequal_budgets", "split", "primary", "compute"}
+FIELDS = {"preset", "variant", "profile", "seeds", "more_seeds", "common", "arms"}
+FIELDS |= {"unequal_budgets", "split", "primary", "compute"}
 PRIMARY = 6  # contrasts at most: each further one makes all of them harder to decide
 
 
@@ -90,10 +92,11 @@ def read_sweep(path: Path) -> Sweep:
         raise UserError(f"{path} must have 'arms' and 'seeds' and may have {others}, not {sorted(unknown_fields)}.")
     base = {name: spec[name] for name in ("preset", "variant", "profile") if name in spec}
     try:
+        more = dict(spec.get("more_seeds", {}))
         arms = {
             arm: [
                 make_config(**{**base, **_read_by(overrides, spec), **overrides, "seed": seed})
-                for seed in spec["seeds"]
+                for seed in [*spec["seeds"], *more.pop(arm, ())]
             ]
             for arm, overrides in spec["arms"].items()
         }
@@ -101,6 +104,8 @@ def read_sweep(path: Path) -> Sweep:
         raise UserError(
             f"{path}: 'seeds' is a list of numbers, 'arms' maps names to config fields ({error})."
         ) from error
+    if more:
+        raise unknown("arm with more seeds", next(iter(more)), arms)
     primary = _primary(path, spec.get("primary", []), arms)
     registration = files.text_hash(json.dumps(spec, sort_keys=True)) if primary else None
     computed = _computed(path, spec.get("compute", {}))
@@ -151,6 +156,20 @@ def _computed(path: Path, compute: dict) -> tuple[str, ...]:
     last = named.pop("channels_last", None)
     layout = () if last is None else ("--channels-last",) if last else ("--no-channels-last",)
     return (*layout, *(word for name, value in named.items() for word in (f"--{name}", value)))
+
+
+def registrations(sweep: Sweep) -> dict[Config, str]:
+    """The registrations of each run of a sweep, a blank between them: its own, and those of the kit's other sweeps.
+
+    A run belongs to another sweep if that one has its config, its split, and the same way to compute it.
+    """
+    kit = [read_sweep(path) for path in sorted((files.data_dir() / "sweeps").glob("*.json"))]
+    found: dict[Config, list[str]] = {config: [] for _, config in sweep.runs()}
+    for one in (sweep, *(other for other in kit if other.name != sweep.name)):
+        if one.registration and (one.split, one.computed) == (sweep.split, sweep.computed):
+            for config in found.keys() & {config for _, config in one.runs()}:
+                found[config].append(one.registration)
+    return {config: " ".join(named) for config, named in found.items()}
 
 
 def arm_cards(sweep: Sweep, cards: list[dict]) -> dict[str, list[dict]]:

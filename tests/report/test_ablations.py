@@ -23,6 +23,7 @@ from nayer_lib.report.pages import with_effects
 from nayer_lib.runs.card import kept_cards
 from nayer_lib.runs.forecast import budget
 from nayer_lib.runs.rule import FREEDOM, LEVEL, RUNS, RUNS_ALONE, SMALL, UNEQUAL
+from nayer_lib.runs.statistics import by_config
 from nayer_lib.runs.sweep import Sweep, arm_cards
 from nayer_lib.text.lte_pool import pool_path
 from nayer_lib.text.prompts import PROMPTS
@@ -353,12 +354,25 @@ def test_a_registered_table_counts_its_own_runs_and_speaks_when_all_are_there(ru
     assert (rows["NAYER"]["word"], rows["LTE"]["word"]) == ("more, n = 3", "no effect, n = 3")
     assert (rows["Z"]["word"], rows["OH"]["word"]) == ("no effect, n = 3", "reference")
     fewer = ablations_page([*made[:-1], *cards("Z", 1.0, 3, registration="another")])
-    assert row_of(fewer, title_of("speed"), "cifar10", "Z")["word"] == "2 of 3 run"
+    assert row_of(fewer, title_of("speed"), "cifar10", "Z")["word"] == "5 of 6 run"  # its own and its reference's
     nayer = next(line for line in lines_of("speed", "cifar10", made) if line.name == "NAYER")
     assert nayer.contrast.primary and not nayer.exploratory
     assert dataclasses.replace(nayer, exploratory=True).word == "more, n = 3, exploratory"
     speed = frame("speed", "cifar10", made)
     assert speed["ours"]["NAYER"] == pytest.approx(9) and speed["diff"]["NAYER"] == pytest.approx(6)
+
+
+def test_a_registered_contrast_of_two_other_rows_is_a_line_of_its_own(run, sweep):
+    sweep = dataclasses.replace(sweep, primary=(("LTE", "Z"), ("NAYER(Kto1)", "LTE")), registration="a b")
+    arms = {"NAYER(Kto1)": ten(0.97), "Z": ten(0.93), "LTE": ten(0.95)}
+    cells = by_config(runs_of(run, sweep, arms, registration="a b"))
+    lines = [line for line in BY_STEM["table3"].lines("digits", sweep, cells) if line.contrast]
+    assert [(line.name, line.against, line.word) for line in lines] == [
+        ("Z", "NAYER(Kto1)", "shows, exploratory"),
+        ("LTE", "NAYER(Kto1)", "shows"),  # registered the other way round
+        ("LTE", "Z", "does not show"),
+    ]
+    assert lines[-1].printed == pytest.approx(13.52 - 90.14) and lines[-1].contrast.difference > 0
 
 
 def test_an_untuned_method_has_numbers_and_no_word(run):
@@ -518,9 +532,7 @@ def test_only_the_last_cells_of_the_document_are_filled(run):
 
 def test_every_problem_has_its_part_of_a_cell(run):
     arms = {name: [0.9, 0.901, 0.899] for name in ("released", "D2", "D3", "D5")} | {"D1": [0.8, 0.801, 0.799]}
-    cards = [
-        card for dataset in ("digits", "cifar10") for card in runs_of(run, SWEEPS["divergences", dataset], arms)
-    ]
+    cards = [card for dataset in ("digits", "cifar10") for card in runs_of(run, SWEEPS["divergences", dataset], arms)]
     [line] = [x for x in with_effects(DOCUMENT.format("\n".join(ROWS)), cards).splitlines() if x.startswith("| D1 |")]
     first, second = line.split(" | ")[-1].split("; ")
     assert first.startswith("cifar10, lab, E = ") and second.startswith("digits, quick, E = ")

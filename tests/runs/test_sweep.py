@@ -183,8 +183,18 @@ def test_what_was_registered_is_known_by_its_hash(write):
     sweep = read_sweep(write(SPEC | PRIMARY))
     assert sweep.primary == (("z", "text"),) and len(sweep.registration) == 64
     assert read_sweep(write(dict(reversed((SPEC | PRIMARY).items())))).registration == sweep.registration
-    others = [{"seeds": [7]}, {"common": {"epochs": 2}}, {"primary": [["text", "z"]]}]
+    others = [{"more_seeds": {"z": [7]}}, {"seeds": [7]}, {"common": {"epochs": 2}}, {"primary": [["text", "z"]]}]
     assert sweep.registration not in [read_sweep(write(SPEC | PRIMARY | other)).registration for other in others]
+
+
+def test_an_arm_may_have_more_seeds(write):
+    arms = read_sweep(write(SPEC | {"more_seeds": {"z": [2, 3]}})).arms
+    assert {arm: [config.seed for config in configs] for arm, configs in arms.items()} == {
+        "text": [0, 1],
+        "z": [0, 1, 2, 3],
+    }
+    with pytest.raises(UserError, match="arm with more seeds 'zz'.*z"):
+        read_sweep(write(SPEC | {"more_seeds": {"zz": [2]}}))
 
 
 @pytest.mark.parametrize("name", ["preset", "variant", "profile"])
@@ -735,6 +745,24 @@ def test_a_card_keeps_what_was_registered_before_its_run(write, no_runs, in_proc
     read = read_sweep(write(SPEC | {"seeds": [5]} | PRIMARY))
     assert run_sweep(read) == []
     assert [card["registration"] for card in local_cards()] == 2 * [read.registration]
+
+
+def test_a_run_of_two_registered_sweeps_belongs_to_both(write, no_runs, in_process, tmp_path, monkeypatch):
+    read = read_sweep(write(SPEC | {"seeds": [5]} | PRIMARY))
+    monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))
+    kit = files.data_dir() / "sweeps"
+    others = {
+        "shared": SPEC | {"seeds": [5, 6], "arms": {"words": {}, "one-hot": {"latent": "onehot"}}},
+        "elsewhere": SPEC | {"seeds": [5], "split": "validation"},
+        "precise": SPEC | {"seeds": [5], "compute": {"precision": "bf16"}},
+    }
+    for name, spec in others.items():
+        pair = [[*spec["arms"]][:2]]
+        (kit / f"{name}.json").write_text(json.dumps(spec | {"primary": pair}))
+    shared = read_sweep(kit / "shared.json").registration
+    assert run_sweep(read) == []
+    cards = {card["config"]["latent"]: card["registration"] for card in local_cards()}
+    assert cards == {"noisy": f"{read.registration} {shared}", "noise": read.registration}
 
 
 def test_a_sweep_that_chooses_is_scored_on_validation_and_its_cards_stand_for_no_other(write, no_runs, in_process):
