@@ -14,7 +14,7 @@ from nayer_lib.report.lines import DECIDED
 from nayer_lib.runs.card import kept_cards
 
 ROOT = Path(__file__).resolve().parents[1]
-PATHS = [path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")) if path.stem[:2] in ("03", "04", "05", "06")]
+PATHS = sorted((ROOT / "notebooks").glob("0[3-6]*.ipynb"))
 
 NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?")
 UNIT = re.compile(r"%|±|\b(points?|times|steps?|images?|seeds?)\b")
@@ -69,7 +69,7 @@ def numbers(text: str) -> list[str]:
 
 
 def shown(path: Path) -> set[float]:
-    """All numbers that a notebook prints, with those of the paper's tables and of the configs of the laptop problems."""
+    """All numbers that a notebook prints, those of the paper's tables, and those of the laptop problems' configs."""
     texts = []
     for cell in nbformat.read(path, as_version=4).cells:
         for output in cell.get("outputs", []):
@@ -96,7 +96,7 @@ def unshown(sentence: str, candidates: set[float]) -> list[str]:
 
 
 def claims_too_much(sentence: str, undecided: set[str]) -> str:
-    """The undecided row of which a sentence says more than that it is open, or ""; what it says of the paper counts not."""
+    """The undecided row of which a sentence says more than that it is open, or "". It may say anything of the paper."""
     if not CLAIMS_MORE.search(sentence) or re.search(r"\b(open|paper|printed|Table \d+ has)\b", sentence):
         return ""
     named = [name for name, row in ROWS.items() if row in undecided and re.search(rf"(?<!\w){name}(?!\w)", sentence)]
