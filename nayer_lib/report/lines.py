@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from .. import files
 from ..config import Config
-from ..runs.rule import RUNS, RUNS_ALONE, SMALL, Contrast, contrasts
+from ..runs.rule import RUNS_ALONE, SMALL, Contrast, contrasts
 from ..runs.statistics import Cell, by_seed, seedless
 from ..runs.sweep import Sweep, read_sweep
 from . import paper
@@ -63,17 +63,6 @@ class Line:
             return word
         return word + (f", n = {of.n}" if of.n < RUNS_ALONE else "") + (", exploratory" if self.exploratory else "")
 
-    @property
-    def difference(self) -> str:
-        """The difference, and from three runs on its interval; "" for none."""
-        if not (of := self.contrast):
-            return ""
-        mean, low, high = (f"{round(x, 2) + 0.0:+.2f}" for x in (of.difference, of.low, of.high))  # never -0.00
-        return f"{mean} [{low}, {high}]" if of.n >= RUNS else mean
-
-
-Column = str | Callable[[Cell], str]  # one of the paper's by its name, or text about our cell
-
 
 @dataclass(frozen=True)
 class Measure:
@@ -99,11 +88,10 @@ class Ablation:
 
     Attributes:
         stem: of its sweep files.
-        title: its name in the summary, with which its heading in docs/ablations.md begins.
+        title: its name in docs/ablations.md, with which its heading there begins.
         against: the name of the row with which one of a name is compared; its own for a reference.
         table: its number in the paper; None if it is ours.
         name: the name of a printed row; None for one that has no arm here.
-        columns: what it tells beside the accuracy, heading -> column.
         measures: what is compared beside the accuracy, heading -> measure.
         headline: the one of these that the table is about, in place of the accuracy; "" for most.
         silent: the reason why a row of a name on a data set gets no word; "" for most.
@@ -114,7 +102,6 @@ class Ablation:
     against: Callable[[str], str]
     table: int | None = None
     name: Callable[[object], str | None] | None = None
-    columns: dict[str, Column] = field(default_factory=dict)
     measures: dict[str, Measure] = field(default_factory=dict)
     headline: str = ""
     silent: Callable[[str, str], str] = lambda name, dataset: ""

@@ -1,4 +1,4 @@
-"""What finished runs say: cells over seeds, and how a cell stands to a printed accuracy; in percent and points.
+"""What finished runs say: cells over seeds, accuracies in percent.
 
 What a difference between two cells says, `rule` decides.
 """
@@ -9,9 +9,6 @@ import statistics
 from ..compute import Compute, compute_of
 from ..config import Config
 from .card import card_config, split_of
-from .rule import LEVEL, RUNS, SMALL
-
-NEAR = 5.0  # points: as far apart as other groups' runs of public code are from the printed numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,38 +101,3 @@ def _protocol(card: dict) -> tuple[str, str, str]:
 def by_seed(cell: Cell) -> dict[int, float]:
     """Last-epoch accuracy by seed."""
     return {card["config"]["seed"]: last for card, last in zip(cell.cards, cell.last, strict=True)}
-
-
-def reached(cell: Cell, printed: float | None) -> str:
-    """Whether a cell is the printed accuracy, by its `gap`.
-
-    "reproduced": two one-sided tests find the gap smaller than `SMALL`. "partly": it is at most `NEAR`, with "above" on
-    that side. "not": it is farther. Fewer than three seeds have no word, nor has a cell that the paper leaves out.
-    """
-    from statsmodels.stats.weightstats import DescrStatsW
-
-    if printed is None:
-        return ""
-    if len(cell.last) < RUNS:
-        return f"n < {RUNS}: no word"
-    missed = cell.mean - printed
-    if abs(missed) > NEAR:
-        return "not"
-    runs = DescrStatsW(cell.last)
-    equal = runs.ttost_mean(printed - SMALL, printed + SMALL)[0] < LEVEL if cell.spread else abs(missed) < SMALL
-    if equal:
-        return "reproduced"
-    return "partly, above" if missed > 0 else "partly"
-
-
-def gap(cell: Cell, printed: float | None) -> str:
-    """A cell's mean minus the printed accuracy, in points, with its 95 % interval from three seeds on."""
-    from scipy.stats import ttest_1samp
-
-    if printed is None:
-        return ""
-    missed = f"{cell.mean - printed:+.2f}"
-    if len(cell.last) < RUNS:
-        return missed
-    low, high = ttest_1samp(cell.last, printed).confidence_interval() if cell.spread else (cell.mean, cell.mean)
-    return f"{missed} [{low - printed:+.2f}, {high - printed:+.2f}]"
