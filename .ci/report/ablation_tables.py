@@ -13,7 +13,7 @@ from nayer_lib.files import data_dir
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.inversion import Inversion
 from nayer_lib.report.ablations import ABLATIONS, BY_STEM, lines_of
-from nayer_lib.report.lines import MORE, Ablation, Line
+from nayer_lib.report.lines import MORE, Ablation, Line, metric
 from nayer_lib.runs.rule import RUNS, Contrast
 from nayer_lib.runs.statistics import Cell, by_config
 from nayer_lib.runs.sweep import Sweep
@@ -28,11 +28,8 @@ Column = str | Callable[[Cell], str]
 
 
 def _mean(cell: Cell, form: str, *entry: str) -> str:
-    """The mean of an entry of the cards' metrics, over those that have a value: a card may have no metrics."""
-    values = [card["metrics"] for card in cell.cards if "metrics" in card]
-    for key in entry:
-        values = [value[key] for value in values if key in value]
-    values = [value for value in values if value is not None]
+    """The mean of an entry of the cards' metrics, over those that have a value."""
+    values = [value for card in cell.cards if (value := metric(card, *entry)) is not None]
     return format(statistics.mean(values), form) if values else "–"
 
 

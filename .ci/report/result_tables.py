@@ -66,9 +66,9 @@ def ours(cell: Cell | None, printed: float | None) -> list[str | None]:
     """Our part of a row, in the columns of `OURS`; `printed` is the paper's accuracy, None where it has none."""
     if cell is None:
         return NOT_RUN
-    best, n = f"{statistics.mean(cell.best):.1f}", str(len(cell.last))
+    n, best = str(len(cell.cards)), statistics.mean(100 * card["accuracy_best"] for card in cell.cards)
     judged = [gap(cell, printed), reached(cell, printed)]
-    return [accuracy(cell), *judged, f"{cell.teacher:.1f}", best, n, clocks(cell), cell.device]
+    return [accuracy(cell), *judged, f"{cell.teacher:.1f}", f"{best:.1f}", n, clocks(cell), cell.device]
 
 
 def reached(cell: Cell, printed: float | None) -> str:
@@ -222,6 +222,7 @@ def tables_page(page: str, cards: list[dict]) -> str:
 
 
 def full_cells(cards: list[dict]) -> list[Cell]:
+    """The standard cells of the full profile, which alone is the paper's."""
     return [cell for cell in standard_cells(cards) if cell.config.profile == "full"]
 
 

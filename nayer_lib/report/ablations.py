@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import unknown
 from ..runs.statistics import by_config
-from .lines import Ablation, Line, Measure
+from .lines import Ablation, Line, Measure, metric
 
 if TYPE_CHECKING:
     import pandas
@@ -73,16 +73,15 @@ def _against_kto1(name: str) -> str:
     return KTO1 + KEPT if name.endswith(KEPT) and name != KTO1 + KEPT else KTO1
 
 
-def _steps_to(threshold: str) -> Measure:
-    """Steps to a cross-entropy, those of a round that fails counted as one more than it has; one counts for none."""
-    return Measure(lambda metrics: metrics.get("convergence", {}).get(threshold, {}).get("restricted"), 1.0)
+# The steps of a round that never reaches it are counted as one more than it has; one step counts for none.
+STEPS = {"steps to CE < 1": Measure(lambda card: metric(card, "convergence", "1.0", "restricted"), 1.0)}
 
 
 def _log_diversity(where: str) -> Measure:
     """The logarithm of a diversity, of which 10 % count for none, and which a grey level of 255 bounds from below."""
 
-    def of(metrics: dict) -> float | None:
-        value = metrics.get("diversity", {}).get(where)
+    def of(card: dict) -> float | None:
+        value = metric(card, "diversity", where)
         return None if value is None else math.log(max(value, 1 / 255))
 
     return Measure(of, math.log(1.1))
@@ -130,7 +129,7 @@ ABLATIONS = (
         table=3,
         name=lambda row: row.input,
         measures={
-            "steps to CE < 1": _steps_to("1.0"),
+            **STEPS,
             "diversity within": _log_diversity("within"),
             "diversity across": _log_diversity("across"),
         },
@@ -164,7 +163,7 @@ ABLATIONS = (
         "speed",
         "Convergence on CIFAR-10 images",
         lambda name: {"NAYER": "LTE", "Z": "NAYER", "LTE": "OH"}.get(name, name),
-        measures={"steps to CE < 1": _steps_to("1.0")},
+        measures=STEPS,
         headline="steps to CE < 1",
     ),
     Ablation("divergences", "D1 to D13", lambda name: "released"),

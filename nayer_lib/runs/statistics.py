@@ -8,7 +8,7 @@ import statistics
 
 from ..compute import Compute, compute_of
 from ..config import Config
-from .card import card_config, split_of
+from .card import card_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,18 +19,11 @@ class Cell:
         config: of the first of them.
         protocol: hashes of teacher and test split, and the device with what is not plain in how it computed. Two cells
             must share it before their difference can be put down to their configs.
-        split: that they were scored on.
-        teacher: its accuracy.
-        last, best: the accuracy of each one's last epoch, and of its best, chosen on the test set.
         cards: one a seed.
     """
 
     config: Config
     protocol: tuple[str, str, str]
-    split: str
-    teacher: float
-    last: list[float]
-    best: list[float]
     cards: list[dict]
 
     @property
@@ -44,6 +37,16 @@ class Cell:
         return [card["id"] for card in self.cards]
 
     @property
+    def teacher(self) -> float:
+        """The teacher's accuracy."""
+        return 100 * self.cards[0]["teacher"]["accuracy"]
+
+    @property
+    def last(self) -> list[float]:
+        """The accuracy of each run's last epoch."""
+        return [100 * card["accuracy_last"] for card in self.cards]
+
+    @property
     def mean(self) -> float:
         """Mean last-epoch accuracy."""
         return statistics.mean(self.last)
@@ -51,7 +54,7 @@ class Cell:
     @property
     def spread(self) -> float | None:
         """Sample standard deviation of the last-epoch accuracy; None for one seed."""
-        return statistics.stdev(self.last) if len(self.last) > 1 else None
+        return statistics.stdev(self.last) if len(self.cards) > 1 else None
 
     def seconds(self, clock: str) -> float:
         """Mean of a clock: "synthesis", "student", "evaluation", or the "total" of a run, which also draws."""
@@ -69,13 +72,8 @@ def cells(cards: list[dict]) -> list[Cell]:
         if card["status"] == "finished":
             config = card_config(card)
             groups.setdefault((seedless(config), _protocol(card)), {}).setdefault(config.seed, card)
-    found = []
-    for (_, protocol), seeds in groups.items():
-        first, *_ = group = list(seeds.values())
-        teacher = 100 * first["teacher"]["accuracy"]
-        last, best = ([100 * card[name] for card in group] for name in ("accuracy_last", "accuracy_best"))
-        found.append(Cell(card_config(first), protocol, split_of(first), teacher, last, best, group))
-    return found
+    runs = [(protocol, list(seeds.values())) for (_, protocol), seeds in groups.items()]
+    return [Cell(card_config(found[0]), protocol, found) for protocol, found in runs]
 
 
 def by_config(cards: list[dict]) -> dict[Config, list[Cell]]:
@@ -96,8 +94,3 @@ def _protocol(card: dict) -> tuple[str, str, str]:
     special = ", ".join(f"{name} {value}" for name, value in how.items() if value != plain[name])
     device = f"{card['device']} ({special})" if special else card["device"]
     return card["teacher"]["sha256"], card["test_split"]["sha256"], device
-
-
-def by_seed(cell: Cell) -> dict[int, float]:
-    """Last-epoch accuracy by seed."""
-    return {card["config"]["seed"]: last for card, last in zip(cell.cards, cell.last, strict=True)}
