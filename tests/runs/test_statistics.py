@@ -1,4 +1,4 @@
-"""What may be averaged, paired and said: cells of one protocol, intervals, and one rule for every verdict."""
+"""What may be averaged: cells of one protocol, a seed once, finished runs only."""
 
 import dataclasses
 import statistics
