@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 # (workers, kernels, commands) would compile what it imports: 3 seconds of CPU for the library, 8 with torch._dynamo.
 QUICK := NAYER_PROFILE=quick OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 
-.PHONY: demo test test-slow notebooks ablations baselines bench lint clean
+.PHONY: demo test test-slow notebooks report ablations baselines bench lint clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m nayer_lib demo
@@ -23,6 +23,10 @@ test-slow: $(STAMP)
 # Runs every notebook in place, or the ones whose names begin with ONLY="00 04".
 notebooks: $(STAMP)
 	@$(QUICK) $(BIN)/python .ci/notebooks.py $(ONLY)
+
+# The tables and figures of README.md and docs/, from the kept cards.
+report: $(STAMP)
+	@$(BIN)/python .ci/report/render.py
 
 # The laptop sweeps, the most telling first: cut from the end. DRY=--dry-run only says how long they will take.
 ABLATIONS := table3_digits redraw_digits figure5_digits table11_digits divergences_digits table10_digits table4_digits \

@@ -178,31 +178,6 @@ def accuracy_against(ax: "Axes", label: str, curves: dict[str, dict[float, tuple
     return ax
 
 
-def accuracy_against_hours(
-    ax: "Axes", paper: dict[str, list[tuple[float, float]]], ours: dict[str, tuple[float, float, float | None]]
-) -> "Axes":
-    """Accuracy in percent against hours of training (Fig. 1).
-
-    Args:
-        paper: method -> its printed (hours, accuracy): hollow, named beside the last, joined where there are several.
-        ours: what was run -> (hours, accuracy, standard deviation over seeds or None): filled, named in a legend.
-    """
-    from matplotlib.ticker import LogLocator
-
-    for name, points in paper.items():
-        ax.plot(*zip(*points, strict=True), "o-", fillstyle="none", markersize=7)
-        ax.annotate(name, points[-1], xytext=(0, 7), textcoords="offset points", ha="center", size=9)
-    for (name, (hours, accuracy, spread)), marker in zip(ours.items(), "sD^vP*X" * len(ours), strict=False):
-        ax.errorbar(hours, accuracy, spread, fmt=marker, capsize=3, markersize=8, label=f"ours: {name}")
-    below = {"fontsize": 8, "loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
-    _labelled(ax, "hours of training", "test accuracy (%)", below if ours else None, xscale="log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.minorticks_off()
-    ax.margins(0.12)
-    return ax
-
-
 def accuracy_against_seconds(ax: "Axes", points: dict[str, tuple[float, float, float]]) -> "Axes":
     """Accuracy in percent against the seconds of a run; the legend has the points in the order of accuracy.
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ from tiny import TINY, call, read_json, refused, write_sheets
 from nayer_lib import cli, files
 from nayer_lib.classifiers.teacher import make_classifier, save_classifier
 from nayer_lib.datasets import DATASETS, load_split
-from nayer_lib.report import pages, tables
 from nayer_lib.runs.card import kept_cards, read_card
 from nayer_lib.text.labels import class_names
 from nayer_lib.text.lte_pool import load_pool
@@ -78,7 +76,7 @@ def test_runs_lists_and_keeps(clone, capsys):
     assert call(capsys, "runs").splitlines()[-1].split() == ["another", "running"]
 
 
-# --- lte (more of it in cli/test_lte.py), report
+# --- lte (more of it in cli/test_lte.py)
 
 
 def test_lte_builds_a_pool_that_distill_finds(clone, capsys):
@@ -87,38 +85,6 @@ def test_lte_builds_a_pool_that_distill_finds(clone, capsys):
     assert out == f"10 x 384 embeddings\n{path}\n"
     assert load_pool(path, class_names("digits")).header["prompt"] == "a photo of a {name}"
     call(capsys, "distill", *TINY_SET, "encoder=random", "prompt=photo")
-
-
-PAGES = ("tables", "ablations", "divergences")
-
-
-def test_report_renders_the_readme_and_the_documents_anew(clone, capsys):
-    call(capsys, "distill", *TINY_SET)
-    [folder] = (clone / "runs").iterdir()
-    call(capsys, "runs", "--keep", folder.name)
-    phase = {"ours_ms": 12.34, "plain_ms": 100.0, "ratio": 8.1, "ratio_min": 8.0, "ratio_max": 8.25}
-    bench = {"device": "a device", "clock": "CPU", "repeats": 5, "draw": 512, "batch": 100, "versions": {"torch": "2"}}
-    bench["phases"] = {"one round": phase, "memory draw": phase}
-    (clone / "data" / "bench.json").write_text(json.dumps(bench))
-    root, names = Path(__file__).resolve().parents[1], ("README.md", *(f"docs/{n}.md" for n in PAGES))
-    (clone / "docs").mkdir()
-    refused(["report"], "no docs/tables.md in", capsys)
-    for name in names:
-        shutil.copy(root / name, clone / name)
-    out = call(capsys, "report")
-    kept = kept_cards()
-    assert out == tables.results_table(kept) + "\n"
-    readme, *docs = ((clone / name).read_text(encoding="utf-8") for name in names)
-    before, *olds = ((root / name).read_text(encoding="utf-8") for name in names)
-    assert readme == tables.readme(before, kept, bench) and out in readme
-    assert docs == [
-        tables.tables_page(olds[0], kept),
-        pages.ablations_page(olds[1], kept + kept_cards("validation")),
-        pages.with_effects(olds[2], kept),
-    ]
-    assert "| one round, 100 images | 12.3 | 100.0 | **8.1** (8.0 – 8.2) |" in readme and "memory draw, 512" in readme
-    for name in ("results.png", "figure1.png"):
-        assert (clone / "docs" / name).read_bytes().startswith(b"\x89PNG")
 
 
 # --- mistakes
@@ -198,7 +164,7 @@ def test_a_command_that_does_not_exist_is_told_by_the_parser(capsys):
 def test_python_m_nayer_lib_lists_the_commands():
     done = subprocess.run([sys.executable, "-m", "nayer_lib", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in ("demo", "distill", "teacher", "lte", "runs", "report"))
+    assert all(name in done.stdout for name in ("demo", "distill", "teacher", "lte", "runs", "sweep"))
 
 
 def test_images_of_the_data_set_may_lie_elsewhere(tmp_path, capsys):

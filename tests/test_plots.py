@@ -10,7 +10,6 @@ from nayer_lib.methods.base import SynthesisReport
 from nayer_lib.plots import (
     CROSS_ENTROPY,
     accuracy_against,
-    accuracy_against_hours,
     accuracy_against_seconds,
     by_step,
     captioned,
@@ -70,7 +69,6 @@ CALLS = {
         ax, torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(3), torch.arange(3), torch.tensor([0, 2, 1])
     ),
     "captioned": lambda ax: captioned(ax, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), ["zero", "one"], columns=1),
-    "accuracy_against_hours": lambda ax: accuracy_against_hours(ax, {"FM": [(2.0, 91.0)]}, {}),
     "accuracy_against_seconds": lambda ax: accuracy_against_seconds(ax, {"FM": (30.0, 97.0, 0.5)}),
     "family_tree": lambda ax: family_tree(ax, *FAMILY),
     "per_class": lambda ax: per_class(ax, NAMES, torch.tensor([1.0, 0.9]), torch.tensor([0.95, 0.6])),
@@ -208,19 +206,6 @@ def test_per_class_bars_are_percent_and_none_is_cut_off(ax):
     assert [round(bar.get_height()) for bar in ax.patches] == [100, 90, 95, 60]
     assert ax.get_ylim()[0] < 60
     assert {bool(bar.get_hatch()) for bar in ax.patches[:2]} == {True}  # told apart without colour
-
-
-def test_the_papers_points_are_hollow_and_named_and_ours_filled_and_in_a_legend(ax):
-    paper = {"FM": [(2.0, 91.0), (4.0, 92.0)], "CMI": [(24.0, 92.5)]}
-    accuracy_against_hours(ax, paper, {"NAYER, a GPU": (0.5, 93.0, 0.2), "one seed": (0.6, 93.1, None)})
-    fm, cmi, *own = [line for line in ax.get_lines() if line.get_marker() not in ("_", "|", "None")]
-    assert fm.get_xydata().tolist() == [[2, 91], [4, 92]] and cmi.get_xydata().tolist() == [[24, 92.5]]
-    assert [line.get_fillstyle() for line in (fm, cmi)] == ["none", "none"]
-    assert [line.get_xydata().tolist() for line in own] == [[[0.5, 93]], [[0.6, 93.1]]]
-    assert len({line.get_marker() for line in own}) == 2 and all(line.get_fillstyle() == "full" for line in own)
-    assert [text.get_text() for text in ax.texts] == ["FM", "CMI"]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ours: NAYER, a GPU", "ours: one seed"]
-    draw(ax)
 
 
 # --- embeddings

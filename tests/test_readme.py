@@ -1,16 +1,17 @@
 """What the README and the documents say is there: commands, pictures, files, numbers."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
+import render
+from result_tables import NEAR
 
 from nayer_lib import cli
 from nayer_lib.methods import METHODS
-from nayer_lib.report import pages, paper, tables
+from nayer_lib.report import paper
 from nayer_lib.runs.card import kept_cards
-from nayer_lib.runs.statistics import NEAR, SMALL
+from nayer_lib.runs.rule import SMALL
 from nayer_lib.runs.sweep import read_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,16 +42,8 @@ def test_the_readme_shows_the_two_commands_to_know(command):
 
 
 def test_what_is_rendered_is_what_the_kept_cards_say():
-    kept, bench = kept_cards(), json.loads((ROOT / "data" / "bench.json").read_text(encoding="utf-8"))
-    rendered = {
-        "README.md": lambda page: tables.readme(page, kept, bench),
-        "docs/tables.md": lambda page: tables.tables_page(page, kept),
-        "docs/ablations.md": lambda page: pages.ablations_page(page, kept + kept_cards("validation")),
-        "docs/divergences.md": lambda page: pages.with_effects(page, kept),
-    }
-    for name, render in rendered.items():
-        shown = (ROOT / name).read_text(encoding="utf-8")
-        assert shown == render(shown), f"{name}: run `python -m nayer_lib report`"
+    for name, text in render.pages(kept_cards()).items():
+        assert text == (ROOT / name).read_text(encoding="utf-8"), f"{name}: run `make report`"
 
 
 def test_the_rules_that_the_tables_page_tells_are_those_of_the_code():

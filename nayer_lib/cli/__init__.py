@@ -4,7 +4,6 @@ import ast
 import contextlib
 import dataclasses
 import inspect
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -13,14 +12,13 @@ from typing import Annotated, Literal
 import tyro
 from tyro.extras import SubcommandApp
 
-from .. import datasets, files
+from .. import datasets
 from ..compute import Compute, compute_of, fastest
 from ..config import make_config
 from ..demo import demo
 from ..distill import choose_device, prepare
-from ..errors import MissingFile, UserError
+from ..errors import UserError
 from ..ranks import find_ranks
-from ..report import pages, tables
 from ..runs import card as cards
 from ..runs.forecast import check_fits, in_words, projected, rehearse, time_in_words
 from ..runs.interrupts import asks_to
@@ -191,34 +189,7 @@ def sweep(
         raise UserError(f"runs that failed: {len(failed)}; read their logs, then run the sweep again to repeat them.")
 
 
-def report() -> None:
-    """Print the results table of the kept cards, paper beside ours, and render README.md and docs/ anew.
-
-    The README gets that table, its picture and the bench; docs/ Tables 1 and 2 (tables.md) and Figure 1 (figure1.png),
-    the ablations (ablations.md) and what D1-D13 do (divergences.md). Only what stands between a page's markers is
-    written anew: its prose is its own.
-    """
-    kept, root = cards.kept_cards(), files.data_dir().parent
-    bench = files.data_dir() / "bench.json"
-    if not bench.is_file():
-        raise MissingFile("no data/bench.json: make it with `python tests/bench.py --keep`.")
-    rendered = {
-        "README.md": lambda page: tables.readme(page, kept, json.loads(bench.read_text(encoding="utf-8"))),
-        "docs/tables.md": lambda page: tables.tables_page(page, kept),
-        "docs/ablations.md": lambda page: pages.ablations_page(page, [*kept, *cards.kept_cards("validation")]),
-        "docs/divergences.md": lambda page: pages.with_effects(page, kept),
-    }
-    for name in rendered:
-        if not (root / name).is_file():
-            raise UserError(f"no {name} in {root}: run this in a clone.")
-    for name, render in rendered.items():
-        files.write_text(root / name, render((root / name).read_text(encoding="utf-8")))
-    tables.draw_results(kept, root / "docs" / "results.png")
-    tables.draw_figure_1(kept, root / "docs" / "figure1.png")
-    print(tables.results_table(kept))
-
-
-COMMANDS = {f.__name__: f for f in (demo, distill, runs, sweep, report)} | {"lte": pools, "teacher": teachers}
+COMMANDS = {f.__name__: f for f in (demo, distill, runs, sweep)} | {"lte": pools, "teacher": teachers}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,10 +9,8 @@ import statistics
 from typing import TYPE_CHECKING
 
 from ..errors import unknown
-from ..methods import METHODS
-from ..methods.inversion import Inversion
-from ..runs.statistics import Cell, by_config
-from .lines import Ablation, Line, Measure
+from ..runs.statistics import by_config
+from .lines import Ablation, Line, Measure, metric
 
 if TYPE_CHECKING:
     import pandas
@@ -75,53 +73,18 @@ def _against_kto1(name: str) -> str:
     return KTO1 + KEPT if name.endswith(KEPT) and name != KTO1 + KEPT else KTO1
 
 
-def _mean(cell: Cell, form: str, *entry: str) -> str:
-    """The mean of an entry of the cards' metrics, over those that have a value: a card may have no metrics."""
-    values = [card["metrics"] for card in cell.cards if "metrics" in card]
-    for key in entry:
-        values = [value[key] for value in values if key in value]
-    values = [value for value in values if value is not None]
-    return format(statistics.mean(values), form) if values else "–"
-
-
-def _steps(cell: Cell, threshold: str) -> str:
-    """Steps to a cross-entropy, those of a round that fails counted as one more than it has; the share that reaches."""
-    steps = _mean(cell, ".1f", "convergence", threshold, "restricted")
-    return steps if steps == "–" else f"{steps} ({_mean(cell, '.0%', 'convergence', threshold, 'success')})"
-
-
-def _steps_to(threshold: str) -> Measure:
-    """Those steps; one step counts for none."""
-    return Measure(lambda metrics: metrics.get("convergence", {}).get(threshold, {}).get("restricted"), 1.0)
+# The steps of a round that never reaches it are counted as one more than it has; one step counts for none.
+STEPS = {"steps to CE < 1": Measure(lambda card: metric(card, "convergence", "1.0", "restricted"), 1.0)}
 
 
 def _log_diversity(where: str) -> Measure:
     """The logarithm of a diversity, of which 10 % count for none, and which a grey level of 255 bounds from below."""
 
-    def of(metrics: dict) -> float | None:
-        value = metrics.get("diversity", {}).get(where)
+    def of(card: dict) -> float | None:
+        value = metric(card, "diversity", where)
         return None if value is None else math.log(max(value, 1 / 255))
 
     return Measure(of, math.log(1.1))
-
-
-def _diversity(cell: Cell) -> str:
-    return " / ".join(_mean(cell, ".3f", "diversity", key) for key in ("within", "across"))
-
-
-def _memory(cell: Cell) -> str:
-    size, synthesized = cell.config.memory_size, cell.config.total_rounds * cell.config.generator_batch
-    if size is None or size >= synthesized:
-        return f"all {synthesized}"
-    return f"{size} ({size / synthesized:.1%})"
-
-
-def _images(cell: Cell) -> str:
-    """Images that the student could learn from: those kept, or those of all its steps, some of them replayed."""
-    config = cell.config
-    if issubclass(METHODS[config.method], Inversion):
-        return f"{config.total_rounds * config.generator_batch} kept"
-    return f"{config.repeats * config.distillation_epochs * config.student_steps * config.student_batch} fresh"
 
 
 def _system_name(row) -> str | None:
@@ -165,15 +128,8 @@ ABLATIONS = (
         _against_kto1,
         table=3,
         name=lambda row: row.input,
-        columns={
-            "paper: steps to CE < 0.1": "steps",
-            "ours: steps to CE < 0.1": lambda cell: _steps(cell, "0.1"),
-            "to CE < 1": lambda cell: _steps(cell, "1.0"),
-            "paper: diversity": "diversity",
-            "ours: within / across rounds": _diversity,
-        },
         measures={
-            "steps to CE < 1": _steps_to("1.0"),
+            **STEPS,
             "diversity within": _log_diversity("within"),
             "diversity across": _log_diversity("across"),
         },
@@ -182,7 +138,7 @@ ABLATIONS = (
         "table4", "Table 4", lambda name: "SBERT", 4, lambda row: row.encoder or row.method, silent=_untuned_sota
     ),
     Ablation("table5", "Table 5", lambda name: "P2", 5, lambda row: row.prompt or row.method, silent=_untuned_sota),
-    Ablation("table10", "Table 10", _against_full, 10, _memory_name, {"ours: images in the memory": _memory}),
+    Ablation("table10", "Table 10", _against_full, 10, _memory_name),
     Ablation(
         "table11",
         "Table 11",
@@ -196,29 +152,18 @@ ABLATIONS = (
         "redraw",
         "Redrawing, with and without an opponent",
         lambda name: name.replace("redrawn", "kept") if "redrawn" in name else "one layer, kept",
-        columns={"within / across rounds": _diversity},
     ),
     Ablation(
         "figure5",
         "Figure 5",
         lambda name: "NAYER",
-        columns={
-            "score": lambda cell: _mean(cell, ".2f", "classifier_score", "mean"),
-            "within / across rounds": _diversity,
-        },
         silent=lambda name, dataset: UNTUNED if name in ("FM", "CMI", "DeepInv") else "",
     ),
     Ablation(
         "speed",
         "Convergence on CIFAR-10 images",
         lambda name: {"NAYER": "LTE", "Z": "NAYER", "LTE": "OH"}.get(name, name),
-        columns={
-            "rounds that reach it": lambda cell: _mean(cell, ".0%", "convergence", "1.0", "success"),
-            "steps to CE < 0.1": lambda cell: _steps(cell, "0.1"),
-            "within / across rounds": _diversity,
-            "judge's score": lambda cell: _mean(cell, ".2f", "classifier_score", "mean"),
-        },
-        measures={"steps to CE < 1": _steps_to("1.0")},
+        measures=STEPS,
         headline="steps to CE < 1",
     ),
     Ablation("divergences", "D1 to D13", lambda name: "released"),
@@ -228,7 +173,6 @@ ABLATIONS = (
         lambda name: "NAYER",
         table=1,
         name=_system_name,
-        columns={"ours: images": _images, "generator's rate": lambda cell: f"{cell.config.generator_lr:g}"},
         silent=lambda name, dataset: "guessed weights: no word" if name == "MAD" else "",
     ),
     Ablation("rates", "The generator's learning rate, method by method", _at_the_middle_rate),

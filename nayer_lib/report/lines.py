@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 
 from .. import files
 from ..config import Config
-from ..runs.rule import RUNS, RUNS_ALONE, SMALL, Contrast, contrasts
-from ..runs.statistics import Cell, by_seed, seedless
+from ..runs.card import split_of
+from ..runs.rule import RUNS_ALONE, SMALL, Contrast, contrasts
+from ..runs.statistics import Cell, seedless
 from ..runs.sweep import Sweep, read_sweep
 from . import paper
 
@@ -28,7 +29,7 @@ class Line:
         printed: the paper's difference between the two, in points; None where it has none.
         cell: our runs of one protocol; None if there are none.
         contrast: ours, of the same protocol; None for a reference and where one of the two has no runs.
-        measured: further contrasts of the same two, by what was measured.
+        measured: all contrasts of the same two, by the heading of what was measured ("": the accuracy).
         silent: why there is no word about this row, whatever its numbers; "" for most.
         data_of_paper: whether the problem is one of the paper's own.
         counted: whether less and more is said of it, and not loss and gain.
@@ -63,24 +64,13 @@ class Line:
             return word
         return word + (f", n = {of.n}" if of.n < RUNS_ALONE else "") + (", exploratory" if self.exploratory else "")
 
-    @property
-    def difference(self) -> str:
-        """The difference, and from three runs on its interval; "" for none."""
-        if not (of := self.contrast):
-            return ""
-        mean, low, high = (f"{round(x, 2) + 0.0:+.2f}" for x in (of.difference, of.low, of.high))  # never -0.00
-        return f"{mean} [{low}, {high}]" if of.n >= RUNS else mean
-
-
-Column = str | Callable[[Cell], str]  # one of the paper's by its name, or text about our cell
-
 
 @dataclass(frozen=True)
 class Measure:
-    """What is compared beside the accuracy.
+    """What is compared.
 
     Attributes:
-        of: a card's metrics -> a number, or None.
+        of: a card -> a number, or None.
         small: a difference that counts for none.
     """
 
@@ -89,8 +79,19 @@ class Measure:
 
     def by_seed(self, cell: Cell) -> dict[int, float]:
         """Its numbers for the seeds of a cell that have one."""
-        values = {card["config"]["seed"]: self.of(card.get("metrics", {})) for card in cell.cards}
+        values = {card["config"]["seed"]: self.of(card) for card in cell.cards}
         return {seed: value for seed, value in values.items() if value is not None}
+
+
+ACCURACY = Measure(lambda card: 100 * card["accuracy_last"], SMALL)
+
+
+def metric(card: dict, *entry: str) -> float | None:
+    """An entry of a card's metrics, by its path; None where it has none: measuring failed, or had no value for it."""
+    value = card.get("metrics")
+    for key in entry:
+        value = (value or {}).get(key)
+    return value
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,10 @@ class Ablation:
 
     Attributes:
         stem: of its sweep files.
-        title: its name in the summary, with which its heading in docs/ablations.md begins.
+        title: its name in docs/ablations.md, with which its heading there begins.
         against: the name of the row with which one of a name is compared; its own for a reference.
         table: its number in the paper; None if it is ours.
         name: the name of a printed row; None for one that has no arm here.
-        columns: what it tells beside the accuracy, heading -> column.
         measures: what is compared beside the accuracy, heading -> measure.
         headline: the one of these that the table is about, in place of the accuracy; "" for most.
         silent: the reason why a row of a name on a data set gets no word; "" for most.
@@ -114,7 +114,6 @@ class Ablation:
     against: Callable[[str], str]
     table: int | None = None
     name: Callable[[object], str | None] | None = None
-    columns: dict[str, Column] = field(default_factory=dict)
     measures: dict[str, Measure] = field(default_factory=dict)
     headline: str = ""
     silent: Callable[[str, str], str] = lambda name, dataset: ""
@@ -155,44 +154,43 @@ class Ablation:
             printed = None if name == against or None in numbers else numbers[0] - numbers[1]
             about = {"data_of_paper": _of_paper(sweep), "counted": bool(self.headline)}
             for protocol, cell in (ran[name] or {None: None}).items():
-                contrast, measured = (x.get((name, against)) for x in compared.get(protocol, ({}, {})))
+                measured = compared.get(protocol, {}).get((name, against), {})
+                contrast = measured.get(self.headline)
                 about["silent"] = self.silent(name, dataset) or _incomplete(sweep, ran, protocol, (name, against))
                 about["exploratory"] = bool(sweep.primary and contrast and not contrast.primary)
-                lines.append(Line(name, against, rows.get(name), printed, cell, contrast, measured or {}, **about))
+                lines.append(Line(name, against, rows.get(name), printed, cell, contrast, measured, **about))
         return lines
 
     def _contrasts(
         self, cells: dict[str, Cell], pairs: list[tuple[str, str]], sweep: Sweep
-    ) -> tuple[dict[tuple[str, str], Contrast], dict[tuple[str, str], dict[str, Contrast]]]:
-        """By pair: the contrast that the table is about, and those of what else is measured, by its heading."""
+    ) -> dict[tuple[str, str], dict[str, Contrast]]:
+        """Of each pair the contrasts of all that is measured, by its heading."""
         images = min(cell.cards[0]["test_split"]["images"] for cell in cells.values())
-        small, floor = SMALL, 100 / images  # one test image is the least that an accuracy resolves
-        if self.headline:
-            small, floor = self.measures[self.headline].small, self.measures[self.headline].small / 10
-        about = contrasts({name: self.values(cell) for name, cell in cells.items()}, pairs, sweep.primary, small, floor)
-        measured: dict[tuple[str, str], dict[str, Contrast]] = {}
-        for heading, measure in self.measures.items():
-            if heading != self.headline:
-                values = {name: measure.by_seed(cell) for name, cell in cells.items()}
-                found = contrasts(values, pairs, sweep.primary, measure.small, measure.small / 10)
-                for pair, contrast in found.items():
-                    measured.setdefault(pair, {})[heading] = contrast
-        return about, measured
+        found: dict[tuple[str, str], dict[str, Contrast]] = {}
+        for heading, measure in self._all_measures().items():
+            values = {name: measure.by_seed(cell) for name, cell in cells.items()}
+            floor = 100 / images if measure is ACCURACY else measure.small / 10  # an accuracy resolves one test image
+            for pair, contrast in contrasts(values, pairs, sweep.primary, measure.small, floor).items():
+                found.setdefault(pair, {})[heading] = contrast
+        return found
 
     def values(self, cell: Cell) -> dict[int, float]:
         """What the table is about, by seed: the accuracy, or its headline's measure."""
-        return self.measures[self.headline].by_seed(cell) if self.headline else by_seed(cell)
+        return self._all_measures()[self.headline].by_seed(cell)
+
+    def _all_measures(self) -> dict[str, Measure]:
+        """By heading; under the headline what the table is about, which is the accuracy where it has none."""
+        return {self.headline: ACCURACY, **self.measures}
 
 
 def _registered(cell: Cell, sweep: Sweep) -> Cell | None:
     """The runs of a cell that are a sweep's: of its split and, where it registered contrasts, of its registration."""
-    if cell.split != sweep.split:
+    if split_of(cell.cards[0]) != sweep.split:
         return None
     if not sweep.registration:
         return cell
-    own = [i for i, card in enumerate(cell.cards) if sweep.registration in (card.get("registration") or "")]
-    lists = {name: [getattr(cell, name)[i] for i in own] for name in ("last", "best", "cards")}
-    return replace(cell, **lists) if own else None
+    own = [card for card in cell.cards if sweep.registration in (card.get("registration") or "")]
+    return replace(cell, cards=own) if own else None
 
 
 def _incomplete(sweep: Sweep, ran: dict[str, dict[tuple, Cell]], protocol: tuple | None, pair: tuple[str, str]) -> str:

@@ -223,16 +223,10 @@ def resumable(config: Config, split: str = "test") -> Path | None:
 def kept_cards(split: str = "test") -> list[dict]:
     """The cards in data/runs that were scored on a split, oldest first: one a file, and those of kept sweeps, one a
     line."""
-    cards = {card["id"]: card for _, card in _kept() if split_of(card) == split}  # two sweeps may share a run
+    folder = files.data_dir() / "runs"
+    kept = _readable([*sorted(folder.glob("*.json")), *sorted(folder.glob("*.jsonl"))])
+    cards = {card["id"]: card for _, card in kept if split_of(card) == split}  # two sweeps may share a run
     return [card for _, card in sorted(cards.items())]
-
-
-def kept_files() -> dict[str, list[str]]:
-    """Where each kept card lies: its id -> names of files in data/runs."""
-    found: dict[str, list[str]] = {}
-    for path, card in _kept():
-        found.setdefault(card["id"], []).append(path.name)
-    return found
 
 
 def finished_runs() -> list[tuple[Config, dict]]:
@@ -243,11 +237,6 @@ def finished_runs() -> list[tuple[Config, dict]]:
 
 def _local() -> Iterator[tuple[Path, dict]]:
     return _readable(sorted(files.runs_dir().glob("*/card.json")))
-
-
-def _kept() -> Iterator[tuple[Path, dict]]:
-    folder = files.data_dir() / "runs"
-    return _readable([*sorted(folder.glob("*.json")), *sorted(folder.glob("*.jsonl"))])
 
 
 def _readable(paths: Iterable[Path]) -> Iterator[tuple[Path, dict]]:

@@ -1,4 +1,4 @@
-"""What finished runs say: cells over seeds, and how a cell stands to a printed accuracy; in percent and points.
+"""What finished runs say: cells over seeds, accuracies in percent.
 
 What a difference between two cells says, `rule` decides.
 """
@@ -8,10 +8,7 @@ import statistics
 
 from ..compute import Compute, compute_of
 from ..config import Config
-from .card import card_config, split_of
-from .rule import LEVEL, RUNS, SMALL
-
-NEAR = 5.0  # points: as far apart as other groups' runs of public code are from the printed numbers
+from .card import card_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,18 +19,11 @@ class Cell:
         config: of the first of them.
         protocol: hashes of teacher and test split, and the device with what is not plain in how it computed. Two cells
             must share it before their difference can be put down to their configs.
-        split: that they were scored on.
-        teacher: its accuracy.
-        last, best: the accuracy of each one's last epoch, and of its best, chosen on the test set.
         cards: one a seed.
     """
 
     config: Config
     protocol: tuple[str, str, str]
-    split: str
-    teacher: float
-    last: list[float]
-    best: list[float]
     cards: list[dict]
 
     @property
@@ -47,6 +37,16 @@ class Cell:
         return [card["id"] for card in self.cards]
 
     @property
+    def teacher(self) -> float:
+        """The teacher's accuracy."""
+        return 100 * self.cards[0]["teacher"]["accuracy"]
+
+    @property
+    def last(self) -> list[float]:
+        """The accuracy of each run's last epoch."""
+        return [100 * card["accuracy_last"] for card in self.cards]
+
+    @property
     def mean(self) -> float:
         """Mean last-epoch accuracy."""
         return statistics.mean(self.last)
@@ -54,7 +54,7 @@ class Cell:
     @property
     def spread(self) -> float | None:
         """Sample standard deviation of the last-epoch accuracy; None for one seed."""
-        return statistics.stdev(self.last) if len(self.last) > 1 else None
+        return statistics.stdev(self.last) if len(self.cards) > 1 else None
 
     def seconds(self, clock: str) -> float:
         """Mean of a clock: "synthesis", "student", "evaluation", or the "total" of a run, which also draws."""
@@ -72,13 +72,8 @@ def cells(cards: list[dict]) -> list[Cell]:
         if card["status"] == "finished":
             config = card_config(card)
             groups.setdefault((seedless(config), _protocol(card)), {}).setdefault(config.seed, card)
-    found = []
-    for (_, protocol), seeds in groups.items():
-        first, *_ = group = list(seeds.values())
-        teacher = 100 * first["teacher"]["accuracy"]
-        last, best = ([100 * card[name] for card in group] for name in ("accuracy_last", "accuracy_best"))
-        found.append(Cell(card_config(first), protocol, split_of(first), teacher, last, best, group))
-    return found
+    runs = [(protocol, list(seeds.values())) for (_, protocol), seeds in groups.items()]
+    return [Cell(card_config(found[0]), protocol, found) for protocol, found in runs]
 
 
 def by_config(cards: list[dict]) -> dict[Config, list[Cell]]:
@@ -99,43 +94,3 @@ def _protocol(card: dict) -> tuple[str, str, str]:
     special = ", ".join(f"{name} {value}" for name, value in how.items() if value != plain[name])
     device = f"{card['device']} ({special})" if special else card["device"]
     return card["teacher"]["sha256"], card["test_split"]["sha256"], device
-
-
-def by_seed(cell: Cell) -> dict[int, float]:
-    """Last-epoch accuracy by seed."""
-    return {card["config"]["seed"]: last for card, last in zip(cell.cards, cell.last, strict=True)}
-
-
-def reached(cell: Cell, printed: float | None) -> str:
-    """Whether a cell is the printed accuracy, by its `gap`.
-
-    "reproduced": two one-sided tests find the gap smaller than `SMALL`. "partly": it is at most `NEAR`, with "above" on
-    that side. "not": it is farther. Fewer than three seeds have no word, nor has a cell that the paper leaves out.
-    """
-    from statsmodels.stats.weightstats import DescrStatsW
-
-    if printed is None:
-        return ""
-    if len(cell.last) < RUNS:
-        return f"n < {RUNS}: no word"
-    missed = cell.mean - printed
-    if abs(missed) > NEAR:
-        return "not"
-    runs = DescrStatsW(cell.last)
-    equal = runs.ttost_mean(printed - SMALL, printed + SMALL)[0] < LEVEL if cell.spread else abs(missed) < SMALL
-    if equal:
-        return "reproduced"
-    return "partly, above" if missed > 0 else "partly"
-
-
-def gap(cell: Cell, printed: float | None) -> str:
-    """A cell's mean minus the printed accuracy, in points, with its 95 % interval from three seeds on."""
-    from scipy.stats import ttest_1samp
-
-    if printed is None:
-        return ""
-    missed = f"{cell.mean - printed:+.2f}"
-    if len(cell.last) < RUNS:
-        return missed
-    low, high = ttest_1samp(cell.last, printed).confidence_interval() if cell.spread else (cell.mean, cell.mean)
-    return f"{missed} [{low - printed:+.2f}, {high - printed:+.2f}]"

@@ -8,7 +8,9 @@ import re
 import statistics
 from pathlib import Path
 
+import ablation_tables
 import pytest
+from ablation_tables import with_effects
 
 from nayer_lib import files
 from nayer_lib.classifiers.teacher import teacher_path
@@ -16,10 +18,9 @@ from nayer_lib.config import DIVERGENCES, Config, differences, make_config
 from nayer_lib.errors import UserError
 from nayer_lib.generator.latents import COLUMNS
 from nayer_lib.methods import METHODS
-from nayer_lib.report import pages, paper
+from nayer_lib.report import paper
 from nayer_lib.report.ablations import ABLATIONS, BY_STEM, frame, lines_of
 from nayer_lib.report.lines import PROBLEMS
-from nayer_lib.report.pages import with_effects
 from nayer_lib.runs.card import kept_cards
 from nayer_lib.runs.forecast import budget
 from nayer_lib.runs.rule import FREEDOM, LEVEL, RUNS, RUNS_ALONE, SMALL, UNEQUAL
@@ -41,7 +42,7 @@ CONTROLS = {
 
 def ablations_page(cards: list[dict]) -> str:
     """The page of these cards, without its markers."""
-    return re.sub(r"<!-- .+ -->\n", "", pages.ablations_page(PAGE, cards))
+    return re.sub(r"<!-- .+ -->\n", "", ablation_tables.ablations_page(PAGE, cards))
 
 
 def test_the_pages_head_states_the_rule_with_its_numbers():

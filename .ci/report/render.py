@@ -1,0 +1,122 @@
+"""`make report`: renders README.md and docs/ anew from the kept cards, the paper's numbers beside ours.
+
+The README gets its table of results, its picture and the bench; docs/ Tables 1 and 2 (tables.md) and Figure 1
+(figure1.png), the ablations (ablations.md) and what D1-D13 do (divergences.md). Only what stands between a page's
+markers is written anew: its prose is its own.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ablation_tables import ablations_page, with_effects
+from result_tables import column_of, full_cells, readme, results_table, setting, tables_page
+
+from nayer_lib import files
+from nayer_lib.config import make_config
+from nayer_lib.errors import UserError
+from nayer_lib.plots import learning_curve, new_figure
+from nayer_lib.report import paper
+from nayer_lib.runs.card import card_config, kept_cards
+from nayer_lib.runs.statistics import seedless
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def pages(kept: list[dict]) -> dict[str, str]:
+    """Every page with its new text, by its path in the clone.
+
+    Args:
+        kept: the kept cards that were scored on the test split.
+    """
+    root = files.data_dir().parent
+
+    def read(name: str) -> str:
+        return (root / name).read_text(encoding="utf-8")
+
+    return {
+        "README.md": readme(read("README.md"), kept, json.loads(read("data/bench.json"))),
+        "docs/tables.md": tables_page(read("docs/tables.md"), kept),
+        "docs/ablations.md": ablations_page(read("docs/ablations.md"), [*kept, *kept_cards("validation")]),
+        "docs/divergences.md": with_effects(read("docs/divergences.md"), kept),
+    }
+
+
+def draw_results(cards: list[dict], path: Path) -> None:
+    """The README's picture: what the student saw, and its accuracy over the seeds of the kept quick run on digits."""
+    import matplotlib.image
+
+    chosen = [card for card in cards if seedless(card_config(card)) == make_config("digits")]
+    if not chosen:
+        raise UserError("no kept run of the quick profile on digits to draw: keep one with `python -m nayer_lib runs`.")
+    figure, [left, right] = new_figure(columns=2, width=4.6, height=4.2)
+    pictures = (files.data_dir() / "runs" / f"{card['id']}.png" for card in chosen)
+    left.imshow(matplotlib.image.imread(next(path for path in pictures if path.is_file())))
+    left.set_title("what the student learned from (10 of each class)")
+    left.axis("off")
+    for card in chosen:
+        points = [(row["epoch"], 100 * row["accuracy"]) for row in card["curve"] if row["accuracy"] is not None]
+        label = f"student, seed {card['config']['seed']}"
+        learning_curve(right, *zip(*points, strict=True), 100 * card["teacher"]["accuracy"], 10.0, label)
+    right.set_title("and what it learned: real test digits")
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def draw_figure_1(cards: list[dict], path: Path) -> None:
+    """docs/figure1.png: the paper's points from Table 2, and our full runs of its pair, where there are any."""
+    figure, axes = new_figure(columns=2, width=5.5, height=4.5)
+    rows = [row for row in paper.rows(2) if row.hours]
+    for ax, column in zip(axes, dict.fromkeys(map(column_of, rows)), strict=True):
+        printed: dict[str, list[tuple[float, float]]] = {}
+        for row in rows:
+            if column_of(row) == column:
+                printed.setdefault(row.method, []).append((row.hours, row.accuracy))
+        measured = {
+            f"{setting(cell.config)}, {cell.device}": (cell.seconds("total") / 3600, cell.mean, cell.spread)
+            for cell in full_cells(cards)
+            if column_of(cell.config) == column
+        }
+        accuracy_against_hours(ax, printed, measured)
+        ax.set_title("{}: {} → {} (paper: one A100)".format(*column))
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def accuracy_against_hours(
+    ax: "Axes", printed: dict[str, list[tuple[float, float]]], ours: dict[str, tuple[float, float, float | None]]
+) -> None:
+    """Accuracy in percent against hours of training (Fig. 1).
+
+    Args:
+        printed: method -> the paper's (hours, accuracy): hollow, named beside the last, joined where there are several.
+        ours: what was run -> (hours, accuracy, standard deviation over seeds or None): filled, named in a legend.
+    """
+    from matplotlib.ticker import LogLocator
+
+    for name, points in printed.items():
+        ax.plot(*zip(*points, strict=True), "o-", fillstyle="none", markersize=7)
+        ax.annotate(name, points[-1], xytext=(0, 7), textcoords="offset points", ha="center", size=9)
+    for (name, (hours, accuracy, spread)), marker in zip(ours.items(), "sD^vP*X" * len(ours), strict=False):
+        ax.errorbar(hours, accuracy, spread, fmt=marker, capsize=3, markersize=8, label=f"ours: {name}")
+    ax.set(xlabel="hours of training", ylabel="test accuracy (%)", xscale="log")
+    if ours:
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+    ax.margins(0.12)
+
+
+def main() -> None:
+    root, kept = files.data_dir().parent, kept_cards()
+    for name, text in pages(kept).items():
+        files.write_text(root / name, text)
+    draw_results(kept, root / "docs" / "results.png")
+    draw_figure_1(kept, root / "docs" / "figure1.png")
+    print(results_table(kept))
+
+
+if __name__ == "__main__":
+    main()

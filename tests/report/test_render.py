@@ -1,0 +1,52 @@
+"""`make report`: the pages and pictures of a clone are rendered anew from its kept cards."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import render
+from ablation_tables import ablations_page, with_effects
+from render import draw_results
+from result_tables import readme, results_table, tables_page
+from tiny import like
+
+from nayer_lib.errors import UserError
+from nayer_lib.runs.card import kept_cards
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "docs/tables.md", "docs/ablations.md", "docs/divergences.md")
+
+
+def test_the_readme_and_the_documents_are_rendered_anew(clone, card, capsys):
+    phase = {"ours_ms": 12.34, "plain_ms": 100.0, "ratio": 8.1, "ratio_min": 8.0, "ratio_max": 8.25}
+    bench = {"device": "a device", "clock": "CPU", "repeats": 5, "draw": 512, "batch": 100, "versions": {"torch": "2"}}
+    bench["phases"] = {"one round": phase, "memory draw": phase}
+    (clone / "data" / "bench.json").write_text(json.dumps(bench))
+    (clone / "data" / "runs" / "another.json").write_text(json.dumps(like(card, seed=99, id="another")))
+    (clone / "docs").mkdir()
+    for name in PAGES:
+        shutil.copy(ROOT / name, clone / name)
+    render.main()
+    out, kept = capsys.readouterr().out, kept_cards()
+    assert out == results_table(kept) + "\n" and out != results_table(kept[:-1]) + "\n"
+    page, *docs = ((clone / name).read_text(encoding="utf-8") for name in PAGES)
+    before, *olds = ((ROOT / name).read_text(encoding="utf-8") for name in PAGES)
+    assert page == readme(before, kept, bench) and out in page
+    assert docs == [
+        tables_page(olds[0], kept),
+        ablations_page(olds[1], kept + kept_cards("validation")),
+        with_effects(olds[2], kept),
+    ]
+    assert "| one round, 100 images | 12.3 | 100.0 | **8.1** (8.0 – 8.2) |" in page and "memory draw, 512" in page
+    for name in ("results.png", "figure1.png"):
+        assert (clone / "docs" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_readmes_picture_is_drawn_from_kept_cards(tmp_path, card):
+    draw_results([like(card, config={"latent": "lte"}, id="no such picture"), card], tmp_path / "docs" / "results.png")
+    assert (tmp_path / "docs" / "results.png").read_bytes().startswith(b"\x89PNG")
+    for others in ([], [like(card, config={"latent": "lte"})]):
+        with pytest.raises(UserError, match="no kept run of the quick profile on digits"):
+            draw_results(others, tmp_path / "docs" / "none.png")
+    assert not (tmp_path / "docs" / "none.png").exists()
