@@ -5,7 +5,6 @@ already is not run again. No table and no word rests on these runs: they are the
 """
 
 import json
-import platform
 import sys
 from pathlib import Path
 
@@ -44,7 +43,8 @@ def accuracies(function, seed: int) -> list[float]:
 def main() -> None:
     torch.set_num_threads(1)
     kept = json.loads(KEPT.read_text()) if KEPT.is_file() else {"budget": BUDGET, "arms": {}}
-    kept |= {"device": device_name(torch.device("cpu")), "torch": torch.__version__, "python": platform.python_version()}
+    kept |= {"device": device_name(torch.device("cpu")), "torch": torch.__version__}
+    kept["teacher"] = round(100 * prepare(make_config("digits"), device="cpu").evaluate.teacher.accuracy, 2)
     for seed in SEEDS:
         for name, edit in {"unchanged": None, **EDITS}.items():
             arm = kept["arms"].setdefault(name, {"line": edit, "accuracy": {}})
@@ -52,7 +52,12 @@ def main() -> None:
                 changed = one_line(algorithm1, *edit) if edit else algorithm1
                 arm["accuracy"][str(seed)] = accuracies(changed, seed)
                 print(f"{name}, seed {seed}: {arm['accuracy'][str(seed)][-1]:.1f} %", flush=True)
-                KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+                write(kept)
+    write(kept)
+
+
+def write(kept: dict) -> None:
+    KEPT.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

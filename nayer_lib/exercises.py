@@ -79,9 +79,9 @@ def one_line(function: Callable, old: str, new: str) -> Callable:
     if (times := source.count(old)) != 1 or "\n" in old:
         raise UserError(f"{old!r} occurs {times} times: copy {'less' if not times else 'more'} of the one line.")
     changed = source.replace(old, new)
-    [before] = [line for line in source.splitlines() if old in line]
-    after = before.replace(old, new)
-    print(f"- {before.strip()}\n+ {after.strip()}")
+    [line] = [line for line in source.splitlines() if old in line]
+    for mark, one in (("-", line), ("+", line.replace(old, new))):
+        print(mark, " ".join(one.split()))
     name = f"<{function.__name__} with {new!r}>"
     try:
         code = compile(changed, name, "exec")

@@ -84,6 +84,16 @@ def learning_curve(
     return _labelled(ax, "epoch", "test accuracy (%)", {"loc": "lower right"}, whole=True, ylim=(0, 102))
 
 
+def runs_by_epoch(ax: "Axes", arms: dict[str, Sequence[Sequence[float]]], teacher: float) -> "Axes":
+    """Test accuracy in percent after each epoch, a line a run; the first arm, with which others compare, is grey."""
+    for k, (arm, runs) in enumerate(arms.items()):
+        for seed, accuracy in enumerate(runs):
+            label, colour = (arm if seed == 0 else None), f"C{k}" if k else "grey"
+            ax.plot(range(1, len(accuracy) + 1), accuracy, "--" if k else "-", color=colour, label=label)
+    ax.axhline(teacher, color="black", linestyle=":", linewidth=1.2, label=f"teacher {teacher:.1f} %")
+    return _labelled(ax, "epoch", "test accuracy (%)", {"loc": "lower right"}, whole=True, ylim=(0, 102))
+
+
 def memory_growth(ax: "Axes", epochs: Sequence[int], images: Sequence[int], warmup: int) -> "Axes":
     """Images in the memory M after each epoch; the warm-up epochs are hatched."""
     ax.bar(epochs, images, hatch=["//" if place < warmup else "" for place in range(len(epochs))])

@@ -5,6 +5,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -134,11 +135,13 @@ def test_checked_cells_have_something_to_compare_and_no_warnings_in_it(cells):
 
 
 def test_tags_are_ones_that_something_reads(cells):
-    assert {tag for cell in cells for tag in cell.metadata.get("tags", [])} <= {"parameters", "nbval-check-output"}
+    read = {"parameters", "nbval-check-output", "solution", "check", "answer"}
+    assert {tag for cell in cells for tag in cell.metadata.get("tags", [])} <= read
 
 
 def test_a_figure_comes_at_least_every_eight_code_cells(cells):
-    row = [bool(figures(cell)) for cell in code(cells)[2:]]  # after bootstrap and parameters
+    written = [*tagged(cells, "solution"), *tagged(cells, "check")]  # by the learner: no part of the tour
+    row = [bool(figures(cell)) for cell in code(cells)[2:] if cell not in written]  # after bootstrap and parameters
     longest = max(len(gap) for gap in "".join(" F"[drawn] for drawn in row).split("F"))
     assert any(row) and longest < 8
 
@@ -195,7 +198,7 @@ def test_nothing_is_unpickled(cells):
 
 def test_predictions_come_before_results_and_the_text_after_them_says_which_it_was(cells):
     places = [i for i, cell in enumerate(cells) if "Predict before you run" in cell.source]
-    assert 2 <= len(places) <= 4
+    assert 2 <= len(places) <= 9
     for place in places:
         assert cells[place].cell_type == "markdown"
         prompt = cells[place].source.split("Predict before you run")[1]
@@ -203,6 +206,24 @@ def test_predictions_come_before_results_and_the_text_after_them_says_which_it_w
         assert cells[place + 1].cell_type == "code"
         told = [cell for cell in cells[place + 2 : place + 4] if cell.cell_type == "markdown"]
         assert told and re.match(r"It was \([a-d]\)", told[0].source), prompt
+        assert told[0].metadata.get("tags") == ["answer"] and "\n## " not in told[0].source
+
+
+def test_no_letter_is_right_too_often():
+    """Over all notebooks; a learner who always says (b) learns nothing."""
+    told = [cell for path in PATHS for cell in tagged(nbformat.read(path, as_version=4).cells, "answer")]
+    letters = Counter(re.match(r"It was \(([a-d])\)", cell.source)[1] for cell in told)
+    assert max(letters.values()) <= 0.4 * letters.total(), letters
+
+
+def test_a_learner_writes_code_in_every_notebook_and_a_check_follows(cells):
+    written = tagged(cells, "solution")
+    assert len(written) >= 2 and len(written) == len(tagged(cells, "check"))
+    for cell in written:
+        place = cells.index(cell)
+        assert cells[place - 1].source.startswith("**Write it.**")
+        assert "check" in cells[place + 1].metadata.tags and re.search(r"^ *check\(", cells[place + 1].source, re.M)
+        assert re.search(r"^ +### BEGIN SOLUTION \S.*\n(.+\n)+ +### END SOLUTION$", cell.source, re.M), cell.source
 
 
 def test_it_ends_in_two_exercises_with_folded_answers(cells):

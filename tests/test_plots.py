@@ -27,6 +27,7 @@ from nayer_lib.plots import (
     pairs,
     per_class,
     ranking,
+    runs_by_epoch,
     scatter,
     shares,
 )
@@ -63,6 +64,7 @@ FAMILY = (
 CALLS = {
     "image_grid": lambda ax: image_grid(ax, torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 0, 1]), NAMES),
     "learning_curve": lambda ax: learning_curve(ax, [1, 2], [50.0, 90.0], 99.0, 10.0),
+    "runs_by_epoch": lambda ax: runs_by_epoch(ax, {"as it is": [[50.0, 90.0]], "changed": [[40.0, 80.0]]}, 99.8),
     "memory_growth": lambda ax: memory_growth(ax, [0, 1, 2], [20, 40, 60], 1),
     "ce_per_step": lambda ax: ce_per_step(ax, [report([2.0, 1.0])], ["round 1"]),
     "disagreements": lambda ax: disagreements(
@@ -186,6 +188,14 @@ def test_curves_can_be_told_apart_without_colour(ax):
     learning_curve(ax, [1, 2], [20.0, 60.0], 99.0, 10.0, "live")
     learning_curve(ax, [1, 2], [30.0, 70.0], 99.0, 10.0, "kept", "-.")
     assert [curve.get_linestyle() for curve in ax.get_lines() if curve.get_label() in ("live", "kept")] == ["-", "-."]
+
+
+def test_runs_of_an_arm_share_one_name_and_colour_and_the_first_arm_is_grey(ax):
+    runs_by_epoch(ax, {"as it is": [[50.0, 90.0], [55.0, 91.0]], "changed": [[40.0, 80.0]]}, 99.8)
+    *runs, teacher = ax.get_lines()
+    assert [line.get_color() for line in runs[:2]] == ["grey", "grey"] != [runs[2].get_color()] * 2
+    assert list(runs[0].get_xdata()) == [1, 2] and list(teacher.get_ydata()) == [99.8, 99.8]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["as it is", "changed", "teacher 99.8 %"]
 
 
 def test_the_memorys_warm_up_epochs_are_hatched(ax):

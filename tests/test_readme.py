@@ -74,7 +74,7 @@ def test_the_commands_it_names_exist(path):
 
 
 def test_the_sweep_file_that_it_shows_is_one_and_its_job_array_has_as_many_tasks_as_shares(tmp_path):
-    text = README.read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
     [shown] = re.findall(r"^```json\n(.*?)^```", text, re.M | re.S)
     (tmp_path / "mine.json").write_text(shown, encoding="utf-8")
     runs = read_sweep(tmp_path / "mine.json").runs()
@@ -82,9 +82,16 @@ def test_the_sweep_file_that_it_shows_is_one_and_its_job_array_has_as_many_tasks
     assert f"--only $SLURM_ARRAY_TASK_ID/{tasks}\n" in text and len(runs) == int(tasks)
 
 
-def test_every_method_is_named_in_the_readme():
-    [line] = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("*Another method.*")]
-    assert set(re.findall(r"`(?:--method )?(\w+)`", line)) == set(METHODS) - {"nayer"}
+def test_every_method_is_named_with_its_option():
+    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    named = text[text.index("`--method") : text.index(": the same loop")]
+    assert set(re.findall(r"`(?:--method )?(\w+)`", named)) == set(METHODS) - {"nayer"}
+
+
+def test_the_readme_is_short():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120 and sum(line.startswith("![") for line in lines) == 1
+    assert [line for line in lines if len(line) > 100 and not line.startswith(("|", "!["))] == []
 
 
 def test_every_notebook_is_listed_in_the_readme():

@@ -128,13 +128,13 @@ def _row(ablation: Ablation, line: Line) -> dict[str, str]:
         "row": line.name,
         **(printed if ablation.table else {}),
         ablation.headline or "ours: last epoch": _mean_of(ablation, cell) if cell else "not run",
-        "ours: difference [95 %]": _difference(line.contrast),
+        "ours: difference [95 %]": difference_in_words(line.contrast),
         "p (Holm)": _p(line.contrast),
         **({"ours / paper": _ratio(line)} if ablation.table else {}),
         "word": line.word,
         "against": "" if line.against == line.name else line.against,
         **{heading: text(column) for heading, column in COLUMNS.get(ablation.stem, {}).items()},
-        **{f"{heading}: word": _more(line.measured.get(heading)) for heading in beside},
+        **{f"{heading}: word": more_or_less(line.measured.get(heading)) for heading in beside},
         "time a run: synthesis + student": text(clocks),
         "device": text(lambda cell: cell.device),
     }
@@ -149,7 +149,7 @@ def _mean_of(ablation: Ablation, cell: Cell) -> str:
     return f"**{statistics.mean(values):.1f}{spread}** (n = {len(values)})"
 
 
-def _difference(contrast: Contrast | None) -> str:
+def difference_in_words(contrast: Contrast | None) -> str:
     """The difference, and from three runs on its interval."""
     if not contrast:
         return ""
@@ -173,7 +173,8 @@ def _ratio(line: Line) -> str:
     return f"{ratio:.2f}" + (" larger" if ratio > 2 else " smaller" if 0 <= ratio < 0.5 else "")
 
 
-def _more(contrast: Contrast | None) -> str:
+def more_or_less(contrast: Contrast | None) -> str:
+    """The rule's word about what is counted."""
     return MORE.get(contrast.word, contrast.word) if contrast else ""
 
 
@@ -223,7 +224,8 @@ def with_effects(page: str, cards: list[dict]) -> str:
             if line.name in effects and line.contrast:
                 problem = f"{dataset}, {line.cell.config.profile}, E = {line.cell.config.epochs}"
                 word = line.word.partition(", n =")[0]
-                effects[line.name].append(f"{problem}: {_difference(line.contrast)} (n = {line.contrast.n}), {word}")
+                said = f"{difference_in_words(line.contrast)} (n = {line.contrast.n}), {word}"
+                effects[line.name].append(f"{problem}: {said}")
     for name, found in effects.items():
         cell = f"| {'; '.join(found) or 'not measured'} |"
         page, times = re.subn(rf"^(\| {name} \|.*)\|[^|\n]*\|$", lambda m, c=cell: m[1] + c, page, flags=re.MULTILINE)

@@ -1,8 +1,8 @@
 """`make report`: renders README.md and docs/ anew from the kept cards, the paper's numbers beside ours.
 
-The README gets its table of results, its picture and the bench; docs/ Tables 1 and 2 (tables.md) and Figure 1
-(figure1.png), the ablations (ablations.md) and what D1-D13 do (divergences.md). Only what stands between a page's
-markers is written anew: its prose is its own.
+The README gets its table of results and its picture; docs/ Tables 1 and 2 (tables.md) and Figure 1 (figure1.png), the
+ablations (ablations.md), what D1-D13 do (divergences.md), the findings (findings.md) and the bench (speed.md). Only
+what stands between a page's markers is written anew: its prose is its own.
 """
 
 import json
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablation_tables import ablations_page, with_effects
-from result_tables import column_of, full_cells, readme, results_table, setting, tables_page
+from findings import findings_page
+from result_tables import bench_table, column_of, fill, full_cells, results_table, setting, tables_page
 
 from nayer_lib import files
 from nayer_lib.config import make_config
@@ -36,7 +37,9 @@ def pages(kept: list[dict]) -> dict[str, str]:
         return (root / name).read_text(encoding="utf-8")
 
     return {
-        "README.md": readme(read("README.md"), kept, json.loads(read("data/bench.json"))),
+        "README.md": fill(read("README.md"), {"results": results_table(kept)}),
+        "docs/speed.md": fill(read("docs/speed.md"), {"bench": bench_table(json.loads(read("data/bench.json")))}),
+        "docs/findings.md": findings_page(read("docs/findings.md"), kept),
         "docs/tables.md": tables_page(read("docs/tables.md"), kept),
         "docs/ablations.md": ablations_page(read("docs/ablations.md"), [*kept, *kept_cards("validation")]),
         "docs/divergences.md": with_effects(read("docs/divergences.md"), kept),

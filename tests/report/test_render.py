@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import render
 from ablation_tables import ablations_page, with_effects
+from findings import FINDINGS, findings_page
 from render import draw_results
-from result_tables import readme, results_table, tables_page
+from result_tables import bench_table, fill, results_table, tables_page
 from tiny import like
 
 from nayer_lib.errors import UserError
 from nayer_lib.runs.card import kept_cards
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/tables.md", "docs/ablations.md", "docs/divergences.md")
+PAGES = ("README.md", "docs/tables.md", "docs/ablations.md", "docs/divergences.md", "docs/findings.md", "docs/speed.md")
 
 
 def test_the_readme_and_the_documents_are_rendered_anew(clone, card, capsys):
@@ -32,13 +33,16 @@ def test_the_readme_and_the_documents_are_rendered_anew(clone, card, capsys):
     assert out == results_table(kept) + "\n" and out != results_table(kept[:-1]) + "\n"
     page, *docs = ((clone / name).read_text(encoding="utf-8") for name in PAGES)
     before, *olds = ((ROOT / name).read_text(encoding="utf-8") for name in PAGES)
-    assert page == readme(before, kept, bench) and out in page
+    assert page == fill(before, {"results": results_table(kept)}) and out in page
     assert docs == [
         tables_page(olds[0], kept),
         ablations_page(olds[1], kept + kept_cards("validation")),
         with_effects(olds[2], kept),
+        findings_page(olds[3], kept),
+        fill(olds[4], {"bench": bench_table(bench)}),
     ]
-    assert "| one round, 100 images | 12.3 | 100.0 | **8.1** (8.0 – 8.2) |" in page and "memory draw, 512" in page
+    assert "| one round, 100 images | 12.3 | 100.0 | **8.1** (8.0 – 8.2) |" in docs[-1]
+    assert "memory draw, 512" in docs[-1]
     for name in ("results.png", "figure1.png"):
         assert (clone / "docs" / name).read_bytes().startswith(b"\x89PNG")
 
@@ -50,3 +54,13 @@ def test_the_readmes_picture_is_drawn_from_kept_cards(tmp_path, card):
         with pytest.raises(UserError, match="no kept run of the quick profile on digits"):
             draw_results(others, tmp_path / "docs" / "none.png")
     assert not (tmp_path / "docs" / "none.png").exists()
+
+
+def test_a_finding_has_its_interval_its_n_and_its_word(card):
+    page = findings_page((ROOT / "docs" / "findings.md").read_text(encoding="utf-8"), kept_cards())
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ") and "?" in line]
+    assert [row[0] for row in rows] == [f.asks for f in FINDINGS if "?" in f.asks]
+    for asks, _, _, difference, n, word, overturned in rows:
+        assert ("[" in difference) == (int(n) >= 3) and word and overturned, asks
+    empty = findings_page(page, [])
+    assert empty.count("| 0 | not run |") == len(FINDINGS) - 1 and "+" not in empty.split("made by")[1]

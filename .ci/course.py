@@ -1,0 +1,151 @@
+"""`make course`: a student's and a teacher's edition of the notebooks, in build/course.
+
+The committed notebooks are the one source. In the student's edition the part to write of each cell tagged `solution`
+is a line with a hint, answers are left out, and no cell has an output. The teacher's edition has everything, and behind
+the cells that docs/course/plan.toml names a block: minutes, what tempts, what to expect, what to ask. `--nbgrader` adds
+nbgrader's cell metadata to the student's edition: parts to write as solutions, checks as locked tests of one point.
+"""
+
+import argparse
+import copy
+import re
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "docs" / "course"
+BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+YOURS = "*Your answer:*"
+
+
+def read_notebooks() -> dict[str, NotebookNode]:
+    """The committed notebooks by the name of their file."""
+    return {path.name: nbformat.read(path, as_version=4) for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def hole(source: str) -> str:
+    """The source of a `solution` cell with the part to write left out, and the hint beside what is left."""
+
+    def left(found: re.Match) -> str:
+        lines = [line for line in found["body"].splitlines() if line.strip()]
+        return f"{found['indent']}...  # TODO ({len(lines)} line{'s' * (len(lines) > 1)}): {found['hint']}\n"
+
+    pattern = rf"^(?P<indent> *){BEGIN} (?P<hint>.*)\n(?P<body>(?:.*\n)*?) *{END}\n?"
+    return re.sub(pattern, left, source, flags=re.MULTILINE).rstrip("\n")
+
+
+def without_answers(source: str) -> str:
+    """A text with its folded answers left out."""
+    return re.sub(r"<details>.*?</details>", YOURS, source, flags=re.DOTALL)
+
+
+def student(notebook: NotebookNode, nbgrader: bool = False) -> NotebookNode:
+    """The student's edition: holes, no answers, no outputs."""
+    made = copy.deepcopy(notebook)
+    for cell in made.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        elif "answer" in tags(cell):
+            cell.source = YOURS
+        else:
+            cell.source = without_answers(cell.source)
+        if "solution" in tags(cell):
+            cell.source = hole(cell.source)
+            cell.metadata.tags = ["todo" if tag == "solution" else tag for tag in tags(cell)]
+        if nbgrader and {"todo", "check"} & {*tags(cell)}:
+            solution = "todo" in tags(cell)
+            cell.metadata.nbgrader = {
+                "schema_version": 3,
+                "grade_id": cell.id,
+                "solution": solution,
+                "grade": not solution,
+                "locked": not solution,
+                "task": False,
+                **({} if solution else {"points": 1}),
+            }
+    return made
+
+
+def teacher(notebook: NotebookNode, notes: dict[str, dict]) -> NotebookNode:
+    """The teacher's edition: everything, and a block behind each cell of which there is a note, by its id."""
+    made = copy.deepcopy(notebook)
+    made.cells = []
+    for cell in copy.deepcopy(notebook.cells):
+        made.cells.append(cell)
+        if cell.id in notes:
+            block = nbformat.v4.new_markdown_cell(note_in_words(notes[cell.id]), id=f"{cell.id}-note")
+            made.cells.append(block)
+    return made
+
+
+def note_in_words(note: dict) -> str:
+    """A note as the teacher's edition shows it."""
+    parts = {"tempts": "What tempts", "expect": "What to expect", "ask": "Ask"}
+    said = [f"**{title}**: {note[key]}" for key, title in parts.items() if key in note]
+    return "\n>\n> ".join([f"> **Teacher, {note['minutes']} min**", *said])
+
+
+def notes_of(plan: dict, name: str) -> dict[str, dict]:
+    """Cell id -> note, for the notebook whose name begins with a part's number."""
+    parts = [part for lesson in plan["lesson"] for part in lesson["part"] if name.startswith(part["notebook"])]
+    return {note["cell"]: note for part in parts for note in part["note"]}
+
+
+def plan_in_words(plan: dict) -> str:
+    """PLAN.md: the lessons with their parts and minutes."""
+    text = [f"# {plan['title']}", plan["before"].strip()]
+    for lesson in plan["lesson"]:
+        rows = [f"| {part['title']} | {part['notebook']} | {part['minutes']} |" for part in lesson["part"]]
+        total = sum(part["minutes"] for part in lesson["part"])
+        head = ["| part | notebook | min |", "|---|---|--:|"]
+        text += [f"## {lesson['title']}, {total} minutes", "\n".join([*head, *rows])]
+    return "\n\n".join([*text, plan["after"].strip()]) + "\n"
+
+
+def quiz(notebooks: dict[str, NotebookNode]) -> str:
+    """quiz.md: every prediction with its key."""
+    asked = []
+    for name, notebook in notebooks.items():
+        for place, cell in enumerate(notebook.cells):
+            if "Predict before you run" in cell.source:
+                prompt = cell.source[cell.source.index("> **Predict") :]
+                told = next(c.source for c in notebook.cells[place + 1 :] if "answer" in tags(c))
+                key = re.match(r"It was (\([a-d]\))", told)[1]
+                asked.append(f"{prompt}\n\nKey: **{key}** (notebook {name[:2]})")
+    return "\n\n---\n\n".join(["# All predictions, with their key", *asked]) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "course")
+    parser.add_argument("--nbgrader", action="store_true")
+    arguments = parser.parse_args()
+    notebooks, plan = read_notebooks(), tomllib.loads((SOURCE / "plan.toml").read_text(encoding="utf-8"))
+    for edition in ("student", "teacher"):
+        folder = arguments.out / edition
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        shutil.copy(SOURCE / "setup.md", folder / "SETUP.md")
+        for name, notebook in notebooks.items():
+            made = teacher(notebook, notes_of(plan, name))
+            if edition == "student":
+                made = student(notebook, arguments.nbgrader)
+            nbformat.validate(made)
+            nbformat.write(made, folder / name)
+    (arguments.out / "teacher" / "PLAN.md").write_text(plan_in_words(plan), encoding="utf-8")
+    (arguments.out / "teacher" / "quiz.md").write_text(quiz(notebooks), encoding="utf-8")
+    print(f"{len(notebooks)} notebooks in two editions: {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

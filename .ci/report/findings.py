@@ -1,0 +1,70 @@
+"""docs/findings.md: what was found, with its interval, its n and what would overturn it, from the cards."""
+
+from typing import NamedTuple
+
+from ablation_tables import difference_in_words, more_or_less
+from result_tables import fill, markdown
+
+from nayer_lib.report.ablations import lines_of
+from nayer_lib.runs.rule import RUNS_ALONE
+
+STEPS = "steps to CE < 1"
+COLUMNS = ("question", "problem", "row, against", "difference [95 %]", "n", "word", "what would overturn it")
+
+
+class Finding(NamedTuple):
+    """A question, the row of a table that answers it, and what would overturn the answer."""
+
+    asks: str
+    stem: str
+    dataset: str
+    row: str
+    against: str
+    overturned: str
+    measure: str = ""  # the heading of what is compared; "" for what the table is about
+
+
+TEN = "the registered ten seeds"
+FINDINGS = (
+    Finding("Does NAYER keep LTE's speed? Steps to CE < 1", "speed", "cifar10", "NAYER", "LTE", "a larger teacher"),
+    Finding("Is NAYER faster than noise? Steps to CE < 1", "speed", "cifar10", "Z", "NAYER", "more seeds"),
+    Finding("LTE's steps to CE < 1 on digits", "table3", "digits", "LTE", "NAYER(Kto1)", TEN, STEPS),
+    Finding("Does redrawing the K-to-1 layer matter?", "table3", "digits", "NAYER(woRI)", "NAYER(Kto1)", TEN),
+    Finding(
+        *("Does redrawing one layer matter where nothing else varies?", "redraw", "digits"),
+        *("one layer, redrawn, no L_KL", "one layer, kept, no L_KL", TEN),
+    ),
+    Finding(
+        *("What if label text goes to the wrong classes?", "table4", "color_digits", "permuted text", "SBERT"),
+        "CIFAR-10 images (`controls_cifar10`); here inks and digits are the names",
+    ),
+    Finding(
+        *("Is text better than vectors that mean nothing?", "table4", "color_digits", "orthogonal", "SBERT"),
+        "the same on CIFAR-10 images",
+    ),
+    Finding("Are one-hot inputs worse?", "table3", "color_digits", "OH", "NAYER(Kto1)", "CIFAR-10 images"),
+    Finding(
+        *("Does Table 6's generator, as printed, do as well (D1)?", "divergences", "digits", "D1", "released"),
+        "the registered ten seeds; CIFAR-10 images (`paper_cifar10`)",
+    ),
+    Finding("Does momentum in L_BN matter (D8)?", "divergences", "digits", "D8", "released", TEN),
+)
+
+
+def findings_page(page: str, cards: list[dict]) -> str:
+    """docs/findings.md with a row for each finding."""
+    columns = {heading: "--:" if heading == "n" else "---" for heading in COLUMNS}
+    return fill(page, {"findings": markdown(columns, [_row(finding, cards) for finding in FINDINGS])})
+
+
+def _row(finding: Finding, cards: list[dict]) -> list[str]:
+    found = lines_of(finding.stem, finding.dataset, cards)
+    line = next(line for line in found if (line.name, line.against) == (finding.row, finding.against))
+    contrast, word = line.contrast, line.word
+    if finding.measure:
+        contrast = line.measured.get(finding.measure)
+        few = f", n = {contrast.n}" if contrast and contrast.n < RUNS_ALONE else ""
+        word = line.silent or more_or_less(contrast) + few
+    pair = f"{finding.row}, against {finding.against}"
+    n = str(contrast.n if contrast else 0)
+    return [finding.asks, finding.dataset, pair, difference_in_words(contrast), n, word, finding.overturned]

@@ -1,0 +1,206 @@
+"""`make course`: what the student's edition leaves out, what the teacher's adds, and that every hole is told apart."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from nayer_lib.exercises import Wrong
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("course", ROOT / ".ci" / "course.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+course = load_script()
+NOTEBOOKS = course.read_notebooks()
+HOLES = [
+    (name, cell.id)
+    for name, notebook in NOTEBOOKS.items()
+    for cell in notebook.cells
+    if "solution" in course.tags(cell)
+]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("course")
+    subprocess.run([sys.executable, ROOT / ".ci" / "course.py", "--out", out], check=True, capture_output=True)
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_made_twice_it_is_the_same(built, tmp_path):
+    subprocess.run([sys.executable, ROOT / ".ci" / "course.py", "--out", tmp_path], check=True, capture_output=True)
+    assert contents(tmp_path) == contents(built)
+    assert {"student/SETUP.md", "teacher/SETUP.md", "teacher/PLAN.md", "teacher/quiz.md"} <= contents(built).keys()
+    assert "student/quiz.md" not in contents(built)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_students_edition_differs_only_where_something_is_to_be_written_or_answered(name, built):
+    source, made = NOTEBOOKS[name].cells, nbformat.read(built / "student" / name, as_version=4).cells
+    assert [cell.id for cell in made] == [cell.id for cell in source]
+    for cell, student in zip(source, made, strict=True):
+        if {"solution", "answer"} & {*course.tags(cell)} or "<details>" in cell.source:
+            assert student.source != cell.source
+        else:
+            assert student.source == cell.source
+        assert not student.get("outputs") and student.get("execution_count") is None
+        assert "SOLUTION" not in student.source and "<details>" not in student.source
+    text = " ".join(" ".join(cell.source.split()) for cell in made)
+    for cell in source:
+        if "answer" in course.tags(cell):
+            words = cell.source.split()
+            assert " ".join(words[:8]) not in text and " ".join(words[-8:]) not in text
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_teachers_edition_is_the_source_with_notes_between(name, built):
+    source, made = NOTEBOOKS[name].cells, nbformat.read(built / "teacher" / name, as_version=4).cells
+    notes = [cell for cell in made if cell.id.endswith("-note")]
+    assert [cell for cell in made if cell not in notes] == source
+    assert all(cell.source.startswith("> **Teacher, ") for cell in notes)
+
+
+def test_every_note_has_its_cell_and_minutes_add_up():
+    plan = course.tomllib.loads((course.SOURCE / "plan.toml").read_text())
+    for lesson in plan["lesson"]:
+        assert sum(part["minutes"] for part in lesson["part"]) == 90
+        for part in lesson["part"]:
+            [name] = [name for name in NOTEBOOKS if name.startswith(part["notebook"])]
+            ids = {cell.id for cell in NOTEBOOKS[name].cells}
+            assert {note["cell"] for note in part["note"]} <= ids
+            assert sum(note["minutes"] for note in part["note"]) == part["minutes"]
+
+
+def test_the_quiz_has_every_prediction_with_its_letter(built):
+    quiz = (built / "teacher" / "quiz.md").read_text()
+    asked = sum(cell.source.count("Predict before you run") for n in NOTEBOOKS.values() for cell in n.cells)
+    assert quiz.count("> **Predict before you run") == asked == len(re.findall(r"Key: \*\*\([a-d]\)\*\*", quiz))
+
+
+def test_a_hole_has_its_hint_its_indent_and_the_number_of_lines():
+    begin, end = "    ### BEGIN SOLUTION double, add\n", "    ### END SOLUTION"
+    source = f"def f(x):\n    '''Doc.'''\n{begin}    y = 2 * x\n\n    return y + 1\n{end}"
+    assert course.hole(source) == "def f(x):\n    '''Doc.'''\n    ...  # TODO (2 lines): double, add"
+
+
+def test_nbgraders_fields_are_there_when_they_are_asked_for():
+    for notebook in NOTEBOOKS.values():
+        made = course.student(notebook, nbgrader=True)
+        nbformat.validate(made)
+        graded = [cell.metadata.nbgrader for cell in made.cells if "nbgrader" in cell.metadata]
+        assert len({fields["grade_id"] for fields in graded}) == len(graded) >= 4
+        assert sum(fields.get("points", 0) for fields in graded) == sum(fields["solution"] for fields in graded)
+
+
+def run_up_to(name: str, hole: str, replace=None, *, student: bool = False) -> None:
+    """The code of a notebook up to the check behind a hole, in one namespace; what it prints is thrown away."""
+    notebook = NOTEBOOKS[name]
+    cells = (course.student(notebook) if student else notebook).cells
+    last = [cell.id for cell in cells].index(hole) + 1
+    space: dict = {"__name__": "__main__"}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for cell, whole in zip(cells[: last + 1], notebook.cells, strict=False):
+            if cell.cell_type == "code" and whole is not notebook.cells[1]:
+                source = cell.source if cell.id in (hole, cells[last].id) else whole.source  # earlier holes are filled
+                exec(replace(source) if replace and cell.id == hole else source, space)
+
+
+QUICK = [hole for hole in HOLES if hole[0].startswith("01")]
+
+
+@pytest.mark.parametrize(("name", "hole"), QUICK, ids=lambda part: part[:12])
+def test_a_hole_fails_with_a_sentence_that_says_what_to_do(name, hole):
+    with pytest.raises(Wrong, match="not written yet: fill in the lines marked TODO"):
+        run_up_to(name, hole, student=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "hole"), [h for h in HOLES if h not in QUICK], ids=lambda part: part[:12])
+def test_every_hole_does(name, hole):
+    test_a_hole_fails_with_a_sentence_that_says_what_to_do(name, hole)
+
+
+# A wrong solution of each hole: what is replaced by what, and the sentence that comes of it.
+SLIPS = {
+    "kd-write": ("T**2 * F", "F", "the factor T squared is missing"),
+    "loop-write": ("range(steps)", "range(3)", ""),
+    "order-write": ("order.index(name)", "names.index(order[names.index(name)])", ""),
+    "cosine-write": ("unit @ unit.T", "table @ table.T", ""),
+    "group-write": (".fill_diagonal_(-1)", "", "leave the diagonal out"),
+    "norm-write": ("correction=0", "correction=1", "divides by K, not by K - 1"),
+    "count-write": ("math.ceil(B / K)", "B", ""),
+    "eq3-write": ("layer.norm(e_y)", "e_y", ""),
+    "redraw-write": ("zero_()", "normal_()", ""),
+    "bn-write": (".norm()", ".pow(2).sum()", ""),
+    "opponent-write": ("return -", "return ", "the sign is turned round"),
+    "step-write": ("    optimizer.step()\n", "", ""),
+    "rule-write": ("p_equal < 0.05", "p_equal < 0", ""),
+    "interval-write": ("0.975", "0.95", ""),
+    "entropy-write": (
+        "mean = logits.softmax(1).mean(0)\n    return -(mean * mean.log()).sum()",
+        "each = logits.softmax(1)\n    return -(each * each.log()).sum(1).mean()",
+        "take the mean answer first",
+    ),
+    "speedup-write": ("sum(ratios) / len(ratios)", "sum(slow[n] for n in hours) / sum(hours.values())", ""),
+}
+
+
+def test_every_hole_has_a_wrong_solution_here():
+    assert {hole for _, hole in HOLES} == SLIPS.keys()
+
+
+def tell_apart(name: str, hole: str) -> None:
+    old, new, sentence = SLIPS[hole]
+
+    def slip(source: str) -> str:
+        assert old in source
+        return source.replace(old, new)
+
+    with pytest.raises(Wrong, match=sentence):
+        run_up_to(name, hole, slip)
+
+
+@pytest.mark.parametrize(("name", "hole"), QUICK, ids=lambda part: part[:12])
+def test_a_wrong_solution_is_told_apart(name, hole):
+    tell_apart(name, hole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "hole"), [h for h in HOLES if h not in QUICK], ids=lambda part: part[:12])
+def test_every_wrong_solution_is(name, hole):
+    tell_apart(name, hole)
+
+
+@pytest.mark.slow
+def test_the_teachers_edition_passes_nbval(built):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env"]
+        + ["--nbval-cell-timeout=300", built / "teacher" / next(iter(NOTEBOOKS))],
+        cwd=built,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_the_plan_is_readable(built):
+    plan = (built / "teacher" / "PLAN.md").read_text()
+    assert plan.count("90 minutes\n") == 2 and json.dumps(plan).count("|---|---|--:|") == 2
