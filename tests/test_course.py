@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import io
-import json
 import re
 import subprocess
 import sys
@@ -141,25 +140,25 @@ def test_every_hole_does(name, hole):
 # A wrong solution of each hole: what is replaced by what, and the sentence that comes of it.
 SLIPS = {
     "kd-write": ("T**2 * F", "F", "the factor T squared is missing"),
-    "loop-write": ("range(steps)", "range(3)", ""),
-    "order-write": ("order.index(name)", "names.index(order[names.index(name)])", ""),
-    "cosine-write": ("unit @ unit.T", "table @ table.T", ""),
+    "loop-write": ("range(steps)", "range(3)", "expected"),
+    "order-write": ("order.index(name)", "names.index(order[names.index(name)])", "expected"),
+    "cosine-write": ("unit @ unit.T", "table @ table.T", "expected"),
     "group-write": (".fill_diagonal_(-1)", "", "leave the diagonal out"),
     "norm-write": ("correction=0", "correction=1", "divides by K, not by K - 1"),
-    "count-write": ("math.ceil(B / K)", "B", ""),
-    "eq3-write": ("layer.norm(e_y)", "e_y", ""),
-    "redraw-write": ("zero_()", "normal_()", ""),
-    "bn-write": (".norm()", ".pow(2).sum()", ""),
+    "count-write": ("math.ceil(B / K)", "B", "expected"),
+    "eq3-write": ("layer.norm(e_y)", "e_y", "expected"),
+    "redraw-write": ("zero_()", "normal_()", "expected"),
+    "bn-write": (".norm()", ".pow(2).sum()", "expected"),
     "opponent-write": ("return -", "return ", "the sign is turned round"),
-    "step-write": ("    optimizer.step()\n", "", ""),
-    "rule-write": ("p_equal < 0.05", "p_equal < 0", ""),
-    "interval-write": ("0.975", "0.95", ""),
+    "step-write": ("    optimizer.step()\n", "", "expected"),
+    "rule-write": ("p_equal < 0.05", "p_equal < 0", "expected"),
+    "interval-write": ("0.975", "0.95", "expected"),
     "entropy-write": (
         "mean = logits.softmax(1).mean(0)\n    return -(mean * mean.log()).sum()",
         "each = logits.softmax(1)\n    return -(each * each.log()).sum(1).mean()",
         "take the mean answer first",
     ),
-    "speedup-write": ("sum(ratios) / len(ratios)", "sum(slow[n] for n in hours) / sum(hours.values())", ""),
+    "speedup-write": ("sum(ratios) / len(ratios)", "sum(slow[n] for n in hours) / sum(hours.values())", "expected"),
 }
 
 
@@ -203,4 +202,5 @@ def test_the_teachers_edition_passes_nbval(built):
 
 def test_the_plan_is_readable(built):
     plan = (built / "teacher" / "PLAN.md").read_text()
-    assert plan.count("90 minutes\n") == 2 and json.dumps(plan).count("|---|---|--:|") == 2
+    assert re.findall(r"^## Lesson (\w+): .*, 90 minutes$", plan, re.M) == ["I", "II"]
+    assert plan.count("|---|---|--:|") == 2
