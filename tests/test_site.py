@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -153,6 +154,24 @@ def test_answers_are_folded_once(small):
 
 
 # --- the build
+
+
+def test_make_site_installs_what_it_needs_once_and_builds_every_time(tmp_path):
+    """With programs that only write down what they were asked, in an environment that is set up."""
+    for name in ("pyproject.toml", "constraints.txt", "Makefile"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("python", "uv"):
+        (tmp_path / ".venv" / "bin" / name).write_text('#!/bin/sh\necho "$(basename "$0") $*" >> asked\n')
+        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    (tmp_path / ".venv" / ".installed").touch()
+    for _ in range(2):
+        command = ["make", "site", "CONSTRAINTS=-c constraints.txt"]  # `make test` may have others
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    install, *builds = (tmp_path / "asked").read_text().splitlines()
+    assert install.startswith("uv pip install") and install.endswith("-c constraints.txt -e .[site]")
+    assert builds == ["python .ci/site.py"] * 2 and "build/site/html" in done.stdout
 
 
 @pytest.fixture(scope="module")
