@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))  # document this clone, wherever another one is in
 
 project = "NAYER kit"
 author = "NAYER kit contributors"
-copyright = f"{author}. Code: MIT. Text and figures: CC BY 4.0"  # noqa: A001
+copyright = f"{author}. Code: MIT. Text and figures: CC BY 4.0"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 
 # Notebooks are shown as they were committed.
