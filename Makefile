@@ -3,11 +3,12 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 BIN := .venv/bin
 STAMP := .venv/.installed
+SITE := .venv/.installed-site
 # Bytecode is written even where the environment forbids it, as containers do: uv leaves none, and every process
 # (workers, kernels, commands) would compile what it imports: 3 seconds of CPU for the library, 8 with torch._dynamo.
 QUICK := NAYER_PROFILE=quick OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 
-.PHONY: demo test test-slow notebooks course one-line report ablations baselines bench lint clean
+.PHONY: demo test test-slow notebooks course one-line site report ablations baselines bench lint clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m nayer_lib demo
@@ -35,6 +36,11 @@ one-line: $(STAMP)
 # The tables and figures of README.md and docs/, from the kept cards.
 report: $(STAMP)
 	@$(BIN)/python .ci/report/render.py
+
+# README, docs, notebooks and the library's API as web pages in build/site/html.
+site: $(SITE)
+	@$(QUICK) $(BIN)/python .ci/site.py
+	@echo "The site is in build/site/html: $(BIN)/python -m http.server -d build/site/html shows it."
 
 # The laptop sweeps, the most telling first: cut from the end. DRY=--dry-run only says how long they will take.
 ABLATIONS := table3_digits redraw_digits figure5_digits table11_digits divergences_digits table10_digits table4_digits \
@@ -75,4 +81,10 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "uv did not manage it, and pip does not know UV_TORCH_BACKEND: install torch and torchvision as pytorch.org's selector says, or leave it out."; exit 1; }; \
 		echo "uv did not manage it: installing with pip, which takes some minutes."; \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[all]"; }
+	@touch $@
+
+# Only the site needs these packages.
+$(SITE): $(STAMP)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python $(CONSTRAINTS) -e ".[site]" \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[site]"
 	@touch $@

@@ -179,8 +179,8 @@ def by_step(
         judge: of `load_judge`.
 
     Returns:
-        A value a step, None where there is none: the judge's "score" (in one split), pixel diversity "within" and
-        "across" rounds, and "feature" diversity across rounds.
+        A value a step, or None where there is none, of the judge's "score" (in one split), pixel diversity "within"
+        and "across" rounds, and "feature" diversity across rounds.
 
     Raises:
         UserError: no rounds or labels, or a judge that is the teacher.

@@ -1,6 +1,8 @@
 """What notebooks use to show things: source code, figures with alt text, a live curve. Only this file knows IPython."""
 
+import base64
 import contextlib
+import html
 import inspect
 import io
 import json
@@ -49,7 +51,21 @@ def figure(drawn: "Figure", alt: str) -> None:
     """Display a figure as PNG with alternative text, one sentence that says what is to be seen."""
     from IPython.display import display
 
-    display(_picture(drawn, alt))
+    display(Picture(drawn, alt))
+
+
+class Picture:
+    """A figure as an HTML image with alternative text: viewers and exports pass over what stands in the metadata."""
+
+    def __init__(self, drawn: "Figure", alt: str):
+        png = io.BytesIO()
+        drawn.savefig(png, format="png")
+        self.png, self.alt = png.getvalue(), alt
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        data = base64.b64encode(self.png).decode("ascii")
+        image = f'<img alt="{html.escape(self.alt)}" src="data:image/png;base64,{data}">'
+        return {"text/html": image, "text/plain": self.alt}
 
 
 def environment() -> dict[str, str]:
@@ -142,9 +158,9 @@ def watch(
             alt = f"Student test accuracy by epoch, rising to {accuracy[-1]:.1f} %;"
             alt += f" teacher {100 * teacher_accuracy:.1f} %."
             if handle is None:
-                handle = display(_picture(drawn, alt), display_id=True)
+                handle = display(Picture(drawn, alt), display_id=True)
             else:
-                handle.update(_picture(drawn, alt))
+                handle.update(Picture(drawn, alt))
     if getattr(epochs, "stopped", False):
         raise Stopped(f"{len(earlier) + len(seen)} of {config.total_epochs} epochs are saved; run the cell to go on.")
     return seen
@@ -159,11 +175,3 @@ def _memory() -> str:
         return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB in all"
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return "unknown"
-
-
-def _picture(drawn: "Figure", alt: str):
-    from IPython.display import Image
-
-    png = io.BytesIO()
-    drawn.savefig(png, format="png")
-    return Image(png.getvalue(), format="png", alt=alt)

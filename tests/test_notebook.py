@@ -1,5 +1,6 @@
 """The helpers of the notebooks, without one: what they display is caught."""
 
+import base64
 import json
 import os
 import platform
@@ -9,6 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from bs4 import BeautifulSoup
+from IPython.core.formatters import DisplayFormatter
+from nbconvert import HTMLExporter
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from tiny import tiny_config, tiny_setup
 
 from nayer_lib import notebook
@@ -42,8 +47,12 @@ def displayed(monkeypatch) -> list:
 
 
 def png_and_alt(picture) -> tuple[bytes, str]:
-    data, metadata = picture._repr_mimebundle_()
-    return picture.data, metadata["image/png"]["alt"]
+    """Of the one picture in what a notebook stores."""
+    stored = picture._repr_mimebundle_()
+    image = BeautifulSoup(stored["text/html"], "html.parser").img
+    head, data = image["src"].split(",")
+    assert head == "data:image/png;base64" and stored["text/plain"] == image["alt"] and len(stored) == 2
+    return base64.b64decode(data), image["alt"]
 
 
 @pytest.mark.parametrize("value", [*PROFILES, None, ""])
@@ -71,10 +80,20 @@ def test_show_displays_the_source_as_it_stands_in_the_library(displayed):
 def test_a_figure_is_shown_as_png_with_its_alternative_text(displayed):
     drawn, [ax] = new_figure()
     ax.plot([1, 2])
-    notebook.figure(drawn, "A line that rises.")
+    notebook.figure(drawn, 'A "line" that rises from < 1 to 2.')
     [picture] = displayed
     png, alt = png_and_alt(picture)
-    assert png.startswith(b"\x89PNG") and alt == "A line that rises."
+    assert png.startswith(b"\x89PNG") and alt == 'A "line" that rises from < 1 to 2.'
+
+
+def test_a_figures_alternative_text_is_in_the_exported_page():
+    drawn, [ax] = new_figure()
+    ax.plot([1, 2])
+    data, metadata = DisplayFormatter().format(notebook.Picture(drawn, "A line that rises from 1 to 2."))
+    cell = new_code_cell("figure()", outputs=[new_output("display_data", data, metadata=metadata)])
+    page, _ = HTMLExporter(template_name="lab").from_notebook_node(new_notebook(cells=[cell]))
+    [image] = BeautifulSoup(page, "html.parser").find_all("img")
+    assert image["alt"] == "A line that rises from 1 to 2." and image["src"].startswith("data:image/png;base64,")
 
 
 def test_in_ci_watch_draws_the_curve_once_and_gives_back_all_epochs(displayed, monkeypatch, capsys):
