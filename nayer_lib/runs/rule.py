@@ -107,7 +107,8 @@ def contrasts(
     data = pd.DataFrame([(a, seed, x) for a in values for seed, x in values[a].items()], columns=["arm", "seed", "x"])
     own = _with_own_spread(data, floor)
     pooled = data[~data["arm"].isin(own)]
-    arms, seeds = (pd.get_dummies(pooled[name], dtype=float) for name in ("arm", "seed"))
+    arms = pd.get_dummies(pooled["arm"], dtype=float)
+    seeds = pd.get_dummies(pooled["seed"], prefix="seed", dtype=float)  # an arm may be called 0
     model = OLS(pooled["x"], pd.concat([arms, seeds.iloc[:, 1:]], axis=1)).fit()
     rows = []
     for arm, reference in pairs:

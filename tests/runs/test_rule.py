@@ -158,6 +158,13 @@ def test_the_ratio_stands_where_the_paper_prints_a_point():
     assert contrast().ratio(-1.5) == 2 and contrast().ratio(0.99) is None
 
 
+def test_arms_may_be_called_like_seeds():
+    named = {"reference": drawn(97), "arm": drawn(95)}
+    [by_name] = contrasts(named, [("arm", "reference")]).values()
+    [by_number] = contrasts({0: named["reference"], 1: named["arm"]}, [(1, 0)]).values()
+    assert (by_number.low, by_number.high) == pytest.approx((by_name.low, by_name.high))
+
+
 def test_what_was_not_run_has_no_contrast():
     pairs = [("a", "reference"), ("reference", "reference"), ("b", "a")]
     assert contrasts({"a": {}, "reference": drawn(97)}, pairs) == {}
