@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,14 @@ from .base_config import NayerConfig
 from .config import PROFILES, TABLE8, Config, differences
 from .distill import Epoch
 from .errors import unknown
-from .plots import learning_curve, new_figure
+from .plots import image_grid, learning_curve, new_figure
 from .runs.interrupts import asks_to
+from .runs.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from .methods.base import Method
 
 
 def profile() -> str:
@@ -115,7 +119,9 @@ class Stopped(KeyboardInterrupt):
 def watch(
     epochs: Iterable[Epoch], config: Config, teacher_accuracy: float, earlier: Sequence[dict] = ()
 ) -> list[Epoch]:
-    """Run to the end with a bar and a curve that grows after every epoch; in CI neither, at the end the curve.
+    """Run to the end; in one place, after every epoch, the newest images (of a `Run`), the curve and how far it is.
+
+    In CI there is the end alone. Distillation epochs count from 1, warm-up is the grey part left of them.
 
     Args:
         earlier: of a run that goes on, the rows of its card's curve.
@@ -126,44 +132,61 @@ def watch(
     Raises:
         Stopped: the run was asked to stop before its last epoch.
     """
-    from IPython.display import display
-    from tqdm.auto import tqdm
-
     quiet = bool(os.environ.get("CI"))
     points = [(row["epoch"], 100 * row["accuracy"]) for row in earlier if row["accuracy"] is not None]
     seen: list[Epoch] = []
-    handle = None
-    bar = tqdm(
-        epochs,
-        total=config.total_epochs,
-        initial=len(earlier),
-        unit="epoch",
-        leave=False,
-        disable=quiet,
-        file=sys.stdout,
-    )
+    picture, told, begun = _Place(), _Place(), time.perf_counter()
     stop = getattr(epochs, "stop", None)  # of a `Run`
     with asks_to(stop) if stop else contextlib.nullcontext():
-        for epoch in bar:
+        for epoch in epochs:
             seen.append(epoch)
-            last = epoch.epoch + 1 == config.total_epochs
-            if not epoch.scores:
-                continue
-            points.append((epoch.epoch, 100 * epoch.scores.accuracy))
+            if epoch.scores:
+                points.append((epoch.epoch, 100 * epoch.scores.accuracy))
+            done, last = epoch.epoch + 1, epoch.epoch + 1 == config.total_epochs
             if quiet and not last:
                 continue
-            numbers, accuracy = zip(*points, strict=True)
-            drawn, [ax] = new_figure()
-            learning_curve(ax, numbers, accuracy, 100 * teacher_accuracy, 100 / len(epoch.scores.per_class))
-            alt = f"Student test accuracy by epoch, rising to {accuracy[-1]:.1f} %;"
-            alt += f" teacher {100 * teacher_accuracy:.1f} %."
-            if handle is None:
-                handle = display(Picture(drawn, alt), display_id=True)
-            else:
-                handle.update(Picture(drawn, alt))
+            method = epochs.setup.method if isinstance(epochs, Run) else None
+            picture.show(_progress(config, points, 100 * teacher_accuracy, method))
+            if not quiet:
+                seconds = (time.perf_counter() - begun) / len(seen) * (config.total_epochs - done)
+                left = "done" if last else f"about {seconds:.0f} s left"
+                words = f"epoch {done} of {config.total_epochs}, warm-up included; {left}"
+                told.show({"text/plain": words}, raw=True)
     if getattr(epochs, "stopped", False):
         raise Stopped(f"{len(earlier) + len(seen)} of {config.total_epochs} epochs are saved; run the cell to go on.")
     return seen
+
+
+class _Place:
+    """One place of a cell's output: what is shown there replaces what was there before."""
+
+    def __init__(self) -> None:
+        self.handle = None
+
+    def show(self, thing: Any, **how) -> None:
+        from IPython.display import display
+
+        if self.handle is None:
+            self.handle = display(thing, display_id=True, **how)
+        else:
+            self.handle.update(thing, **how)
+
+
+def _progress(config: Config, points: list[tuple[int, float]], teacher: float, method: "Method | None") -> "Picture":
+    """The newest images, where there is a method to ask, and the curve on the axes of the whole run."""
+    drawn, axes = new_figure(columns=1 + (method is not None), width=6.0 if method is None else 4.2)
+    if method is not None:
+        shown = method.examples()
+        image_grid(axes[0], shown.images.cpu(), shown.labels.cpu(), method.teacher.class_names[:10])
+    warmup, ax = config.warmup_epochs, axes[-1]
+    numbers, accuracy = [epoch + 1 - warmup for epoch, _ in points], [percent for _, percent in points]
+    classes = len(method.teacher.class_names) if method is not None else 0
+    learning_curve(ax, numbers, accuracy, teacher, 100 / classes if classes else None)
+    ax.set_xlim(0.5 - warmup, config.distillation_epochs + 0.5)
+    if warmup:
+        ax.axvspan(0.5 - warmup, 0.5, color="grey", alpha=0.15)
+    alt = f"Student test accuracy by epoch, now at {accuracy[-1]:.1f} %;" if points else "Warm-up, nothing scored yet;"
+    return Picture(drawn, f"{alt} teacher {teacher:.1f} %.")
 
 
 def _memory() -> str:

@@ -73,13 +73,14 @@ def image_grid(ax: "Axes", images: Tensor, labels: Tensor, names: Sequence[str],
 
 
 def learning_curve(
-    ax: "Axes", epochs: Sequence, accuracy: Sequence, teacher: float, chance: float, label="student", line="-"
+    ax: "Axes", epochs: Sequence, accuracy: Sequence, teacher: float, chance: float | None, label="student", line="-"
 ) -> "Axes":
-    """Test accuracy in percent after each epoch, with the teacher's and chance as lines (the idea of Fig. 1)."""
+    """Test accuracy in percent after each epoch, with the teacher's and, if given, chance as lines (as in Fig. 1)."""
     ax.plot(epochs, accuracy, line, marker="o", markersize=4, label=label)
     if not getattr(ax, "has_reference_lines", False):  # several curves share one pair of lines
         ax.axhline(teacher, color="black", linestyle="--", linewidth=1.2, label=f"teacher {teacher:.1f} %")
-        ax.axhline(chance, color="grey", linestyle=":", linewidth=1.2, label=f"chance {chance:.0f} %")
+        if chance is not None:
+            ax.axhline(chance, color="grey", linestyle=":", linewidth=1.2, label=f"chance {chance:.0f} %")
         ax.has_reference_lines = True
     return _labelled(ax, "epoch", "test accuracy (%)", {"loc": "lower right"}, whole=True, ylim=(0, 102))
 

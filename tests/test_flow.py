@@ -28,7 +28,7 @@ config checkpoint distill plots
 runs.lock runs.interrupts runs.entries runs.card runs.measured runs.run
 runs.rule runs.statistics runs.forecast runs.sweep runs.launch
 report.paper report.embeddings report.tables report.lines report.ablations
-notebook demo cli.common cli.lte cli.teacher cli preload __main__
+exercises notebook demo cli.common cli.lte cli.teacher cli preload __main__
 """.split()
 
 HEAVY = "open_clip sentence_transformers gensim seaborn matplotlib pandas torchvision IPython".split()

@@ -23,13 +23,14 @@ from nayer_lib.distill import distill
 from nayer_lib.errors import UserError
 from nayer_lib.generator.noisy_layer import NoisyLayer
 from nayer_lib.plots import new_figure
+from nayer_lib.runs.run import Run
 
 
 class Handle:
     def __init__(self, updates):
         self.updates = updates
 
-    def update(self, thing):
+    def update(self, thing, raw=False):
         self.updates.append(thing)
 
 
@@ -38,7 +39,7 @@ def displayed(monkeypatch) -> list:
     """Everything shown, the first picture of a live figure and its updates alike."""
     things = []
 
-    def display(thing, display_id=False):
+    def display(thing, display_id=False, raw=False):
         things.append(thing)
         return Handle(things) if display_id else None
 
@@ -104,17 +105,83 @@ def test_in_ci_watch_draws_the_curve_once_and_gives_back_all_epochs(displayed, m
     assert len(displayed) == 1
     last = 100 * epochs[-1].scores.accuracy
     assert re.fullmatch(rf"Student test accuracy .* {last:.1f} %; teacher 99.8 %\.", png_and_alt(displayed[0])[1])
-    assert capsys.readouterr() == ("", "")  # no bar
+    assert capsys.readouterr() == ("", "")
 
 
-def test_elsewhere_watch_draws_after_every_scored_epoch_and_shows_a_bar(displayed, monkeypatch, capsys):
+def test_elsewhere_watch_draws_after_every_epoch_and_says_how_far_it_is(displayed, monkeypatch, capsys):
     monkeypatch.delenv("CI", raising=False)
     setup = tiny_setup(epochs=3)
     notebook.watch(distill(setup.method, setup.evaluate), setup.method.config, 0.998)
-    assert len(displayed) == 3  # and none for the warm-up
-    assert len({png_and_alt(picture)[0] for picture in displayed}) == 3
-    said = capsys.readouterr()
-    assert "4/4" in said.out and not said.err  # not on stderr, which a notebook paints red
+    pictures, told = displayed[::2], [words["text/plain"] for words in displayed[1::2]]
+    assert len({png_and_alt(picture)[0] for picture in pictures}) == 4
+    assert png_and_alt(pictures[0])[1].startswith("Warm-up, nothing scored yet;")
+    assert re.fullmatch(r"epoch 1 of 4, warm-up included; about \d+ s left", told[0])
+    assert told[-1] == "epoch 4 of 4, warm-up included; done"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_runs_newest_images_stand_beside_its_curve_on_the_axes_of_the_whole_run(tmp_path, displayed, monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    drawn = []
+    monkeypatch.setattr(notebook, "Picture", lambda figure, alt: drawn.append(figure.axes))
+    setup = tiny_setup(epochs=3)
+    notebook.watch(Run(setup, tmp_path / "run"), setup.config, 0.998)
+    assert [len(axes) for axes in drawn] == 4 * [2]
+    for _, curve in drawn:
+        assert curve.get_xlim() == (-0.5, 3.5) and curve.get_ylim() == (0, 102)  # one warm-up epoch, then 1 to 3
+    assert list(drawn[-1][1].get_lines()[0].get_xdata()) == [1, 2, 3]
+
+
+CELL = """
+import os, sys
+os.environ["NAYER_RUNS"] = {runs!r}
+sys.path.insert(0, {tests!r})
+from tiny import tiny_setup
+from nayer_lib.notebook import watch
+from nayer_lib.runs.run import Run
+
+setup = tiny_setup(epochs=12, student_steps=40, rounds=4)
+run = Run(setup, {folder!r}, resume=True)
+done = watch(run, setup.config, 0.998, earlier=run.card["curve"])
+print([epoch.epoch for epoch in done][0], run.card["status"], next(setup.method.student.parameters()).sum().item())
+"""
+
+
+@pytest.mark.slow
+def test_a_cell_that_is_interrupted_and_run_again_goes_on_to_the_same_student(tmp_path):
+    """In a real kernel, as JupyterLab would."""
+    from jupyter_client.manager import start_new_kernel
+
+    def cell(folder: str) -> str:
+        return CELL.format(runs=str(tmp_path), tests=str(Path(__file__).parent), folder=str(tmp_path / folder))
+
+    manager, client = start_new_kernel(env={**os.environ, "CI": "", "OMP_NUM_THREADS": "1"})
+    try:
+
+        def run(code: str, interrupt_at: str = "") -> str:
+            said, asked = [], client.execute(code)
+            while True:
+                message = client.get_iopub_msg(timeout=120)
+                kind, content = message["msg_type"], message["content"]
+                if message["parent_header"].get("msg_id") != asked:
+                    continue
+                said.append(content.get("text") or content.get("data", {}).get("text/plain", ""))
+                said += content.get("traceback", [])
+                if interrupt_at and interrupt_at in said[-1]:
+                    interrupt_at = ""
+                    manager.interrupt_kernel()
+                if (kind, content.get("execution_state")) == ("status", "idle"):
+                    return "\n".join(said)
+
+        whole = run(cell("whole")).strip().splitlines()[-1]
+        stopped = run(cell("stopped"), interrupt_at="epoch 2 of 13")
+        assert re.search(r"stopped: \d+ of 13 epochs are saved; run the cell to go on\.", stopped)
+        assert "Traceback" not in stopped and "0%" not in stopped
+        first, status, total = run(cell("stopped")).strip().splitlines()[-1].split()
+        assert int(first) >= 2 and [status, total] == whole.split()[1:]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 def test_the_environment_is_what_python_and_torch_say(monkeypatch):
