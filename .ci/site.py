@@ -127,10 +127,19 @@ def copy(source: Source) -> None:
     for name, text in api.items():
         source.write(f"{name}.md", text)
     front = source.linked(readme, "README.md")
+    front += f"\nThe notebooks to write in: [{student_edition(source.folder)}](student.zip).\n"
     front += toctree("Notebooks", [f"notebooks/{path.stem}" for path in notebooks])
     front += toctree("Pages", [name.removesuffix(".md") for name in pages])
     front += toctree("The library", list(api))
     source.write("index.md", front)
+
+
+def student_edition(folder: Path) -> str:
+    """Pack the student's edition of the notebooks as student.zip; what a link to it says."""
+    made = folder.with_name("course")
+    subprocess.run([sys.executable, ROOT / ".ci" / "course.py", "--out", made], check=True, stdout=subprocess.DEVNULL)
+    packed = Path(shutil.make_archive(str(folder / "student"), "zip", made / "student"))
+    return f"the student's edition, {packed.stat().st_size // 1000} kB"
 
 
 def build(source: Path, out: Path) -> int:

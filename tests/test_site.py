@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 import time
+import zipfile
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
@@ -56,6 +57,13 @@ def test_the_sidebar_has_every_notebook_in_the_order_of_teaching_and_every_docum
     assert [name[:2] for name in shown[: len(site.ORDER)]] == list(site.ORDER) and sorted(shown) == NOTEBOOKS
     documents = {f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md")} | {"docs/course/setup", "data/README"}
     assert documents <= set(sidebar(source))
+
+
+def test_the_front_page_leads_to_the_students_edition(source):
+    assert re.search(r"\[the student's edition, \d+ kB\]\(student\.zip\)", (source / "index.md").read_text())
+    with zipfile.ZipFile(source / "student.zip") as packed:
+        held = sorted(name for name in packed.namelist() if name.endswith(".ipynb"))
+    assert held == [f"{name}.ipynb" for name in NOTEBOOKS]
 
 
 def test_a_notebook_that_has_no_place_in_the_order_comes_last():
