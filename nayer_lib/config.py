@@ -21,7 +21,7 @@ from typing import Any
 
 from .base_config import PROTOCOLS, Config, check
 from .errors import UserError, unknown
-from .methods import METHODS
+from .methods import KINDS
 from .methods.live import LiveConfig
 
 # Rows of Table 8. The digit sets are ours: CIFAR-10's row with small networks and an encoder that works offline; other
@@ -154,29 +154,29 @@ def make_config(
             (`check`), or the variant "paper", which is NAYER's text, for another method.
     """
     preset = DEFAULT_PRESETS.get(profile) if preset is None else preset
-    named = {"profile": (profile, PROFILES), "variant": (variant, VARIANTS), "method": (method, METHODS)}
+    named = {"profile": (profile, PROFILES), "variant": (variant, VARIANTS), "method": (method, KINDS)}
     for kind, (name, known) in (named | {"protocol": (protocol, PROTOCOLS), "preset": (preset, PRESETS)}).items():
         if name not in known:
             raise unknown(kind, name, known)
     if variant != "released" and method != "nayer":
         raise UserError(f"the variant {variant!r} is NAYER's text: leave it out for {method}.")
     for name in overrides:
-        readers = [reader for reader in METHODS if name in fields_of(reader)]
+        readers = [reader for reader in KINDS if name in fields_of(reader)]
         if readers and method not in readers:
             raise UserError(f"{method} does not read {name}: of all methods {', '.join(readers)} do.")
         if not readers:
             raise unknown(f"config field of {method}", name, fields_of(method))
 
     overrides = {name: tuple(v) if isinstance(v, list) else v for name, v in overrides.items()}  # JSON has no tuples
-    schedule = METHODS[method].published if protocol == "published" else {}
+    schedule = KINDS[method].published if protocol == "published" else {}
     row = PRESETS[preset]
     if method != "nayer":  # other methods take Table 8's names and counts, not its weights and rates
         taken = fields_of(method) - {name for name in row if re.match(r"alpha_|.*_lr$", name)}
         row = {name: value for name, value in row.items() if name in taken}
     rows = {**row, **VARIANTS[variant], **schedule}
     rows |= {"method": method, "protocol": protocol, "variant": variant, "profile": profile}
-    config = METHODS[method].config_class(**rows)
-    whole = {name: getattr(config, name, None) for name in PROFILES[profile]}  # a method may lack a field
+    config = KINDS[method].config_class(**rows)
+    whole = {name: getattr(config, name) for name in PROFILES[profile] if name in fields_of(method)}
     shrunk = {name: min(PROFILES[profile][name], value) for name, value in whole.items() if value is not None}
     config = check(dataclasses.replace(config, **{**shrunk, **overrides}))
     if protocol == "equal" and isinstance(config, LiveConfig) and "repeats" not in overrides:
@@ -186,7 +186,7 @@ def make_config(
 
 def fields_of(method: str) -> set[str]:
     """The config fields that a method reads."""
-    return {field.name for field in dataclasses.fields(METHODS[method].config_class)}
+    return {field.name for field in dataclasses.fields(KINDS[method].config_class)}
 
 
 def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:

@@ -4,6 +4,8 @@ An image is float NCHW in [0, 1] everywhere in this kit; a `Classifier` carries 
 layer, so no other code normalises.
 """
 
+import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,8 @@ from ..errors import MissingFile, UserError
 from ..text.labels import check_names
 from . import build
 from .checkpoints import check_content, load_weights, read_checkpoint
+from .folding import fold_batch_norms, give_biases
+from .quantised import Quantisation, calibrate_on_noise, quantise
 
 NO_HEAD = (
     "the teacher is without a head that can be found: with as many outputs as there are class names, its last layer "
@@ -34,6 +38,7 @@ class Classifier(nn.Module):
 
     Attributes:
         accuracy: in [0, 1], by split, as the file that it was read from states it; {} if nothing does.
+        quantisation: how its network is quantised; None if it is not.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class Classifier(nn.Module):
         self.class_names = check_names(class_names)
         self.name = name
         self.accuracy: dict[str, float] = {}
+        self.quantisation: Quantisation | None = None
         self.register_buffer("_mean", torch.tensor(self.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(-1, 1, 1), persistent=False)
 
@@ -60,6 +66,14 @@ class Classifier(nn.Module):
         if not read:
             raise UserError(NO_HEAD)
         return logits, read[0].mean((2, 3)) if read[0].dim() == 4 else read[0]
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Train or eval mode; BatchNorm that a quantised network keeps frozen stays in eval mode."""
+        super().train(mode)
+        if self.quantisation and self.quantisation.quantised_bn == "frozen":
+            for layer in self.batch_norms():
+                layer.training = False
+        return self
 
     def head(self) -> nn.Linear | nn.Conv2d:
         """Its last linear layer or 1x1 convolution with K outputs: features (B, d) -> logits (B, K).
@@ -111,6 +125,19 @@ class Classifier(nn.Module):
     def freeze(self) -> "Classifier":
         """Make a teacher: eval mode, no gradients to the weights. Gradients still flow to the images."""
         return self.eval().requires_grad_(False)
+
+
+def quantised(teacher: Classifier, how: Quantisation, image_shape: tuple[int, int, int], seed: int) -> Classifier:
+    """A copy of a teacher on few levels, ready to learn: its ranges are those of noise images (C, H, W) from a seed.
+
+    Raises:
+        UserError: as `quantise`.
+    """
+    student = copy.deepcopy(teacher).requires_grad_(True)
+    quantise(student.net, how)
+    student.quantisation, student.accuracy = how, {}
+    calibrate_on_noise(student, image_shape, seed)
+    return student.train()
 
 
 @contextmanager
@@ -181,6 +208,8 @@ def save_classifier(path: Path, classifier: Classifier, half: bool = False, **pr
         "std": classifier.std,
         **provenance,
     }
+    if classifier.quantisation:
+        header["quantisation"] = dataclasses.asdict(classifier.quantisation)
     weights = classifier.net.state_dict()
     if half:
         weights = {name: x.half() if x.is_floating_point() else x for name, x in weights.items()}
@@ -205,11 +234,25 @@ def load_classifier(path: Path) -> Classifier:
     if not header["network"]:
         raise UserError(f"{path} names no network of this kit: build yours in Python (docs/your_own_model.md).")
     classifier = make_classifier(header["network"], header["class_names"], header["mean"], header["std"], seed=0)
+    if "quantisation" in header:
+        _quantise_as_saved(classifier, header["quantisation"], path)
     load_weights(classifier.net, tensors, path)
     stated = header.get("accuracy")
     stated = stated if isinstance(stated, dict) else {"test": stated}
     classifier.accuracy = {split: x for split, x in stated.items() if isinstance(x, float)}
     return classifier.eval()
+
+
+def _quantise_as_saved(classifier: Classifier, how: object, path: Path) -> None:
+    """Give a fresh classifier the layers of a quantised one, as the header of its file says."""
+    try:
+        classifier.quantisation = Quantisation(**how)
+    except TypeError as error:
+        raise UserError(f"{path} says nothing this kit understands about its bits ({error}): copy it anew.") from error
+    if classifier.quantisation.folded:
+        classifier.net = fold_batch_norms(classifier.net.eval())
+        give_biases(classifier.net)
+    quantise(classifier.net, classifier.quantisation)
 
 
 def foreign_teacher(

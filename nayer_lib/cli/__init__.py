@@ -14,10 +14,10 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from .. import datasets, files
-from ..compute import Compute, compute_of, fastest
+from ..compute import Compute, compute_of
 from ..config import make_config
 from ..demo import demo
-from ..distill import choose_device, prepare
+from ..distill import choose_device, prepare, suited
 from ..errors import MissingFile, UserError
 from ..ranks import find_ranks
 from ..report import pages, tables
@@ -126,7 +126,7 @@ def distill(
     ranks = find_ranks(chosen)
     if resume and (out / "card.json").is_file():
         given = dataclasses.asdict(_as_before(out, chosen)) | given
-    compute = fastest(chosen, ranks.size, config.profile, **given)
+    compute = suited(config, chosen, ranks.size, **given)
     setup = prepare(config, own, pool, test, device, compute, ranks)
     check_fits(setup.method)
     run = Run(setup, out, resume, max_minutes=max_minutes)

@@ -9,7 +9,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from ..errors import unknown
-from ..methods import METHODS
+from ..methods import KINDS
 from ..methods.inversion import Inversion
 from ..runs.statistics import Cell, by_config
 from .lines import Ablation, Line, Measure
@@ -119,7 +119,7 @@ def _memory(cell: Cell) -> str:
 def _images(cell: Cell) -> str:
     """Images that the student could learn from: those kept, or those of all its steps, some of them replayed."""
     config = cell.config
-    if issubclass(METHODS[config.method], Inversion):
+    if issubclass(KINDS[config.method], Inversion):
         return f"{config.total_rounds * config.generator_batch} kept"
     return f"{config.repeats * config.distillation_epochs * config.student_steps * config.student_batch} fresh"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .. import files
 from ..config import PRESETS, Config, make_config
 from ..errors import UserError
-from ..methods import METHODS
+from ..methods import KINDS
 from ..plots import accuracy_against_hours, learning_curve, new_figure
 from ..runs.card import card_config
 from ..runs.statistics import Cell, cells, gap, reached, seedless
@@ -101,7 +101,7 @@ def answers(config: Config, row) -> bool:
 
     A row without a number of epochs is answered by those of the method's own schedule.
     """
-    method = METHODS[config.method]
+    method = KINDS[config.method]
     epochs = row.epochs or method.published.get("epochs")
     names = (row.method, *_column(row)) == (method.name, *_column(config))
     return config.profile == "full" and names and config.epochs == epochs
@@ -110,7 +110,7 @@ def answers(config: Config, row) -> bool:
 def setting(config: Config) -> str:
     """What was run, in a few words: NAYER's variant, another method's protocol."""
     how = config.variant if config.method == "nayer" else PROTOCOLS[config.protocol]
-    return f"{METHODS[config.method].name}, {how}, {config.profile}, E = {config.epochs}"
+    return f"{KINDS[config.method].name}, {how}, {config.profile}, E = {config.epochs}"
 
 
 def _column(of) -> tuple[str, str, str]:

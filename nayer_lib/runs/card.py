@@ -26,7 +26,7 @@ from ..compute import compute_of
 from ..config import Config, fields_of
 from ..distill import Setup
 from ..errors import MissingFile, UserError, unknown
-from ..methods import METHODS
+from ..methods import KINDS
 from .entries import check_entries
 from .lock import in_use
 
@@ -174,14 +174,14 @@ def card_config(card: dict) -> Config:
         UserError: a card of a method that this kit does not have.
     """
     method, fields = card["config"]["method"], card["config"]
-    if method not in METHODS:
-        raise unknown("method of a run card", method, METHODS)
+    if method not in KINDS:
+        raise unknown("method of a run card", method, KINDS)
     read = fields_of(method)
-    if not fields.keys() <= read and (gone := fields.keys() - set().union(*map(fields_of, METHODS))):
+    if not fields.keys() <= read and (gone := fields.keys() - set().union(*map(fields_of, KINDS))):
         gone = ", ".join(sorted(gone))
         warnings.warn(f"older run cards are read without fields that are gone: {gone}.", stacklevel=1)
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items() if name in read}
-    return METHODS[method].config_class(**fields)
+    return KINDS[method].config_class(**fields)
 
 
 def split_of(card: dict) -> str:
