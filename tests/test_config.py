@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nayer_lib import files
-from nayer_lib.base_config import NayerConfig
+from nayer_lib.base_config import QUANTISATION, NayerConfig
 from nayer_lib.config import (
     DEFAULT_PRESETS,
     DIVERGENCES,
@@ -227,8 +227,12 @@ def test_the_memory_grows_as_the_schedule_says(variant, images):
 def test_the_hash_ignores_the_seed_and_nothing_else():
     base = make_config()
     assert dataclasses.replace(base, seed=5).hash == base.hash
-    for name in FIELDS - {"seed"}:
+    for name in FIELDS - {"seed", *QUANTISATION}:
         assert dataclasses.replace(base, **{name: "other"}).hash != base.hash, name
+    rounded = dataclasses.replace(base, weight_bits=4)
+    assert rounded.hash != base.hash
+    for name in QUANTISATION:
+        assert dataclasses.replace(rounded, **{name: 5}).hash != rounded.hash, name
     assert make_config("digits", "paper").hash != base.hash
 
 

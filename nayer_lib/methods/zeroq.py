@@ -29,6 +29,7 @@ from ..base_config import Config
 from ..classifiers.quantised import calibrate, layers
 from ..classifiers.teacher import tapped
 from ..errors import UserError
+from ..memory import Memory
 from . import terms
 from .base import Batch
 from .deepinv import DeepInversion
@@ -112,8 +113,9 @@ class ZeroQ(DeepInversion):
     @torch.no_grad()
     def remember(self, kept: list[Tensor], labels: Tensor) -> None:
         """Keep the images, with the classes that the teacher predicts, and set the student's ranges on them."""
-        super().remember(kept, self.teacher(kept[0]).argmax(1))
-        calibrate(self.student, self.memory.images.float() / 255)
+        seen = Memory.as_bytes(kept[0]).float() / 255
+        super().remember(kept, self.teacher(seen).argmax(1))
+        calibrate(self.student, seen)
         for layer in layers(self.student):
             for end in (layer.low, layer.high):
                 end.copy_(self.ranks.mean(end))

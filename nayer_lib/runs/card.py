@@ -22,6 +22,7 @@ import torch
 from .. import __version__, files
 from ..base_config import check
 from ..checkpoint import Checkpoint
+from ..classifiers.quantised import kib, layers
 from ..compute import compute_of
 from ..config import Config, fields_of
 from ..distill import Setup
@@ -68,6 +69,7 @@ def new_card(setup: Setup, run_id: str) -> dict:
             "sha256": files.tensors_hash(method.teacher.net.state_dict()),
             "accuracy": evaluate.teacher.accuracy,
         },
+        **({"quantised": of_quantised(setup)} if method.student.quantisation else {}),
         "lte": setup.pool and setup.pool.header,
         "commit": commit(),
         "registration": os.environ.get(REGISTRATION) or None,
@@ -81,6 +83,21 @@ def new_card(setup: Setup, run_id: str) -> dict:
         **how_computed(method),
         "threads": torch.get_num_threads(),
         "curve": [],
+    }
+
+
+def of_quantised(setup: Setup) -> dict:
+    """A card's entry on a quantised student that has not learned yet: its size, and its accuracy, rounding alone.
+
+    "kib" is what it would take if it were stored at its bits, "kib_float" what its float form takes.
+    """
+    student = setup.method.student
+    at_bits, as_float = kib(student.net)
+    return {
+        "layers": len(layers(student.net)),
+        "kib": at_bits,
+        "kib_float": as_float,
+        "accuracy_before_learning": setup.evaluate(student).accuracy,
     }
 
 
