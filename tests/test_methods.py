@@ -9,6 +9,7 @@ from test_ranks import connected, whole_run
 from tiny import QUANTISED, over, run_all, same, through_a_file, tiny_config, tiny_setup
 
 from nayer_lib.base_config import QUANTISATION
+from nayer_lib.classifiers.quantised import layers
 from nayer_lib.classifiers.teacher import load_teacher
 from nayer_lib.compute import Compute
 from nayer_lib.config import fields_of, make_config
@@ -315,6 +316,37 @@ def test_it_runs_in_16_bits(name, making, precision):
     assert all(value.isfinite().all() for value in setup.method.student.state_dict().values())
     assert not torch.equal(before, setup.method.student.net.fc.weight)
     assert setup.method.examples().images.float().std() > 1
+
+
+BITS = {"student": "wrn10_1", "weight_bits": 3, "activation_bits": 3, "student_lr": 1e-3}
+
+
+def rounded(name: str, **options) -> Setup:
+    return tiny_setup(**over(BITS | {"student_trains_in_synthesis": False}, {"method": name} | options))
+
+
+def test_its_student_can_be_quantised(name):
+    """A table of the paper has four methods; all of the kit's make one."""
+    setup = rounded(name)
+    student = setup.method.student
+    assert len(layers(student.net)) == 10 and student.quantisation.weight_bits == 3
+    before = {key: value.clone() for key, value in student.named_parameters()}
+    run_all(setup)
+    assert all(value.isfinite().all() for value in student.state_dict().values())
+    assert any(not torch.equal(before[key], value) for key, value in student.named_parameters()) == (name in MAKING)
+    assert all(len(row.unique()) <= 2**3 - 1 for row in layers(student.net)[0].weight_on_grid())
+
+
+@pytest.mark.parametrize("name", ["nayer", "dfad"])  # one that keeps images, one whose generator lives
+def test_a_quantised_student_is_resumed_exactly(name):
+    whole, states = rounded(name), []
+    for _ in distill(whole.method, whole.evaluate):
+        states.append(through_a_file(whole.method.state_dict()))
+    second = rounded(name)
+    second.method.load_state_dict(states[-2])
+    run_all(second, start=len(states) - 1)
+    assert same(second.method.state_dict(), whole.method.state_dict())
+    assert any(key.endswith(".low") for key in whole.method.student.state_dict())
 
 
 def test_ranks_agree_on_what_they_train_and_draw_for_themselves(name, making, tmp_path):

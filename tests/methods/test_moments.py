@@ -98,7 +98,7 @@ def test_zero_channels_are_known():
 @pytest.mark.parametrize("name", ["wrn10_1", "resnet8"])
 @torch.no_grad()
 def test_the_digits_are_about_what_batch_norm_remembers(name):
-    """Means of what each layer reads correlate with those found without an image; few numbers leave the range."""
+    """Each channel's mean is found without an image up to an eighth; no number leaves the range."""
     teacher = load_teacher("digits", name)
     mean, std = torch.tensor(teacher.mean), torch.tensor(teacher.std)
     read = traced(teacher.net, Moments(0 * mean, 1 + 0 * mean, -mean / std, (1 - mean) / std))
@@ -107,8 +107,8 @@ def test_the_digits_are_about_what_batch_norm_remembers(name):
         teacher(load_split("digits", "test").images.float() / 255)
     for i, place in enumerate(places[1:], 1):
         found = maps[i].transpose(0, 1).flatten(1).mean(1)
-        assert torch.corrcoef(torch.stack([found, read[place].mean]))[0, 1] > 0.6, place
-        assert (maps[i] > read[place].high.max()).float().mean() < 0.01
+        assert (found - read[place].mean).abs().mean() < found.mean() / 8, place
+        assert (maps[i] <= read[place].high.max()).all() and (maps[i] >= 0).all()
 
 
 def test_an_operation_without_a_rule_is_told():
