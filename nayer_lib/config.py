@@ -128,6 +128,23 @@ PRESETS["cifar10-resnet20-wrn16_1"] = {
 for _dataset, _pairs in _PAIRS.items():
     for _teacher, _student in map(str.split, _pairs):
         PRESETS[f"{_dataset}-{_teacher}-{_student}"] = {**TABLE8[_dataset], "teacher": _teacher, "student": _student}
+# Table 9's cells. The paper has no rates: these are the literature's for a student that starts as its teacher. D13 is
+# off, so that the generator's steps do not move the student's ranges.
+_QUANTISED = {"edge_bits": 8, "student_lr": 1e-3, "student_lr_end": 1e-5, "student_trains_in_synthesis": False}
+_CELLS = {
+    "cifar10": {"mobilenetv2": (6, 6), "vgg19": (4, 8)},
+    "cifar100": {"resnet20_b": (5, 5), "resnet18": (4, 4)},
+}
+for _dataset, _networks in _CELLS.items():
+    for _network, (_weights, _activations) in _networks.items():
+        PRESETS[f"{_dataset}-{_network}-w{_weights}a{_activations}"] = {
+            **TABLE8[_dataset],
+            **_QUANTISED,
+            "teacher": _network,
+            "student": _network,
+            "weight_bits": _weights,
+            "activation_bits": _activations,
+        }
 DEFAULT_PRESETS = {"quick": "digits", "hour": "cifar10-resnet20-wrn16_1"} | dict.fromkeys(
     ("lab", "full"), "cifar10-wrn40_2-wrn16_2"
 )
@@ -141,8 +158,8 @@ def make_config(
     protocol: str = "equal",
     **overrides,
 ) -> Config:
-    """A config from a preset (a column of Table 1, or a digit set), a method and its protocol, a variant, a profile
-    and overrides.
+    """A config from a preset (a column of Table 1 or 9, or a digit set), a method and its protocol, a variant, a
+    profile and overrides.
 
     `preset` None takes the profile's own: digits on a laptop, CIFAR-10 with ResNet-20 -> WRN-16-1 on a CPU,
     with WRN-40-2 -> WRN-16-2 on a GPU. Under the protocol "equal" counts are NAYER's, and a method with a persistent
@@ -171,7 +188,8 @@ def make_config(
     schedule = KINDS[method].published if protocol == "published" else {}
     row = PRESETS[preset]
     if method != "nayer":  # other methods take Table 8's names and counts, not its weights and rates
-        taken = fields_of(method) - {name for name in row if re.match(r"alpha_|.*_lr$", name)}
+        kept = {"student_lr"} if "weight_bits" in row else set()  # not Table 8's: every quantised student's
+        taken = fields_of(method) - {name for name in row.keys() - kept if re.match(r"alpha_|.*_lr$", name)}
         row = {name: value for name, value in row.items() if name in taken}
     rows = {**row, **VARIANTS[variant], **schedule}
     rows |= {"method": method, "protocol": protocol, "variant": variant, "profile": profile}

@@ -69,10 +69,12 @@ def distill(
     --max-minutes.
 
     Args:
-        preset: a column of Table 1 ("cifar10-wrn40_2-wrn16_2", ...) or a digit set; default: the profile's own.
+        preset: a column of Table 1 ("cifar10-wrn40_2-wrn16_2", ...) or 9 ("cifar100-resnet20_b-w5a5", ...), or a digit
+            set; default: the profile's own.
         variant: "released" (the authors' code) or "paper" (the text).
         profile: "quick" (laptop), "hour" (CIFAR-10 on a CPU), "lab" (one GPU) or "full" (Table 8).
-        method: "nayer", or another row of Table 1: "deepinv", "cmi", "fm", ...
+        method: "nayer", or another row of Table 1 or 9: "deepinv", "cmi", "fm", "zaq", ...; or a control: "rounding"
+            (a quantised student without learning), "with_data" (a student that learns from the real training images).
         protocol: "equal" (Table 8's budget for every method) or "published" (the method's own schedule).
         seed: of the student, the generator and every draw.
         set: overrides of config fields, as name=value.
