@@ -172,6 +172,10 @@ def test_calibration_starts_anew_and_leaves_the_modes():
     first = layers(student.net)[0]
     x = (dark - student._mean) / student._std
     assert first.low.item() == pytest.approx(x.min().item()) and first.high == 0
+    learning = digits_student(bn="train")
+    before = [norm.running_mean.clone() for norm in learning.batch_norms()]
+    calibrate(learning, dark)
+    assert same(before, [norm.running_mean for norm in learning.batch_norms()])
     with pytest.raises(UserError, match=r"cannot be set from 7 image\(s\): take 8 or more"):
         calibrate(student, dark[:7])
 
