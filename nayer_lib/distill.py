@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from .classifiers.check import check_teacher
-from .classifiers.quantised import quantisation_of
-from .classifiers.teacher import Classifier, load_teacher, make_classifier, quantised
+from .classifiers.quantised import quantisation_of, quantised
+from .classifiers.teacher import Classifier, load_teacher, make_classifier
 from .compute import Compute, fastest
 from .config import Config, check
 from .datasets import DATASETS, DataSet, Split, dataset, load_split

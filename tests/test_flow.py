@@ -24,7 +24,7 @@ algorithm1
 methods.base methods.terms methods.round methods.inversion methods.live
 methods.nayer methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt methods.dfq_choi methods.mad
 methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr
-methods.moments methods.rounding methods.dfq_nagel methods.zeroq methods.zaq
+methods.moments methods.equalisation methods.rounding methods.dfq_nagel methods.zeroq methods.zaq
 methods.with_data methods
 config checkpoint distill plots
 runs.lock runs.interrupts runs.entries runs.card runs.measured runs.run

@@ -16,6 +16,7 @@ ranges would let test images decide what the network computes. Nothing here is f
 `kib` says how large the stored one would be.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 
 from ..base_config import QUANTISATION, Config
 from ..errors import UserError
+from .folding import fold_batch_norms, give_biases
 
 TINY = 1e-12  # the smallest scale: of weights that are all 0, or of an input that was never seen
 FLOAT_BITS = 32
@@ -165,11 +167,38 @@ def calibrate(network: nn.Module, images: Tensor) -> None:
         module.training = mode
 
 
-def calibrate_on_noise(network: nn.Module, image_shape: tuple[int, int, int], seed: int) -> None:
-    """`calibrate` with images (C, H, W) of uniform noise: no data, and no learning."""
-    rng = torch.Generator().manual_seed(seed)
-    noise = torch.rand(CALIBRATION_IMAGES, *image_shape, generator=rng)
-    calibrate(network, noise.to(next(network.parameters()).device))
+def quantised(teacher: nn.Module, how: Quantisation, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
+    """A copy of a teacher, a `Classifier`, on few levels and ready to learn.
+
+    Its ranges are set on images (C, H, W) of uniform noise from a seed: no data, and no learning.
+
+    Raises:
+        UserError: as `quantise`.
+    """
+    student = copy.deepcopy(teacher).requires_grad_(True)
+    quantise(student.net, how)
+    student.quantisation, student.accuracy = how, {}
+    noise = torch.rand(CALIBRATION_IMAGES, *image_shape, generator=torch.Generator().manual_seed(seed))
+    calibrate(student, noise.to(next(student.parameters()).device))
+    return student.train()
+
+
+def as_saved(net: nn.Module, how: object, source: object) -> tuple[nn.Module, Quantisation]:
+    """A network of fresh weights in the form of a quantised one, as the header of its file says, and how it is.
+
+    Raises:
+        UserError: the header says nothing that this kit understands.
+    """
+    try:
+        quantisation = Quantisation(**how)
+    except TypeError as error:
+        told = f"{source} says nothing this kit understands about its bits ({error}): copy it anew."
+        raise UserError(told) from error
+    if quantisation.folded:
+        net = fold_batch_norms(net.eval())
+        give_biases(net)
+    quantise(net, quantisation)
+    return net, quantisation
 
 
 def kib(net: nn.Module) -> tuple[float, float]:

@@ -4,7 +4,6 @@ An image is float NCHW in [0, 1] everywhere in this kit; a `Classifier` carries 
 layer, so no other code normalises.
 """
 
-import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +17,7 @@ from ..errors import MissingFile, UserError
 from ..text.labels import check_names
 from . import build
 from .checkpoints import check_content, load_weights, read_checkpoint
-from .folding import fold_batch_norms, give_biases
-from .quantised import Quantisation, calibrate_on_noise, quantise
+from .quantised import Quantisation, as_saved
 
 NO_HEAD = (
     "the teacher is without a head that can be found: with as many outputs as there are class names, its last layer "
@@ -127,19 +125,6 @@ class Classifier(nn.Module):
         return self.eval().requires_grad_(False)
 
 
-def quantised(teacher: Classifier, how: Quantisation, image_shape: tuple[int, int, int], seed: int) -> Classifier:
-    """A copy of a teacher on few levels, ready to learn: its ranges are those of noise images (C, H, W) from a seed.
-
-    Raises:
-        UserError: as `quantise`.
-    """
-    student = copy.deepcopy(teacher).requires_grad_(True)
-    quantise(student.net, how)
-    student.quantisation, student.accuracy = how, {}
-    calibrate_on_noise(student, image_shape, seed)
-    return student.train()
-
-
 @contextmanager
 def tapped(modules: Sequence[nn.Module], inputs: bool = False) -> Iterator[dict[int, Tensor]]:
     """The outputs of modules, or their first inputs, in passes inside the block, by the modules' place in `modules`.
@@ -235,24 +220,12 @@ def load_classifier(path: Path) -> Classifier:
         raise UserError(f"{path} names no network of this kit: build yours in Python (docs/your_own_model.md).")
     classifier = make_classifier(header["network"], header["class_names"], header["mean"], header["std"], seed=0)
     if "quantisation" in header:
-        _quantise_as_saved(classifier, header["quantisation"], path)
+        classifier.net, classifier.quantisation = as_saved(classifier.net, header["quantisation"], path)
     load_weights(classifier.net, tensors, path)
     stated = header.get("accuracy")
     stated = stated if isinstance(stated, dict) else {"test": stated}
     classifier.accuracy = {split: x for split, x in stated.items() if isinstance(x, float)}
     return classifier.eval()
-
-
-def _quantise_as_saved(classifier: Classifier, how: object, path: Path) -> None:
-    """Give a fresh classifier the layers of a quantised one, as the header of its file says."""
-    try:
-        classifier.quantisation = Quantisation(**how)
-    except TypeError as error:
-        raise UserError(f"{path} says nothing this kit understands about its bits ({error}): copy it anew.") from error
-    if classifier.quantisation.folded:
-        classifier.net = fold_batch_norms(classifier.net.eval())
-        give_biases(classifier.net)
-    quantise(classifier.net, classifier.quantisation)
 
 
 def foreign_teacher(

@@ -15,14 +15,13 @@ from torch.nn import functional as F
 from nayer_lib import files
 from nayer_lib.base_config import check
 from nayer_lib.classifiers import quantised as q
-from nayer_lib.classifiers.quantised import Quantisation, calibrate, kib, layers, quantise
+from nayer_lib.classifiers.quantised import Quantisation, calibrate, kib, layers, quantise, quantised
 from nayer_lib.classifiers.teacher import (
     Classifier,
     foreign_teacher,
     load_classifier,
     load_teacher,
     make_classifier,
-    quantised,
     save_classifier,
 )
 from nayer_lib.config import make_config

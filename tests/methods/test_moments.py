@@ -10,7 +10,7 @@ from nayer_lib.classifiers.folding import fold_batch_norms, give_biases
 from nayer_lib.classifiers.teacher import load_teacher, make_classifier, tapped
 from nayer_lib.datasets import load_split
 from nayer_lib.errors import UserError
-from nayer_lib.methods.dfq_nagel import given_by_batch_norm
+from nayer_lib.methods.equalisation import given_by_batch_norm
 from nayer_lib.methods.moments import Moments, inputs_of_layers, through
 
 few = settings(max_examples=40, deadline=None, database=None)
