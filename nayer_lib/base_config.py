@@ -105,7 +105,7 @@ class Config:
         """
         fields = dataclasses.asdict(self)
         for name in ("seed", *(QUANTISATION if self.weight_bits is None else ())):
-            del fields[name]
+            fields.pop(name, None)
         return text_hash(json.dumps(fields, sort_keys=True))
 
 

@@ -43,6 +43,8 @@ class RoundingConfig(NoSynthesisConfig):
     student_lr_end: ClassVar[float] = 0.0
     student_momentum: ClassVar[float] = 0.0
     student_weight_decay: ClassVar[float] = 0.0
+    quantised_bn: ClassVar[str] = "frozen"
+    range_momentum: ClassVar[float] = 0.1
 
 
 class Rounding(Method):

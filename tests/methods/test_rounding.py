@@ -14,7 +14,7 @@ from nayer_lib.methods import CONTROLS, METHODS
 def test_it_is_a_control_and_reads_what_is_quantised_alone():
     assert "rounding" in CONTROLS and "rounding" not in METHODS
     names = {"dataset", "teacher", "student", "method", "protocol", "variant", "profile", "seed"}
-    bits = {"weight_bits", "activation_bits", "edge_bits", "weight_scale", "quantised_bn", "range_momentum"}
+    bits = {"weight_bits", "activation_bits", "edge_bits", "weight_scale"}
     assert fields_of("rounding") == names | bits
     with pytest.raises(UserError, match="^rounding does not read epochs"):
         make_config("digits", method="rounding", epochs=3)
