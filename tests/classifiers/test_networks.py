@@ -363,7 +363,7 @@ def test_known_names_are_the_tested_ones():
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("wrn16-2", "wrn16_2"), ("resnets", "resnet"), ("vgg1", "vgg11"), ("wrn40_", "wrn40_")]
+    ("typed", "meant"), [("wrn16-2", "wrn16_2"), ("resnets", "resnet"), ("vgg-11", "vgg11"), ("wrn40_", "wrn40_")]
 )
 def test_unknown_name_names_the_nearest(typed, meant):
     with pytest.raises(UserError, match=f"unknown network '{typed}'. Did you mean '{meant}"):
