@@ -57,6 +57,15 @@ class Config:
     student_momentum: float = 0.9
     student_weight_decay: float = 1e-4
 
+    # A quantised student (classifiers/quantised.py): a copy of the teacher on few levels. None: none, and then the
+    # other fields stay as they are.
+    weight_bits: int | None = None
+    activation_bits: int = 8
+    edge_bits: int | None = None  # of the first and the last layer, weights and inputs; None: as the others
+    weight_scale: str = "channel"  # a scale for each output "channel", or one a "tensor"
+    quantised_bn: str = "frozen"  # BatchNorm's running statistics stay the teacher's; "train": the student's batches'
+    range_momentum: float = 0.1  # how far a batch in train mode moves the ranges of layers' inputs
+
     @property
     def total_epochs(self) -> int:
         """Warm-up and distillation epochs together."""
@@ -90,9 +99,13 @@ class Config:
 
     @property
     def hash(self) -> str:
-        """sha256 over all fields but the seed: runs with equal hashes may be averaged."""
+        """sha256 over all fields but the seed: runs with equal hashes may be averaged.
+
+        Without quantisation its fields are left out, so that runs from before them keep their hashes.
+        """
         fields = dataclasses.asdict(self)
-        del fields["seed"]
+        for name in ("seed", *(QUANTISATION if self.weight_bits is None else ())):
+            fields.pop(name, None)
         return text_hash(json.dumps(fields, sort_keys=True))
 
 
@@ -134,15 +147,20 @@ class NayerConfig(GeneratorConfig):
     temperature: float = 20.0  # of Eq. 6
 
 
+QUANTISATION = "weight_bits activation_bits edge_bits weight_scale quantised_bn range_momentum".split()
+BITS = "weight_bits activation_bits edge_bits".split()
+FEWEST_BITS, MOST_BITS = 2, 16  # symmetric weights of one bit would have one level
 OPTIONAL = "warmup_rounds generator_life memory_size".split()  # counts that None switches off
 POSITIVE = "latent_beta generator_lr student_lr temperature".split()
-BELOW_ONE = "bn_momentum student_momentum".split()
+BELOW_ONE = "range_momentum bn_momentum student_momentum".split()
 NAME_BYTES = 50  # a run's id holds four names, and a file's name may have 255 bytes
 CHOICES = {  # field -> what a sentence calls it, and its values
     "protocol": ("protocol", PROTOCOLS),
     "latent": ("latent", LATENTS),
     "embedding": ("embedding", EMBEDDINGS),
     "keep": ("choice for keep", ("best", "last")),
+    "weight_scale": ("weight scale", ("channel", "tensor")),
+    "quantised_bn": ("choice for quantised_bn", ("frozen", "train")),
 }
 
 
@@ -154,6 +172,14 @@ def check(config: Config) -> Config:
     """
     for field in dataclasses.fields(config):
         _check(field.name, field.default, getattr(config, field.name))
+    given = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default}
+    if config.weight_bits is None and (idle := [name for name in QUANTISATION if name in given]):
+        raise UserError(f"{idle[0]} is of a quantised student: give weight_bits too.")
+    if config.weight_bits is not None and config.student != config.teacher:
+        raise UserError(
+            f"a quantised student is a copy of its teacher: with weight_bits, student is {config.teacher}, not "
+            f"{config.student}."
+        )
     if config.distillation_epochs < 1:
         raise UserError(
             f"epochs={config.epochs} with {config.warmup_epochs} warm-up epochs included leaves none for the student "
@@ -172,6 +198,9 @@ def _check(name: str, default: object, value: object) -> None:
         must = None if whole else "be a whole number"
     elif name == "warmup_epochs":
         must = None if whole and value >= 0 else "be a whole number from 0 up"
+    elif name in BITS:
+        off = value is None and default is None
+        must = None if off or whole and FEWEST_BITS <= value <= MOST_BITS else "be a whole number of bits from 2 to 16"
     elif type(default) is int or name in OPTIONAL:
         off = value is None and name in OPTIONAL
         must = None if off or whole and value >= 1 else "be a whole number from 1 up"

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .classifiers import build
+from .classifiers.folding import fold_batch_norms
 from .classifiers.teacher import Classifier
 from .errors import UserError, unknown
 
@@ -161,14 +162,10 @@ def folded(teacher: Classifier, image_shape: tuple[int, int, int]) -> Classifier
     Args:
         image_shape: (C, H, W) of the images on which the two networks are compared.
     """
-    from torch.fx.experimental.optimization import fuse
 
     def fold(classifier: Classifier) -> Classifier:
-        fused, result = dict(fuse(classifier.net).named_modules()), copy.deepcopy(classifier)
-        for name, module in list(result.net.named_modules()):
-            # Not fx's GraphModule: it has a class of its own, and would be compiled anew in each run.
-            if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
-                result.net.set_submodule(name, fused.get(name) or nn.Identity())
+        result = copy.deepcopy(classifier)
+        result.net = fold_batch_norms(classifier.net)
         return result
 
     device = next(teacher.parameters()).device

@@ -21,7 +21,7 @@ from typing import Any
 
 from .base_config import PROTOCOLS, Config, check
 from .errors import UserError, unknown
-from .methods import METHODS
+from .methods import KINDS
 from .methods.live import LiveConfig
 
 # Rows of Table 8. The digit sets are ours: CIFAR-10's row with small networks and an encoder that works offline; other
@@ -128,6 +128,23 @@ PRESETS["cifar10-resnet20-wrn16_1"] = {
 for _dataset, _pairs in _PAIRS.items():
     for _teacher, _student in map(str.split, _pairs):
         PRESETS[f"{_dataset}-{_teacher}-{_student}"] = {**TABLE8[_dataset], "teacher": _teacher, "student": _student}
+# Table 9's cells. The paper has no rates: these are the literature's for a student that starts as its teacher. D13 is
+# off, so that the generator's steps do not move the student's ranges.
+_QUANTISED = {"edge_bits": 8, "student_lr": 1e-3, "student_lr_end": 1e-5, "student_trains_in_synthesis": False}
+_CELLS = {
+    "cifar10": {"mobilenetv2": (6, 6), "vgg19": (4, 8)},
+    "cifar100": {"resnet20_b": (5, 5), "resnet18": (4, 4)},
+}
+for _dataset, _networks in _CELLS.items():
+    for _network, (_weights, _activations) in _networks.items():
+        PRESETS[f"{_dataset}-{_network}-w{_weights}a{_activations}"] = {
+            **TABLE8[_dataset],
+            **_QUANTISED,
+            "teacher": _network,
+            "student": _network,
+            "weight_bits": _weights,
+            "activation_bits": _activations,
+        }
 DEFAULT_PRESETS = {"quick": "digits", "hour": "cifar10-resnet20-wrn16_1"} | dict.fromkeys(
     ("lab", "full"), "cifar10-wrn40_2-wrn16_2"
 )
@@ -141,8 +158,8 @@ def make_config(
     protocol: str = "equal",
     **overrides,
 ) -> Config:
-    """A config from a preset (a column of Table 1, or a digit set), a method and its protocol, a variant, a profile
-    and overrides.
+    """A config from a preset (a column of Table 1 or 9, or a digit set), a method and its protocol, a variant, a
+    profile and overrides.
 
     `preset` None takes the profile's own: digits on a laptop, CIFAR-10 with ResNet-20 -> WRN-16-1 on a CPU,
     with WRN-40-2 -> WRN-16-2 on a GPU. Under the protocol "equal" counts are NAYER's, and a method with a persistent
@@ -154,29 +171,30 @@ def make_config(
             (`check`), or the variant "paper", which is NAYER's text, for another method.
     """
     preset = DEFAULT_PRESETS.get(profile) if preset is None else preset
-    named = {"profile": (profile, PROFILES), "variant": (variant, VARIANTS), "method": (method, METHODS)}
+    named = {"profile": (profile, PROFILES), "variant": (variant, VARIANTS), "method": (method, KINDS)}
     for kind, (name, known) in (named | {"protocol": (protocol, PROTOCOLS), "preset": (preset, PRESETS)}).items():
         if name not in known:
             raise unknown(kind, name, known)
     if variant != "released" and method != "nayer":
         raise UserError(f"the variant {variant!r} is NAYER's text: leave it out for {method}.")
     for name in overrides:
-        readers = [reader for reader in METHODS if name in fields_of(reader)]
+        readers = [reader for reader in KINDS if name in fields_of(reader)]
         if readers and method not in readers:
             raise UserError(f"{method} does not read {name}: of all methods {', '.join(readers)} do.")
         if not readers:
             raise unknown(f"config field of {method}", name, fields_of(method))
 
     overrides = {name: tuple(v) if isinstance(v, list) else v for name, v in overrides.items()}  # JSON has no tuples
-    schedule = METHODS[method].published if protocol == "published" else {}
+    schedule = KINDS[method].published if protocol == "published" else {}
     row = PRESETS[preset]
     if method != "nayer":  # other methods take Table 8's names and counts, not its weights and rates
-        taken = fields_of(method) - {name for name in row if re.match(r"alpha_|.*_lr$", name)}
+        kept = {"student_lr"} if "weight_bits" in row else set()  # not Table 8's: every quantised student's
+        taken = fields_of(method) - {name for name in row.keys() - kept if re.match(r"alpha_|.*_lr$", name)}
         row = {name: value for name, value in row.items() if name in taken}
     rows = {**row, **VARIANTS[variant], **schedule}
     rows |= {"method": method, "protocol": protocol, "variant": variant, "profile": profile}
-    config = METHODS[method].config_class(**rows)
-    whole = {name: getattr(config, name, None) for name in PROFILES[profile]}  # a method may lack a field
+    config = KINDS[method].config_class(**rows)
+    whole = {name: getattr(config, name) for name in PROFILES[profile] if name in fields_of(method)}
     shrunk = {name: min(PROFILES[profile][name], value) for name, value in whole.items() if value is not None}
     config = check(dataclasses.replace(config, **{**shrunk, **overrides}))
     if protocol == "equal" and isinstance(config, LiveConfig) and "repeats" not in overrides:
@@ -186,7 +204,7 @@ def make_config(
 
 def fields_of(method: str) -> set[str]:
     """The config fields that a method reads."""
-    return {field.name for field in dataclasses.fields(METHODS[method].config_class)}
+    return {field.name for field in dataclasses.fields(KINDS[method].config_class)}
 
 
 def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:

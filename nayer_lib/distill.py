@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from .classifiers.check import check_teacher
+from .classifiers.quantised import quantisation_of, quantised
 from .classifiers.teacher import Classifier, load_teacher, make_classifier
 from .compute import Compute, fastest
 from .config import Config, check
 from .datasets import DATASETS, DataSet, Split, dataset, load_split
 from .errors import UserError, unknown
 from .evaluate import Evaluator, Scores
-from .methods import METHODS
+from .methods import KINDS
 from .methods.base import Method, NonFiniteLoss, SynthesisReport
 from .ranks import Ranks, find_ranks
 from .text.labels import labels_hash
@@ -135,7 +136,7 @@ def prepare(
             makes images of the same size then, and crops (by up to an eighth of the side) and flips them as CIFAR's.
             Training images are not read.
         device: "cpu" or "cuda"; None takes the GPU if there is one.
-        compute: how the run is computed; None takes what is fastest on the device.
+        compute: how the run is computed; None takes `suited`.
         ranks: the processes that share the run; None finds those of `accelerate launch`, or else this process alone.
             Each process scores the whole test split, since a process without images to score would only wait.
 
@@ -143,8 +144,8 @@ def prepare(
         UserError, MissingFile: the teacher, the pool or the test split is missing, or two of these do not fit together.
     """
     check(config)
-    if config.method not in METHODS:
-        raise unknown("method", config.method, METHODS)
+    if config.method not in KINDS:
+        raise unknown("method", config.method, KINDS)
     device = choose_device(device)
     ranks = ranks or find_ranks(device)
     if isinstance(teacher, torch.nn.Module) and not isinstance(teacher, Classifier):
@@ -168,7 +169,7 @@ def prepare(
     if test is not None and test.images.shape[1:] != facts.image_shape:
         raise UserError(f"{facts.name} has images {facts.image_shape}, the test split {(*test.images.shape[1:],)}.")
     check_teacher(teacher.to(device), facts.image_shape)
-    kind = METHODS[config.method]
+    kind = KINDS[config.method]
     if kind.reads_text:
         pool = pool or find_pool(config.dataset, names, config.encoder, config.prompt)
         wanted = labels_hash(names)
@@ -177,18 +178,33 @@ def prepare(
     elif pool:
         raise UserError(f"{kind.name} reads no label text: leave the pool out.")
     test = (test or load_split(config.dataset, "test")).to(device)
-    student = make_classifier(config.student, teacher.class_names, teacher.mean, teacher.std, config.seed).to(device)
+    # What a control learns from: never the images that it is scored on.
+    real = load_split(config.dataset, "fit" if test.name == "validation" else "train") if kind.reads_images else None
+    if how := quantisation_of(config):
+        student = quantised(teacher, how, facts.image_shape, config.seed)
+    else:
+        student = make_classifier(config.student, teacher.class_names, teacher.mean, teacher.std, config.seed)
     method = kind(
         teacher,
-        student,
+        student.to(device),
         config,
-        pool.table.to(device) if pool else None,
+        pool.table.to(device) if pool else real,
         facts,
-        compute or fastest(device, ranks.size, config.profile),
+        compute or suited(config, device, ranks.size),
         ranks,
     )
     evaluate = Evaluator(teacher, test)
     return Setup(config, method, evaluate, pool, scoring_interval(config, len(test.labels)))
+
+
+def suited(config: Config, device: torch.device, processes: int, **given) -> Compute:
+    """`fastest` for a config; a quantised student computes in 32 bits unless `given` says otherwise.
+
+    bfloat16 keeps eight significant bits: it would round 8-bit levels once more.
+    """
+    if config.weight_bits is not None:
+        given = {"precision": "fp32"} | given
+    return fastest(device, processes, config.profile, **given)
 
 
 def scoring_interval(config: Config, images: int) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base_config import Config
+from .classifiers.quantised import layers as quantised_layers
 from .errors import UserError
 
 SHARED = ("generator_batch", "student_batch", "memory_size", "bank_size")  # fields that count images of all ranks
@@ -44,7 +45,9 @@ class Ranks:
         """
         if self.size == 1:
             return config
-        counts = {name: getattr(config, name) for name in SHARED if getattr(config, name, None) is not None}
+        fields = {field.name for field in dataclasses.fields(config)}
+        counts = {name: getattr(config, name) for name in SHARED if name in fields}
+        counts = {name: count for name, count in counts.items() if count is not None}
         for name, count in counts.items():
             if count % self.size or count < 2 * self.size:
                 raise UserError(
@@ -75,9 +78,10 @@ class Ranks:
         return total / self.size
 
     def average_gradients(self, modules: Iterable[nn.Module], trained: Iterable[Tensor] = ()) -> None:
-        """Between backward and the optimiser's step: average gradients, and the running statistics of BatchNorm too.
+        """Between backward and the optimiser's step: average gradients, and the running statistics of BatchNorm and the
+        ranges of quantised layers too.
 
-        Running statistics are means over time, so averaging them later would give the same.
+        Both are means over time, so averaging them later would give the same.
 
         Args:
             modules: whose weights are equal on all ranks.
@@ -86,9 +90,11 @@ class Ranks:
         """
         if self.size == 1:
             return
+        modules = list(modules)
         parts = [part for module in modules for part in module.modules()]
         gradients = [p.grad for part in parts for p in part.parameters(recurse=False) if p.grad is not None]
         running = [x for part in parts if isinstance(part, _BatchNorm) for x in (part.running_mean, part.running_var)]
+        running += [end for module in modules for layer in quantised_layers(module) for end in (layer.low, layer.high)]
         carriers = [p.grad for p in trained if p.grad is not None]
         if not gradients + carriers:
             return

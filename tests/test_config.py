@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nayer_lib import files
-from nayer_lib.base_config import NayerConfig
+from nayer_lib.base_config import QUANTISATION, NayerConfig
 from nayer_lib.config import (
     DEFAULT_PRESETS,
     DIVERGENCES,
@@ -94,6 +94,12 @@ def test_the_settings_of_a2_and_section_3_3_hold_in_every_preset():
 # --- presets
 
 
+TABLE9 = {
+    "cifar10-mobilenetv2-w6a6",
+    "cifar10-vgg19-w4a8",
+    "cifar100-resnet20_b-w5a5",
+    "cifar100-resnet18-w4a4",
+}
 OUR_PRESETS = {"digits", "color_digits", "cifar10-resnet20-wrn16_1"}
 
 
@@ -101,10 +107,24 @@ def test_presets_are_the_columns_of_table_1_and_three_for_a_cpu():
     columns = paper.table(1)[["dataset", "teacher", "student"]].drop_duplicates().itertuples(index=False)
     printed = {f"{c.dataset}-{c.teacher}-{c.student}": tuple(c) for c in columns}
     assert len(printed) == 12
-    assert set(PRESETS) == set(printed) | OUR_PRESETS
+    assert set(PRESETS) == set(printed) | OUR_PRESETS | TABLE9
     for name, column in printed.items():
         config = full(name)
         assert (config.dataset, config.teacher, config.student) == column
+
+
+def test_table_9_has_a_preset_for_each_printed_cell():
+    """Its ResNet-20 has projections in its shortcuts, as in ZAQ's program: another network than `resnet20`."""
+    printed = {(row.dataset, row.network, row.bits.lower()) for row in paper.table(9).itertuples()}
+    cells = {tuple(name.split("-")) for name in TABLE9}
+    assert {(dataset, network.removesuffix("_b"), bits) for dataset, network, bits in cells} == printed
+    for name in TABLE9:
+        for method in ("nayer", "zaq", "dfq_choi", "zeroq"):
+            config = full(name, method=method)
+            assert f"w{config.weight_bits}a{config.activation_bits}" in name and config.edge_bits == 8
+            assert (config.student_lr, config.student_lr_end) == (1e-3, 1e-5)
+            assert config.teacher == config.student and not config.student_trains_in_synthesis
+        assert full(name, method="dfq_nagel").weight_scale == "tensor"
 
 
 def test_each_profile_has_a_preset_of_its_own():
@@ -126,7 +146,8 @@ def test_the_divergences_are_d1_to_d13_and_no_field_stands_twice():
 def test_paper_and_released_differ_in_the_fields_of_d1_to_d13_alone(profile):
     for preset in PRESETS:
         found = set(differences(make_config(preset, "released", profile), make_config(preset, "paper", profile)))
-        same_anyway = {"student_lr"} if PRESETS[preset].get("student_lr") == 0.1 else set()  # Tiny-ImageNet's D3
+        text = VARIANTS["paper"]  # Tiny-ImageNet's rate, D3, and a quantised student's mode, D13, are the text's anyway
+        same_anyway = {name for name, value in text.items() if PRESETS[preset].get(name, ...) == value}
         assert found == DIVERGING - same_anyway | {"variant"}, preset
 
 
@@ -178,7 +199,9 @@ def test_another_methods_weights_and_rates_are_its_own_on_every_data_set(method)
     own = METHODS[method].config_class()
     for preset in PRESETS:
         config = make_config(preset, profile="full", method=method)
-        for name in ("alpha_cls", "alpha_bn", "alpha_adv", "generator_lr", "student_lr", "student_lr_end"):
+        names = ["alpha_cls", "alpha_bn", "alpha_adv", "generator_lr"]
+        names += [] if preset in TABLE9 else ["student_lr", "student_lr_end"]
+        for name in names:
             assert getattr(config, name) == getattr(own, name), (preset, name)
 
 
@@ -227,8 +250,12 @@ def test_the_memory_grows_as_the_schedule_says(variant, images):
 def test_the_hash_ignores_the_seed_and_nothing_else():
     base = make_config()
     assert dataclasses.replace(base, seed=5).hash == base.hash
-    for name in FIELDS - {"seed"}:
+    for name in FIELDS - {"seed", *QUANTISATION}:
         assert dataclasses.replace(base, **{name: "other"}).hash != base.hash, name
+    rounded = dataclasses.replace(base, weight_bits=4)
+    assert rounded.hash != base.hash
+    for name in QUANTISATION:
+        assert dataclasses.replace(rounded, **{name: 5}).hash != rounded.hash, name
     assert make_config("digits", "paper").hash != base.hash
 
 

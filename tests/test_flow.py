@@ -15,14 +15,16 @@ nayer_lib
 errors files
 text.labels text.prompts text.hub text.corpora text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks generator.vae
-classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers
-classifiers.checkpoints classifiers.teacher classifiers.check
-base_config compute steps ranks classifiers.training
+base_config
+classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers.mobilenet classifiers
+classifiers.checkpoints classifiers.folding classifiers.quantised classifiers.teacher classifiers.check
+compute steps ranks classifiers.training
 image_files datasets augment losses memory evaluate geometry metrics
 algorithm1
 methods.base methods.terms methods.round methods.inversion methods.live
 methods.nayer methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt methods.dfq_choi methods.mad
 methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr
+methods.moments methods.equalisation methods.rounding methods.dfq_nagel methods.zeroq methods.zaq
 methods.with_data methods
 config checkpoint distill plots
 runs.lock runs.interrupts runs.entries runs.card runs.measured runs.run

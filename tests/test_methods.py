@@ -6,24 +6,37 @@ import dataclasses
 import pytest
 import torch
 from test_ranks import connected, whole_run
-from tiny import over, run_all, same, through_a_file, tiny_config, tiny_setup
+from tiny import QUANTISED, over, run_all, same, through_a_file, tiny_config, tiny_setup
 
+from nayer_lib.base_config import QUANTISATION
+from nayer_lib.classifiers.quantised import layers
 from nayer_lib.classifiers.teacher import load_teacher
 from nayer_lib.compute import Compute
 from nayer_lib.config import fields_of, make_config
 from nayer_lib.datasets import Split, load_split
 from nayer_lib.distill import Epoch, Setup, distill, prepare
 from nayer_lib.errors import UserError
-from nayer_lib.methods import METHODS
+from nayer_lib.methods import KINDS, METHODS
 from nayer_lib.methods.base import Batch, Method, SynthesisReport
 from nayer_lib.methods.inversion import Inversion
 
 KEEPING = [name for name, method in METHODS.items() if issubclass(method, Inversion)]  # what they make, in a memory
 
 
+MAKING = [name for name, method in METHODS.items() if method.makes_images]
+
+
 @pytest.fixture(params=sorted(METHODS), scope="module")
 def name(request):
     return request.param
+
+
+@pytest.fixture
+def making(name):
+    """A method that makes images: the others have nothing to show."""
+    if name not in MAKING:
+        pytest.skip("it makes no images")
+    return name
 
 
 def outcome(setup) -> tuple:
@@ -65,7 +78,7 @@ def test_it_says_what_it_is(name):
     assert method.name and method.citation[-4:].isdigit()
 
 
-def test_its_images_are_bytes_to_look_at_and_in_0_to_1_when_drawn(name, ran):
+def test_its_images_are_bytes_to_look_at_and_in_0_to_1_when_drawn(name, making, ran):
     method, facts = ran.setup.method, ran.setup.method.facts
     shape = (facts.channels, facts.size, facts.size)
     seen = method.examples()
@@ -105,6 +118,7 @@ BUSY = {"repeats": 1, "rounds": 2, "warmup_rounds": 1, "warmup_epochs": 1, "epoc
     "bank_size": 40,
     "bank_draw": 10,
     "ring_batches": 1,
+    "fine_tune": True,
 }
 # Another value of a field, where it is not half of the usual one, one more of them, or the contrary.
 OTHER = {"student": "wrn10_1", "encoder": "doc2vec", "prompt": "p2", "latent": "lte", "embedding": "orthogonal"} | {
@@ -116,19 +130,27 @@ OTHER = {"student": "wrn10_1", "encoder": "doc2vec", "prompt": "p2", "latent": "
     "reset_after": 1.0,
     "vae_share": 1.0,
     "exchange_rate": 0.0,
+    "crm_largest_map": 4,
+    "weight_bits": 3,
+    "activation_bits": 3,
+    "edge_bits": 8,
+    "weight_scale": "tensor",
+    "quantised_bn": "train",
 }
 # What a field needs beside it to decide anything.
 BESIDE = {"latent_beta": {"latent": "sum_lte"}, "latent_concat": {"latent": "cat_lte"}} | {
     "nayer_noise_dim": {"nayer_generator": True},
     "keep": {"generator_lr": 0.5, "generator_steps": 8},  # steps that overshoot: the last is not the best
 }
+BESIDE |= dict.fromkeys(QUANTISATION, {"student": "wrn10_1", "weight_bits": 4})
+SMALL_RATE = {"student_lr": 1e-3}  # at the usual ones a quantised student diverges
 NAMES = {"method", "dataset", "teacher"}  # they say what is built
 LABELS = {"protocol", "variant", "profile"}  # they say where the other values come from; `fastest` compiles no "quick"
 
 
 def another(name: str, value):
     if name in OTHER:
-        return OTHER[name]
+        return OTHER[name] if OTHER[name] != value else "wrn10_half"  # of a quantised student: refused
     return not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2 + 0.03
 
 
@@ -144,15 +166,17 @@ def test_every_field_of_its_config_changes_the_run_or_is_refused(name):
         except UserError:
             return "refused"
         epochs = list(distill(setup.method, lambda student: None))
-        return len(epochs), *outcome(setup)
+        return len(epochs), *outcome(setup), setup.evaluate.logits(setup.method.student)
 
     def equal(one, other) -> bool:
         return one != "refused" != other and one[0] == other[0] and same(one[1:], other[1:])
 
-    busy, dead = over(BUSY, {"method": name}), []
+    bits = QUANTISED if METHODS[name].needs_bits else {}
+    busy, dead = over(BUSY | bits, {"method": name}), []
     usual = run(busy)
-    for field in sorted(fields_of(name) - NAMES - LABELS):
-        beside = busy | BESIDE.get(field, {})
+    fixed = set() if name in MAKING else {"seed"}  # what makes no images may draw nothing
+    for field in sorted(fields_of(name) - NAMES - LABELS - fixed):
+        beside = busy | BESIDE.get(field, {}) | (over(SMALL_RATE, {"method": name}) if field in QUANTISATION else {})
         value = getattr(make_config("digits", **beside), field)
         before = run(beside) if field in BESIDE else usual
         if equal(before, run(beside | {field: another(field, value)})):
@@ -163,7 +187,7 @@ def test_every_field_of_its_config_changes_the_run_or_is_refused(name):
 
 @pytest.mark.parametrize("field", ["generator_life", "temperature", "alpha_tv"])
 def test_a_field_that_it_does_not_read_is_refused_with_the_methods_that_do(name, field):
-    readers = [other for other in METHODS if field in fields_of(other)]
+    readers = [other for other in KINDS if field in fields_of(other)]
     if name in readers:
         assert getattr(make_config(method=name, **{field: 3}), field) == 3
         return
@@ -179,7 +203,7 @@ def test_it_freezes_a_teacher_that_is_not(name):
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(name, ran):
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(name, making, ran):
     """Whatever torch's global randomness is, which is neither read nor moved."""
     torch.manual_seed(2)
     before = torch.get_rng_state()
@@ -214,7 +238,7 @@ def test_looking_at_its_images_changes_nothing(ran):
     assert same(before, method.state_dict())
 
 
-def test_the_student_is_trainable_and_in_train_mode_after_a_round(name):
+def test_the_student_is_trainable_and_in_train_mode_after_a_round(name, making):
     method = tiny_setup(method=name).method
     for epoch in (0, method.config.total_epochs - 1):
         method.begin_epoch(epoch)
@@ -229,13 +253,15 @@ def test_its_adversarial_term_is_there_against_a_student_that_is_not_the_teacher
     """Published code has passed the teacher as the student: then the term stands at its highest on any images."""
     unmasked = over({"adversarial_mask": False}, {"method": name})
     method = tiny_setup(warmup_epochs=0, epochs_include_warmup=False, **unmasked).method
-    itself = METHODS[name](method.teacher, copy.deepcopy(method.teacher), method.config, method.table)
+    twin = copy.deepcopy(method.teacher)
+    twin.quantisation = method.student.quantisation  # what it is asked for, if only in name
+    itself = METHODS[name](method.teacher, twin, method.config, method.table)
     method.begin_epoch(0)
     itself.begin_epoch(0)
     assert method.synthesize(0).adv < itself.synthesize(0).adv - 1e-3  # more than rounding
 
 
-@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("name", [name for name in KEEPING if "memory_size" in fields_of(name)])
 def test_its_memory_is_bounded_where_the_config_says_so(name):
     setup = tiny_setup(method=name, memory_size=30)
     epochs = run_all(setup)
@@ -245,7 +271,7 @@ def test_its_memory_is_bounded_where_the_config_says_so(name):
 
 
 BOUNDED = {"memory_size": 30, "generator_life": 1}
-INTERRUPTED = [(name, {}) for name in METHODS] + [(name, BOUNDED) for name in METHODS if fields_of(name) & set(BOUNDED)]
+INTERRUPTED = [(name, {}) for name in MAKING] + [(name, BOUNDED) for name in METHODS if fields_of(name) & set(BOUNDED)]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +311,7 @@ def test_a_state_says_the_same_after_loading(name, ran):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_it_runs_in_16_bits(name, precision):
+def test_it_runs_in_16_bits(name, making, precision):
     setup = prepare(tiny_config(method=name), device="cpu", compute=Compute(precision))
     before = setup.method.student.net.fc.weight.clone()
     run_all(setup)
@@ -294,7 +320,38 @@ def test_it_runs_in_16_bits(name, precision):
     assert setup.method.examples().images.float().std() > 1
 
 
-def test_ranks_agree_on_what_they_train_and_draw_for_themselves(name, tmp_path):
+BITS = {"student": "wrn10_1", "weight_bits": 3, "activation_bits": 3, "student_lr": 1e-3}
+
+
+def rounded(name: str, **options) -> Setup:
+    return tiny_setup(**over(BITS | {"student_trains_in_synthesis": False}, {"method": name} | options))
+
+
+def test_its_student_can_be_quantised(name):
+    """A table of the paper has four methods; all of the kit's make one."""
+    setup = rounded(name)
+    student = setup.method.student
+    assert len(layers(student.net)) == 10 and student.quantisation.weight_bits == 3
+    before = {key: value.clone() for key, value in student.named_parameters()}
+    run_all(setup)
+    assert all(value.isfinite().all() for value in student.state_dict().values())
+    assert any(not torch.equal(before[key], value) for key, value in student.named_parameters()) == (name in MAKING)
+    assert all(len(row.unique()) <= 2**3 - 1 for row in layers(student.net)[0].weight_on_grid())
+
+
+@pytest.mark.parametrize("name", ["nayer", "dfad"])  # one that keeps images, one whose generator lives
+def test_a_quantised_student_is_resumed_exactly(name):
+    whole, states = rounded(name), []
+    for _ in distill(whole.method, whole.evaluate):
+        states.append(through_a_file(whole.method.state_dict()))
+    second = rounded(name)
+    second.method.load_state_dict(states[-2])
+    run_all(second, start=len(states) - 1)
+    assert same(second.method.state_dict(), whole.method.state_dict())
+    assert any(key.endswith(".low") for key in whole.method.student.state_dict())
+
+
+def test_ranks_agree_on_what_they_train_and_draw_for_themselves(name, making, tmp_path):
     one, other = connected(lambda: whole_run(method=name), tmp_path)
     assert same(one["student"], other["student"]) and same(one["shared"], other["shared"])
     assert one["told"] == other["told"] and not torch.equal(one["rng"], other["rng"])

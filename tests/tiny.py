@@ -14,6 +14,7 @@ from PIL import Image
 from nayer_lib import cli, files
 from nayer_lib.config import Config, fields_of, make_config
 from nayer_lib.distill import Setup, distill, prepare
+from nayer_lib.methods import KINDS
 from nayer_lib.runs.statistics import Cell, cells
 
 TINY = {
@@ -28,11 +29,16 @@ TINY = {
     "student_batch": 16,
 }
 
+# A quantised student, for methods that need one; ZeroQ's learns only if it is asked to.
+QUANTISED = {"weight_bits": 4, "activation_bits": 4, "student": "wrn10_1", "fine_tune": True}
+
 
 def tiny_config(variant: str = "released", **overrides) -> Config:
     """The quick profile on the digits, shrunk further; what the variant leaves off stays off."""
     base = make_config("digits", variant, "quick")
     shrunk = {name: value for name, value in TINY.items() if getattr(base, name) is not None}
+    if KINDS[overrides.get("method", "nayer")].needs_bits:
+        shrunk |= QUANTISED
     return make_config("digits", variant, "quick", **over(shrunk, overrides))
 
 

@@ -10,7 +10,7 @@ from result_tables import accuracy, clocks, fill, markdown, number
 from nayer_lib.config import DIVERGENCES
 from nayer_lib.errors import UserError
 from nayer_lib.files import data_dir
-from nayer_lib.methods import METHODS
+from nayer_lib.methods import KINDS
 from nayer_lib.methods.inversion import Inversion
 from nayer_lib.report.ablations import ABLATIONS, BY_STEM, lines_of
 from nayer_lib.report.lines import MORE, Ablation, Line, metric
@@ -53,7 +53,7 @@ def _memory(cell: Cell) -> str:
 def _images(cell: Cell) -> str:
     """Images that the student could learn from: those kept, or those of all its steps, some of them replayed."""
     config = cell.config
-    if issubclass(METHODS[config.method], Inversion):
+    if issubclass(KINDS[config.method], Inversion):
         return f"{config.total_rounds * config.generator_batch} kept"
     return f"{config.repeats * config.distillation_epochs * config.student_steps * config.student_batch} fresh"
 

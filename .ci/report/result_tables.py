@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from nayer_lib.config import PRESETS, Config, make_config
 from nayer_lib.errors import UserError
-from nayer_lib.methods import METHODS
+from nayer_lib.methods import KINDS
 from nayer_lib.report import paper
 from nayer_lib.runs.rule import LEVEL, RUNS, SMALL
 from nayer_lib.runs.statistics import Cell, cells, seedless
@@ -132,7 +132,7 @@ def answers(config: Config, row) -> bool:
 
     A row without a number of epochs is answered by those of the method's own schedule.
     """
-    method = METHODS[config.method]
+    method = KINDS[config.method]
     epochs = row.epochs or method.published.get("epochs")
     names = (row.method, *column_of(row)) == (method.name, *column_of(config))
     return config.profile == "full" and names and config.epochs == epochs
@@ -141,7 +141,7 @@ def answers(config: Config, row) -> bool:
 def setting(config: Config) -> str:
     """What was run, in a few words: NAYER's variant, another method's protocol."""
     how = config.variant if config.method == "nayer" else PROTOCOLS[config.protocol]
-    return f"{METHODS[config.method].name}, {how}, {config.profile}, E = {config.epochs}"
+    return f"{KINDS[config.method].name}, {how}, {config.profile}, E = {config.epochs}"
 
 
 def column_of(of) -> tuple[str, str, str]:

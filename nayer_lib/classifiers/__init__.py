@@ -5,15 +5,19 @@ import re
 from torch import nn
 
 from ..errors import UserError, unknown
-from .resnet import dafl_resnet, he_resnet, imagenet_resnet50
-from .vgg import VGG11
+from .mobilenet import MobileNetV2
+from .resnet import Projection, dafl_resnet, he_resnet, imagenet_resnet50
+from .vgg import VGG11, VGG19
 from .wide_resnet import WideResNet
 
 BUILDERS = {
     "resnet18": lambda *shape: dafl_resnet(18, *shape),
     "resnet34": lambda *shape: dafl_resnet(34, *shape),
     "resnet50": imagenet_resnet50,
+    "resnet20_b": lambda *shape: he_resnet(20, *shape, Projection),
     "vgg11": VGG11,
+    "vgg19": VGG19,
+    "mobilenetv2": MobileNetV2,
 }
 KNOWN = (*BUILDERS, *"resnet8 resnet20 resnet44 wrn10_half wrn10_1 wrn16_1 wrn16_2 wrn40_1 wrn40_2".split())
 
@@ -22,7 +26,7 @@ def build(name: str, num_classes: int, channels: int = 3) -> nn.Module:
     """The freshly initialised network called `name`: one of `KNOWN`, any `resnet{d}` (d = 6n+2) or `wrn{d}_{k}` (6n+4).
 
     It maps (B, channels, H, W) *normalised* images to (B, num_classes) logits, and its only `nn.Linear` is the head,
-    whose input is the pooled features. `k` is a whole number or `half`.
+    whose input is the pooled features; vgg19 has two more before it. `k` is a whole number or `half`.
     Errors: `UserError` for a name that is not known and for a depth that there is not.
     """
     name = str(name)  # of a file's header

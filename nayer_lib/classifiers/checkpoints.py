@@ -117,8 +117,16 @@ def check_weights(weights: Mapping[str, Tensor], source: object) -> None:
 
 
 def load_weights(net: nn.Module, weights: dict[str, Tensor], source: object) -> None:
-    """Load strictly, sound weights only; the error names missing, unexpected and misshapen keys in one sentence."""
+    """Load strictly, sound weights only; the error names missing, unexpected and misshapen keys in one sentence.
+
+    A quantised network's ranges in a network that is not quantised are told as such.
+    """
     expected = net.state_dict()
+    if any(name.endswith((".low", ".high")) for name in weights.keys() - expected.keys()):
+        raise UserError(
+            f"{source} holds a quantised network, and how many bits it has stands in the header of a file of this kit "
+            "alone: read such a file as it is, without naming a network."
+        )
     problems = {
         # Old checkpoints do not count batches; torch starts that counter at 0.
         "missing": [k for k in expected.keys() - weights.keys() if not k.endswith("num_batches_tracked")],

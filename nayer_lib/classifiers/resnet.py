@@ -1,7 +1,8 @@
 """CIFAR ResNets: one basic block and one network for two families that differ in their shortcuts, widths and stem.
 
 ResNet-18/34 (the CIFAR form used by DAFL and NAYER): four groups of width 64 to 512, a 1x1 projection where the shape
-changes. ResNet-20/44 (He et al. 2016, section 4.2): three groups of width 16 to 64, shortcuts without parameters.
+changes. ResNet-20/44 (He et al. 2016, section 4.2): three groups of width 16 to 64, shortcuts without parameters;
+ResNet-20-B has the 1x1 projections there too.
 """
 
 import torch.nn.functional as F
@@ -125,16 +126,19 @@ def dafl_resnet(depth: int, num_classes: int, channels: int = 3) -> ResNet:
     return ResNet(DAFL_BLOCKS[depth], (64, 128, 256, 512), Projection, num_classes, channels)
 
 
-def he_resnet(depth: int, num_classes: int, channels: int = 3) -> ResNet:
-    """The CIFAR ResNet of depth 6n+2 (20, 32, 44, ...) with shortcuts that have no parameters.
+def he_resnet(
+    depth: int, num_classes: int, channels: int = 3, shortcut: type[nn.Module] = PadShortcut
+) -> ResNet:
+    """The CIFAR ResNet of depth 6n+2 (20, 32, 44, ...), with shortcuts that have no parameters, or of another kind.
 
     Shapes: (B, channels, H, W) normalised images -> (B, num_classes) logits. A depth not 6n+2 raises `UserError`.
-    Source: He et al. 2016, "Deep residual learning", section 4.2.
+    Source: He et al. 2016, "Deep residual learning", section 4.2; `Projection` (3.3, B) in place of `PadShortcut` is
+    the form of Liu et al. 2021, "Zero-shot adversarial quantization" (ZAQ).
     """
     n, rest = divmod(depth - 2, 6)
     if n < 1 or rest:
         raise UserError(f"a CIFAR ResNet's depth is 6n+2 (8, 14, 20, ..., 44, ...), not {depth}.")
-    net = ResNet((n, n, n), (16, 32, 64), PadShortcut, num_classes, channels)
+    net = ResNet((n, n, n), (16, 32, 64), shortcut, num_classes, channels)
     init_convs(net)
     return net
 

@@ -4,6 +4,7 @@ An image is float NCHW in [0, 1] everywhere in this kit; a `Classifier` carries 
 layer, so no other code normalises.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..errors import MissingFile, UserError
 from ..text.labels import check_names
 from . import build
 from .checkpoints import check_content, load_weights, read_checkpoint
+from .quantised import Quantisation, as_saved
 
 NO_HEAD = (
     "the teacher is without a head that can be found: with as many outputs as there are class names, its last layer "
@@ -34,6 +36,7 @@ class Classifier(nn.Module):
 
     Attributes:
         accuracy: in [0, 1], by split, as the file that it was read from states it; {} if nothing does.
+        quantisation: how its network is quantised; None if it is not.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Classifier(nn.Module):
         self.class_names = check_names(class_names)
         self.name = name
         self.accuracy: dict[str, float] = {}
+        self.quantisation: Quantisation | None = None
         self.register_buffer("_mean", torch.tensor(self.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(-1, 1, 1), persistent=False)
 
@@ -60,6 +64,14 @@ class Classifier(nn.Module):
         if not read:
             raise UserError(NO_HEAD)
         return logits, read[0].mean((2, 3)) if read[0].dim() == 4 else read[0]
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Train or eval mode; BatchNorm that a quantised network keeps frozen stays in eval mode."""
+        super().train(mode)
+        if self.quantisation and self.quantisation.quantised_bn == "frozen":
+            for layer in self.batch_norms():
+                layer.training = False
+        return self
 
     def head(self) -> nn.Linear | nn.Conv2d:
         """Its last linear layer or 1x1 convolution with K outputs: features (B, d) -> logits (B, K).
@@ -181,6 +193,8 @@ def save_classifier(path: Path, classifier: Classifier, half: bool = False, **pr
         "std": classifier.std,
         **provenance,
     }
+    if classifier.quantisation:
+        header["quantisation"] = dataclasses.asdict(classifier.quantisation)
     weights = classifier.net.state_dict()
     if half:
         weights = {name: x.half() if x.is_floating_point() else x for name, x in weights.items()}
@@ -205,6 +219,8 @@ def load_classifier(path: Path) -> Classifier:
     if not header["network"]:
         raise UserError(f"{path} names no network of this kit: build yours in Python (docs/your_own_model.md).")
     classifier = make_classifier(header["network"], header["class_names"], header["mean"], header["std"], seed=0)
+    if "quantisation" in header:
+        classifier.net, classifier.quantisation = as_saved(classifier.net, header["quantisation"], path)
     load_weights(classifier.net, tensors, path)
     stated = header.get("accuracy")
     stated = stated if isinstance(stated, dict) else {"test": stated}

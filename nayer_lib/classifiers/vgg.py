@@ -1,4 +1,4 @@
-"""VGG-11 with BatchNorm, in the CIFAR form of RepDistiller."""
+"""VGG with BatchNorm for small images: VGG-11 in the form of RepDistiller, VGG-19 with its three linear layers."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,3 +41,38 @@ class VGG11(nn.Module):
         if height == 64:
             x = F.max_pool2d(x, 2)
         return self.classifier(F.relu(self.block4(x)).mean(dim=(2, 3)))
+
+
+VGG19_BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # width, convolutions
+HIDDEN = 4096
+
+
+class VGG19(nn.Module):
+    """Sixteen convolutions in five blocks, each ending in a 2x2 max-pool, the mean over places, three linear layers.
+
+    At 32 px the last map has one place, so that the mean is the map. The head is the last linear layer, `classifier`;
+    what it reads are 4,096 numbers without places.
+    Shapes: (B, channels, H, W) normalised images, H and W at least 32 -> (B, num_classes) logits.
+    Source: Simonyan & Zisserman 2015, table 1 (E), cut down for CIFAR; BatchNorm as in Liu et al. 2021, "Zero-shot
+    adversarial quantization" (ZAQ).
+    """
+
+    def __init__(self, num_classes: int, channels: int = 3):
+        super().__init__()
+        self.blocks = [f"block{i}" for i in range(len(VGG19_BLOCKS))]
+        width = channels
+        for name, (out, count) in zip(self.blocks, VGG19_BLOCKS, strict=True):
+            convs = []
+            for _ in range(count):
+                convs += [*conv_bn(width, out), nn.ReLU()]
+                width = out
+            self.add_module(name, nn.Sequential(*convs, nn.MaxPool2d(2)))
+        self.hidden = nn.Sequential(nn.Linear(width, HIDDEN), nn.ReLU(), nn.Dropout(), nn.Linear(HIDDEN, HIDDEN))
+        self.dropout = nn.Dropout()
+        self.classifier = nn.Linear(HIDDEN, num_classes)
+        init_convs(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.blocks:
+            x = getattr(self, name)(x)
+        return self.classifier(self.dropout(F.relu(self.hidden(x.mean(dim=(2, 3))))))

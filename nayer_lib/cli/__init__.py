@@ -13,10 +13,10 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from .. import datasets
-from ..compute import Compute, compute_of, fastest
+from ..compute import Compute, compute_of
 from ..config import make_config
 from ..demo import demo
-from ..distill import choose_device, prepare
+from ..distill import choose_device, prepare, suited
 from ..errors import UserError
 from ..ranks import find_ranks
 from ..runs import card as cards
@@ -67,10 +67,12 @@ def distill(
     --max-minutes.
 
     Args:
-        preset: a column of Table 1 ("cifar10-wrn40_2-wrn16_2", ...) or a digit set; default: the profile's own.
+        preset: a column of Table 1 ("cifar10-wrn40_2-wrn16_2", ...) or 9 ("cifar100-resnet20_b-w5a5", ...), or a digit
+            set; default: the profile's own.
         variant: "released" (the authors' code) or "paper" (the text).
         profile: "quick" (laptop), "hour" (CIFAR-10 on a CPU), "lab" (one GPU) or "full" (Table 8).
-        method: "nayer", or another row of Table 1: "deepinv", "cmi", "fm", ...
+        method: "nayer", or another row of Table 1 or 9: "deepinv", "cmi", "fm", "zaq", ...; or a control: "rounding"
+            (a quantised student without learning), "with_data" (a student that learns from the real training images).
         protocol: "equal" (Table 8's budget for every method) or "published" (the method's own schedule).
         seed: of the student, the generator and every draw.
         set: overrides of config fields, as name=value.
@@ -124,7 +126,7 @@ def distill(
     ranks = find_ranks(chosen)
     if resume and (out / "card.json").is_file():
         given = dataclasses.asdict(_as_before(out, chosen)) | given
-    compute = fastest(chosen, ranks.size, config.profile, **given)
+    compute = suited(config, chosen, ranks.size, **given)
     setup = prepare(config, own, pool, test, device, compute, ranks)
     check_fits(setup.method)
     run = Run(setup, out, resume, max_minutes=max_minutes)

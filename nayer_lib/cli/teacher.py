@@ -9,7 +9,6 @@ from tyro.conf import Positional
 
 from .. import datasets, files
 from ..augment import crop_and_flip
-from ..classifiers import KNOWN
 from ..classifiers.check import check_teacher
 from ..classifiers.checkpoints import check_content
 from ..classifiers.teacher import Classifier, load_classifier, make_classifier, save_classifier, teacher_path
@@ -19,7 +18,6 @@ from ..config import PRESETS, Config
 from ..distill import choose_device
 from ..errors import MissingFile, UserError, unknown
 from ..evaluate import Evaluator, Scores
-from ..report import paper
 from ..runs.card import device_name
 from .common import own_images, own_teacher
 
@@ -220,8 +218,10 @@ def list_teachers() -> None:
 
     What else lies in data/teachers, judges among them, is listed too.
     """
-    table = {(row["dataset"], row.get("teacher", Config.teacher)): 1 for row in PRESETS.values()}
-    table |= {(row.dataset, row.network): 9 for row in paper.rows(9)}
+    table = {
+        (row["dataset"], row.get("teacher", Config.teacher)): 9 if "weight_bits" in row else 1
+        for row in PRESETS.values()
+    }
     here = sorted(path.stem.partition("-")[::2] for path in files.data_dir().glob("teachers/*.safetensors"))
     print(f"{'data set':15}{'network':13}teacher")
     for dataset, network in dict.fromkeys([*table, *here]):
@@ -238,8 +238,6 @@ def _ways(dataset: str, network: str, table: int | None) -> list[str]:
     """Where a teacher of a table is, or the ways to come by it."""
     if teacher_path(dataset, network).is_file():
         return ["here"]
-    if network not in KNOWN:
-        return [f"not in this kit yet (Table {table})"]
     if dataset == "imagenet":
         return ["convertible from torchvision's resnet50-0676ba61.pth (IMAGENET1K_V1)"]
     ways = [f"trainable: python -m nayer_lib teacher train --dataset {dataset} --network {network}"]

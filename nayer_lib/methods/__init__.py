@@ -5,13 +5,18 @@ from .dafl import DAFL
 from .deepinv import DeepInversion
 from .dfad import DFAD
 from .dfq_choi import DFQChoi
+from .dfq_nagel import DFQNagel
 from .fm import FM
 from .kakr import KAKRGR, KAKRMB
 from .mad import MAD
 from .mbdfkd import MBDFKD
 from .nayer import Nayer
 from .prekd import PREKD
+from .rounding import Rounding
 from .spaceship import SpaceshipNet
+from .with_data import WithData
+from .zaq import ZAQ
+from .zeroq import ZeroQ
 from .zskt import ZSKT
 
 METHODS = {
@@ -29,4 +34,11 @@ METHODS = {
     "spaceship": SpaceshipNet,
     "dafl": DAFL,
     "dfad": DFAD,
+    "zeroq": ZeroQ,
+    "dfq_nagel": DFQNagel,
+    "zaq": ZAQ,
 }
+
+# What stands below and above them: a quantised student that learns nothing, and a student that learns from real images.
+CONTROLS = {"rounding": Rounding, "with_data": WithData}
+KINDS = METHODS | CONTROLS

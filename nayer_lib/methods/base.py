@@ -102,6 +102,9 @@ class Method:
         published: the method's schedule for CIFAR-10, by Section 4 of its paper or the code behind the printed numbers.
         reads_text: whether the method needs the pool P.
         student_first: whether the student's steps come before the synthesis rounds.
+        reads_images: whether it learns from real images: a control, and no data-free method.
+        needs_bits: whether the method is for quantised students alone.
+        makes_images: whether it makes any.
         compilable: whether torch.compile can take the student's loss: not a loss that contains gradients.
         config: of this process's part of the run, with its share of the batches.
         rng: this process's random numbers.
@@ -109,8 +112,8 @@ class Method:
             their labels; None: nothing is traced.
 
     Raises:
-        UserError: other classes than the teacher's; a batch or a memory that the ranks cannot share; steps that the
-            device cannot do.
+        UserError: other classes than the teacher's; a student that is not quantised where it has to be; a batch or a
+            memory that the ranks cannot share; steps that the device cannot do.
     """
 
     name: ClassVar[str]
@@ -119,6 +122,9 @@ class Method:
     published: ClassVar[dict[str, Any]]
     reads_text: ClassVar[bool] = False
     student_first: ClassVar[bool] = False
+    reads_images: ClassVar[bool] = False
+    needs_bits: ClassVar[bool] = False
+    makes_images: ClassVar[bool] = True
     compilable: ClassVar[bool] = True
 
     def __init__(
@@ -133,6 +139,8 @@ class Method:
     ):
         if teacher.class_names != student.class_names:
             raise UserError("teacher and student must have the same class names in the same order.")
+        if self.needs_bits and student.quantisation is None:
+            raise UserError(f"{self.name} makes a quantised student: give weight_bits, from 2 to 16.")
         self.ranks = ranks or Ranks()
         self.config = config = self.ranks.local(config)
         self.teacher, self.student, self.table = teacher.freeze(), student, table

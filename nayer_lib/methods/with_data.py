@@ -1,9 +1,21 @@
 """Distillation WITH the data: the ceiling that every data-free method is measured against. Not one of METHODS."""
 
+from dataclasses import dataclass
+
 from ..base_config import Config
 from ..classifiers.teacher import Classifier
-from ..datasets import Split
+from ..compute import Compute
+from ..datasets import DataSet, Split
+from ..ranks import Ranks
 from .base import Method, SynthesisReport
+from .rounding import NoSynthesisConfig
+
+
+@dataclass(frozen=True)
+class WithDataConfig(NoSynthesisConfig):
+    """Eq. 6 on real images, with A.2's schedule for the student."""
+
+    temperature: float = 20.0
 
 
 class WithData(Method):
@@ -15,9 +27,22 @@ class WithData(Method):
 
     name = "distillation with data"
     citation = "Hinton et al. 2015"
+    config_class = WithDataConfig
+    published = {}
+    reads_images = True
+    makes_images = False
 
-    def __init__(self, teacher: Classifier, student: Classifier, config: Config, split: Split):
-        super().__init__(teacher, student, config)
+    def __init__(
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        config: Config,
+        split: Split,
+        facts: DataSet | None = None,
+        compute: Compute | None = None,
+        ranks: Ranks | None = None,
+    ):
+        super().__init__(teacher, student, config, None, facts, compute, ranks)
         self.memory.add(split.images.float() / 255, split.labels, round_number=0)
 
     def synthesize(self, epoch: int) -> SynthesisReport:

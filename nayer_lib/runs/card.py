@@ -22,11 +22,12 @@ import torch
 from .. import __version__, files
 from ..base_config import check
 from ..checkpoint import Checkpoint
+from ..classifiers.quantised import kib, layers
 from ..compute import compute_of
 from ..config import Config, fields_of
 from ..distill import Setup
 from ..errors import MissingFile, UserError, unknown
-from ..methods import METHODS
+from ..methods import KINDS
 from .entries import check_entries
 from .lock import in_use
 
@@ -68,6 +69,7 @@ def new_card(setup: Setup, run_id: str) -> dict:
             "sha256": files.tensors_hash(method.teacher.net.state_dict()),
             "accuracy": evaluate.teacher.accuracy,
         },
+        **({"quantised": of_quantised(setup)} if method.student.quantisation else {}),
         "lte": setup.pool and setup.pool.header,
         "commit": commit(),
         "registration": os.environ.get(REGISTRATION) or None,
@@ -81,6 +83,21 @@ def new_card(setup: Setup, run_id: str) -> dict:
         **how_computed(method),
         "threads": torch.get_num_threads(),
         "curve": [],
+    }
+
+
+def of_quantised(setup: Setup) -> dict:
+    """A card's entry on a quantised student that has not learned yet: its size, and its accuracy, rounding alone.
+
+    "kib" is what it would take if it were stored at its bits, "kib_float" what its float form takes.
+    """
+    student = setup.method.student
+    at_bits, as_float = kib(student.net)
+    return {
+        "layers": len(layers(student.net)),
+        "kib": at_bits,
+        "kib_float": as_float,
+        "accuracy_before_learning": setup.evaluate(student).accuracy,
     }
 
 
@@ -174,14 +191,14 @@ def card_config(card: dict) -> Config:
         UserError: a card of a method that this kit does not have.
     """
     method, fields = card["config"]["method"], card["config"]
-    if method not in METHODS:
-        raise unknown("method of a run card", method, METHODS)
+    if method not in KINDS:
+        raise unknown("method of a run card", method, KINDS)
     read = fields_of(method)
-    if not fields.keys() <= read and (gone := fields.keys() - set().union(*map(fields_of, METHODS))):
+    if not fields.keys() <= read and (gone := fields.keys() - set().union(*map(fields_of, KINDS))):
         gone = ", ".join(sorted(gone))
         warnings.warn(f"older run cards are read without fields that are gone: {gone}.", stacklevel=1)
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items() if name in read}
-    return METHODS[method].config_class(**fields)
+    return KINDS[method].config_class(**fields)
 
 
 def split_of(card: dict) -> str:

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..classifiers.teacher import Classifier, load_teacher, make_classifier, teacher_path
 from ..compute import Compute
-from ..config import Config
+from ..config import Config, fields_of
 from ..datasets import Split, dataset
 from ..distill import Setup, distill, prepare
 from ..errors import UserError
-from ..methods import METHODS
+from ..methods import KINDS
 from ..methods.base import Method
 from ..methods.live import Live
 from ..ranks import Ranks
@@ -74,7 +75,8 @@ class Held:
 def held(method: Method) -> Held:
     """The arithmetic for a method that was built for its config, e.g. a row of Table 8."""
     config = method.config
-    parameters = {name: sum(p.numel() for p in getattr(method, name).parameters()) for name in COPIES}
+    networks = {name: getattr(method, name, nn.Module()) for name in COPIES}  # not every method has a generator
+    parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     synthesized = config.total_rounds * config.generator_batch
     images = 0 if isinstance(method, Live) else min(synthesized, config.memory_size or synthesized)
     sizes = {name: FLOAT * COPIES[name] * count for name, count in parameters.items()}
@@ -120,7 +122,7 @@ def rehearse(
         facts = dataset(config.dataset)
         teacher = make_classifier(config.teacher, facts.class_names, facts.mean, facts.std, config.seed)
     names = teacher.class_names
-    if pool is None and METHODS[config.method].reads_text:
+    if pool is None and KINDS[config.method].reads_text:
         path = pool_path(config.dataset, config.encoder, config.prompt)
         pool = load_pool(path, names) if path.is_file() else LTEPool(torch.randn(len(names), 512, generator=rng), {})
     if test is None:
@@ -131,7 +133,8 @@ def rehearse(
         warnings.filterwarnings("ignore", message="the teacher scores")  # on two random images
         setup = prepare(config, teacher, pool, test, device="cpu", compute=Compute(), ranks=Ranks())
     counted = held(setup.method)
-    setup.method.config = dataclasses.replace(config, **TOY)
+    read = fields_of(config.method)
+    setup.method.config = dataclasses.replace(config, **{name: count for name, count in TOY.items() if name in read})
     for _ in distill(setup.method, setup.evaluate):
         pass
     return counted

@@ -18,7 +18,7 @@ from ..compute import compute_of
 from ..distill import Epoch, Setup, distill
 from ..errors import UserError
 from ..plots import image_grid, new_figure
-from .card import how_computed, new_card, new_id, read_card
+from .card import card_config, how_computed, new_card, new_id, read_card
 from .lock import lock, unlock
 from .measured import convergence_and_diversity, judged
 
@@ -85,7 +85,8 @@ class Run:
                 self._resume()
             if not self.card["curve"]:
                 self._checkpoint.remove()  # of a run that was here before
-            if len(setup.method.memory) and not self.card["curve"]:
+            filled = len(setup.method.memory) and not setup.method.reads_images  # a control's is full from the start
+            if filled and not self.card["curve"]:
                 raise UserError("this set-up has been used: `prepare` it again for another run.")
             self._write_card()
             with files.replacing(self.folder / "curve.csv") as temporary:
@@ -180,7 +181,8 @@ class Run:
         progress = saved["progress"]
         new, card = self.card, progress["card"]
         card["compute"] = dataclasses.asdict(compute_of(card))  # it may be older than the switches of today
-        here, there = (json.loads(json.dumps(c["config"])) for c in (new, card))  # tuples are lists in a card
+        # Read as configs: a field that is newer than the card has the value that the run began with.
+        here, there = (dataclasses.asdict(card_config(c)) for c in (new, card))
         differs = [name for name in here if here[name] != there.get(name)]
         differs += [what for what in ("lte", "test_split") if new[what] != card[what]]
         if new["teacher"]["sha256"] != card["teacher"]["sha256"]:  # its accuracy may differ by a device's rounding
@@ -251,6 +253,8 @@ class Run:
             "score by a judge": lambda: self._measure(judged(method)),
             "picture": self._draw_images,
         }
+        if not method.makes_images:
+            steps = {"saved state": self._checkpoint.remove}
         for what, step in steps.items():
             try:
                 step()

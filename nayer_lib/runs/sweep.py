@@ -20,7 +20,7 @@ from .. import files
 from ..compute import Compute
 from ..config import Config, fields_of, make_config
 from ..errors import MissingFile, UserError, unknown
-from ..methods import METHODS
+from ..methods import KINDS
 from .card import card_config, kept_cards, local_cards, split_of
 from .forecast import budget
 
@@ -140,7 +140,7 @@ def _read_by(overrides: dict, spec: dict) -> dict:
 
     def read(arm: dict) -> set[str]:
         method = {"method": "nayer", **common, **arm}["method"]
-        return fields_of(method) if method in METHODS else set()  # `make_config` refuses the unknown
+        return fields_of(method) if method in KINDS else set()  # `make_config` refuses the unknown
 
     elsewhere = set().union(*map(read, spec["arms"].values())) - read(overrides)
     return {name: value for name, value in common.items() if name not in elsewhere}

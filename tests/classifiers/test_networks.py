@@ -15,6 +15,7 @@ from nayer_lib.classifiers.wide_resnet import PreactBlock, WideResNet
 from nayer_lib.errors import UserError
 
 SMALL = [name for name in KNOWN if name != "resnet50"]
+SIDE = {"vgg19": 32}  # pixels of the smallest image; other networks take 8
 
 # parameters at 10, 100 and 200 classes; state tensors; BatchNorm2d layers and the sum of their channels; head
 TABLE = {
@@ -25,6 +26,9 @@ TABLE = {
     "wrn16_1": ((175_066, 180_916, 187_416), 82, 13, 464, "fc"),
     "wrn40_1": ((563_930, 569_780, 576_280), 226, 37, 1360, "fc"),
     "vgg11": ((9_231_114, 9_277_284, 9_328_584), 58, 8, 2752, "classifier"),
+    "resnet20_b": ((272_474, 278_324, 284_824), 128, 21, 784, "linear"),
+    "mobilenetv2": ((2_296_922, 2_412_212, 2_540_312), 344, 57, 17_544, "linear"),
+    "vgg19": ((38_958_922, 39_327_652, 39_737_352), 118, 16, 5504, "classifier"),
 }
 
 
@@ -47,7 +51,8 @@ def test_published_counts(name):
     assert len(net.state_dict()) == tensors
     assert (len(batch_norms), sum(m.num_features for m in batch_norms)) == (norms, norm_channels)
     assert all((m.eps, m.momentum, m.affine) == (1e-5, 0.1, True) for m in batch_norms)
-    assert [key for key, m in net.named_modules() if isinstance(m, nn.Linear)] == [head]
+    hidden = ["hidden.0", "hidden.3"] if name == "vgg19" else []
+    assert [key for key, m in net.named_modules() if isinstance(m, nn.Linear)] == [*hidden, head]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +104,19 @@ def resnet_names(blocks, with_shortcut):
     return names
 
 
+def mobilenet_names():
+    """Seven groups; every block has three convolutions, and blocks of a new width at stride 1 a fourth."""
+    blocks = [f"layer{g}.{i}" for g, count in enumerate((1, 2, 3, 4, 3, 3, 1), 1) for i in range(count)]
+    names = conv("conv1", "conv2") | norm("bn1", "bn2") | affine("linear")
+    for block in blocks:
+        names |= conv(*(f"{block}.conv{i}" for i in (1, 2, 3))) | norm(*(f"{block}.bn{i}" for i in (1, 2, 3)))
+    for block in ("layer1.0", "layer2.0", "layer5.0", "layer7.0"):
+        names |= conv(f"{block}.shortcut.0") | norm(f"{block}.shortcut.1")
+    return names
+
+
+VGG19_CONVS = [f"block{b}.{3 * i}" for b, count in enumerate((2, 2, 4, 4, 4)) for i in range(count)]
+VGG19_NORMS = [f"block{b}.{3 * i + 1}" for b, count in enumerate((2, 2, 4, 4, 4)) for i in range(count)]
 VGG_CONVS = ("block0.0", "block1.0", "block2.0", "block2.3", "block3.0", "block3.3", "block4.0", "block4.3")
 VGG_NORMS = ("block0.1", "block1.1", "block2.1", "block2.4", "block3.1", "block3.4", "block4.1", "block4.4")
 
@@ -115,6 +133,9 @@ NAMES = {
     "resnet20": resnet_names((3, 3, 3), ()),
     "resnet44": resnet_names((7, 7, 7), ()),
     "vgg11": affine("classifier", *VGG_CONVS) | norm(*VGG_NORMS),
+    "resnet20_b": resnet_names((3, 3, 3), ("layer2", "layer3")),
+    "mobilenetv2": mobilenet_names(),
+    "vgg19": affine("classifier", "hidden.0", "hidden.3", *VGG19_CONVS) | norm(*VGG19_NORMS),
 }
 
 
@@ -215,15 +236,14 @@ def watch_input(module):
 
 
 def head_of(net):
-    (head,) = (m for m in net.modules() if isinstance(m, nn.Linear))
-    return head
+    return [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", KNOWN)
 def test_output_shapes(name, channels):
     net = on_meta(name, 7, channels).eval()
-    for side in (8, 32, 64):
+    for side in (SIDE.get(name, 8), 32, 64):
         features = watch_input(head_of(net))
         assert net(torch.zeros(2, channels, side, side, device="meta")).shape == (2, 7)
         assert features[-1].shape == (2, head_of(net).in_features)
@@ -251,7 +271,8 @@ def test_head_sees_the_mean_of_non_negative_maps(name):
 def test_gradients_reach_every_parameter(name):
     torch.manual_seed(0)
     net = build(name, 10).eval()  # in training mode a BatchNorm cancels the bias of the convolution before it
-    F.cross_entropy(net(torch.randn(4, 3, 8, 8)), torch.arange(4)).backward()
+    side = SIDE.get(name, 8)
+    F.cross_entropy(net(torch.randn(4, 3, side, side)), torch.arange(4)).backward()
     assert [key for key, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
@@ -259,7 +280,7 @@ def test_gradients_reach_every_parameter(name):
 def test_evaluation_leaves_the_state_alone_and_training_moves_the_statistics(name):
     torch.manual_seed(0)
     net = build(name, 10, channels=1)
-    images = torch.randn(2, 1, 8, 8)
+    images = torch.randn(2, 1, SIDE.get(name, 8), SIDE.get(name, 8))
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     with torch.no_grad():
         net.eval()(images)
@@ -267,6 +288,41 @@ def test_evaluation_leaves_the_state_alone_and_training_moves_the_statistics(nam
         net.train()(images)
     moved = {key for key, tensor in net.state_dict().items() if not torch.equal(before[key], tensor)}
     assert moved == {key for key in before if key.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+
+
+@pytest.mark.parametrize(
+    ("place", "out", "stride", "shortcut"),
+    [("layer2.0", 24, 1, "projected"), ("layer2.1", 24, 1, "itself"), ("layer3.0", 32, 2, "none")],
+)
+@torch.no_grad()
+def test_inverted_residual(place, out, stride, shortcut):
+    """Six times the width, depthwise, and down to the new width without a ReLU."""
+    block = shaken(build("mobilenetv2", 10).get_submodule(place))
+    x = torch.randn(2, block.conv1.in_channels, 8, 8)
+    h = relu_bn(F.conv2d(x, block.conv1.weight), block.bn1)
+    assert len(block.conv2.weight) == block.conv2.groups == 6 * x.shape[1]
+    h = relu_bn(F.conv2d(h, block.conv2.weight, stride=stride, padding=1, groups=h.shape[1]), block.bn2)
+    expected = block.bn3(F.conv2d(h, block.conv3.weight))
+    if shortcut == "projected":
+        expected = expected + block.shortcut[1](F.conv2d(x, block.shortcut[0].weight))
+    elif shortcut == "itself":
+        expected = expected + x
+    torch.testing.assert_close(block(x), expected)
+    assert expected.shape == (2, out, 8 // stride, 8 // stride)
+
+
+@torch.no_grad()
+def test_vgg19_is_five_blocks_and_three_linear_layers():
+    net = shaken(build("vgg19", 10))
+    x = images = torch.randn(2, 3, 32, 32)
+    for block in (net.block0, net.block1, net.block2, net.block3, net.block4):
+        for conv_layer, bn in zip(list(block)[:-1:3], list(block)[1:-1:3], strict=True):
+            x = relu_bn(F.conv2d(x, conv_layer.weight, conv_layer.bias, padding=1), bn)
+        x = F.max_pool2d(x, 2)
+    assert x.shape == (2, 512, 1, 1)
+    for layer in (net.hidden[0], net.hidden[3]):
+        x = F.linear(x.flatten(1), layer.weight, layer.bias).clamp(min=0)
+    torch.testing.assert_close(net(images), F.linear(x, net.classifier.weight, net.classifier.bias))
 
 
 # --- initialisation
@@ -307,7 +363,7 @@ def test_known_names_are_the_tested_ones():
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("wrn16-2", "wrn16_2"), ("resnets", "resnet"), ("vgg", "vgg11"), ("wrn40_", "wrn40_")]
+    ("typed", "meant"), [("wrn16-2", "wrn16_2"), ("resnets", "resnet"), ("vgg-11", "vgg11"), ("wrn40_", "wrn40_")]
 )
 def test_unknown_name_names_the_nearest(typed, meant):
     with pytest.raises(UserError, match=f"unknown network '{typed}'. Did you mean '{meant}"):

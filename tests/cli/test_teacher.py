@@ -12,13 +12,12 @@ import torch
 from tiny import TINY, copy_data, write_sheets
 
 from nayer_lib import cli, files
-from nayer_lib.classifiers import KNOWN, build
+from nayer_lib.classifiers import build
 from nayer_lib.classifiers.teacher import load_classifier, make_classifier, save_classifier, teacher_path
 from nayer_lib.classifiers.training import RECIPES
 from nayer_lib.cli import teacher as teachers
 from nayer_lib.config import PRESETS, Config
 from nayer_lib.datasets import DATASETS, load_split
-from nayer_lib.report import paper
 from nayer_lib.text.labels import class_names
 
 WRN = ["--dataset", "digits", "--network", "wrn10_half", "--device", "cpu"]
@@ -341,18 +340,17 @@ def test_list_tells_for_every_teacher_of_tables_1_and_9_where_it_is_or_how_to_co
     heading, *lines = said.splitlines()
     rows = [line.split(maxsplit=2) for line in lines if not line.startswith(" ")]
     presets = {(row["dataset"], row.get("teacher", Config.teacher)) for row in PRESETS.values()}
-    table9 = {(row.dataset, row.network) for row in paper.rows(9)}
+    table9 = {(row["dataset"], row["teacher"]) for row in PRESETS.values() if "weight_bits" in row}
     brought = {path.stem.partition("-")[::2] for path in teacher_path("", "").parent.glob("*.safetensors")}
     assert status == 0 and heading.split() == ["data", "set", "network", "teacher"]
     told = {(dataset, network): way for dataset, network, way in rows}
-    assert told.keys() == presets | table9 | brought and len(rows) == len(told) >= 10 + 4 + 3
+    assert told.keys() == presets | brought and table9 < presets and len(rows) == len(told) >= 10 + 4 + 3
     assert {which for which, way in told.items() if way == "here"} == brought >= {("cifar10", "resnet20")}
     command = "python -m nayer_lib teacher train --dataset tiny_imagenet --network resnet34"
     assert told["tiny_imagenet", "resnet34"] == f"trainable: {command}"
     assert told["imagenet", "resnet50"].startswith("convertible from torchvision's")
     for dataset, network in table9:
-        expected = "trainable: " if network in KNOWN else "not in this kit yet (Table 9)"
-        assert told[dataset, network].startswith(expected)
+        assert told[dataset, network].startswith("trainable: ")
     assert "convertible from checkpoints/pretrained/cifar10_wrn40_2.pth of Fast-Datafree" in said
     assert "cifar100_resnet18.pth" not in said  # that project has the teachers of Table 1 alone
     assert len({len(line) - len(line.lstrip()) for line in lines if line.startswith(" ")}) == 1  # one column

@@ -6,7 +6,7 @@ from tiny import tiny_config
 
 from nayer_lib.classifiers.teacher import load_teacher, make_classifier
 from nayer_lib.datasets import Split, load_split
-from nayer_lib.distill import distill
+from nayer_lib.distill import distill, prepare
 from nayer_lib.evaluate import Evaluator
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.with_data import WithData
@@ -31,6 +31,16 @@ def weights(module) -> dict[str, torch.Tensor]:
 
 def test_it_is_no_data_free_method():
     assert WithData not in METHODS.values() and WithData.citation == "Hinton et al. 2015"
+
+
+@pytest.mark.parametrize(("scored", "read"), [("test", "train"), ("validation", "fit")])
+def test_as_a_control_it_never_learns_from_the_images_that_it_is_scored_on(scored, read):
+    config = tiny_config(method="with_data", student="wrn10_1", weight_bits=3, student_lr=1e-3, epochs=1)
+    setup = prepare(config, test=load_split("digits", scored), device="cpu")
+    assert torch.equal(setup.method.memory.images, load_split("digits", read).images)
+    assert config.total_rounds == 0 and config.total_epochs == 1
+    [epoch] = list(distill(setup.method, setup.evaluate))
+    assert epoch.rounds == [] and epoch.student_loss > 0
 
 
 def test_its_memory_is_the_split_byte_for_byte(split):

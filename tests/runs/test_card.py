@@ -5,9 +5,10 @@ import json
 import warnings
 
 import pytest
-from tiny import copy_data
+from tiny import copy_data, over, tiny_setup
 
 from nayer_lib import __version__
+from nayer_lib.classifiers.teacher import load_classifier
 from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
 from nayer_lib.runs.card import (
@@ -16,9 +17,11 @@ from nayer_lib.runs.card import (
     keep,
     kept_cards,
     local_cards,
+    new_card,
     read_card,
     resumable,
 )
+from nayer_lib.runs.run import Run
 from nayer_lib.runs.statistics import cells
 
 
@@ -132,3 +135,18 @@ def test_keep_takes_nothing_but_runs(given, card, tmp_path, monkeypatch):
         (tmp_path / folder / "card.json").write_text(json.dumps(card))
     with pytest.raises(UserError, match="unknown run"):
         keep(given)
+
+
+@pytest.mark.parametrize("method", ["rounding", "with_data", "nayer"])
+def test_a_card_of_a_quantised_student_says_its_size_and_what_rounding_alone_gives(tmp_path, method):
+    setup = tiny_setup(**over({"student_lr": 1e-3}, {"method": method, "student": "wrn10_1", "weight_bits": 3}))
+    floor = setup.evaluate(setup.method.student).accuracy
+    run = Run(setup, tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(run)
+    said = read_card(run.folder)["quantised"]
+    assert (said["layers"], said["accuracy_before_learning"]) == (10, floor)
+    assert said["kib_float"] / 11 < said["kib"] < said["kib_float"] / 5  # 3 of 32 bits, and what stays float
+    assert "problems" not in run.card and load_classifier(run.folder / "student.safetensors").quantisation
+    assert "quantised" not in new_card(tiny_setup(), "another")

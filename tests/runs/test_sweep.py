@@ -985,6 +985,8 @@ MAY_DIFFER = {  # by the first word of a file's name
     "table3": {"latent", "latent_beta", "generator_life"},
     "table4": {"encoder", "embedding"},
     "table5": {"prompt"},
+    # All on the same bits; ZeroQ makes one batch in many steps, and what does not learn takes no steps.
+    "table9": TURNS | {"method", "weight_bits", "activation_bits", "student_lr", "student_batch", "fine_tune"},
     "table10": {"memory_size"},
     "table11": {"method", "generator_steps", "nayer_generator"},
     "divergences": {"variant", *(field for row in DIVERGENCES.values() for field in row)},

@@ -1,0 +1,32 @@
+"""BatchNorm in eval mode is a scale and a shift, which a convolution before it can take over."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def fold_batch_norms(net: nn.Module) -> nn.Module:
+    """A copy of a network in eval mode in which each BatchNorm behind a convolution is folded into it.
+
+    The convolution then has a bias, and an `nn.Identity` stands in the BatchNorm's place. A BatchNorm behind anything
+    else, as at the start of a pre-activation block, stays.
+
+    Errors: torch.fx raises many kinds for a network that it cannot trace.
+    """
+    from torch.fx.experimental.optimization import fuse
+
+    fused, result = dict(fuse(net).named_modules()), copy.deepcopy(net)
+    for name, module in list(result.named_modules()):
+        # Not fx's GraphModule: it has a class of its own, and would be compiled anew in each run.
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            result.set_submodule(name, fused.get(name) or nn.Identity())
+    return result
+
+
+@torch.no_grad()
+def give_biases(net: nn.Module) -> None:
+    """Give each convolution and linear layer without a bias one of zeros."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is None:
+            layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
