@@ -81,7 +81,7 @@ def test_every_problem_that_the_paper_prints_has_a_sweep():
 def test_every_sweep_file_of_a_table_is_on_the_page():
     stems = {path.stem for path in (files.data_dir() / "sweeps").glob("*.json")}
     shown = {f"{stem}_{dataset}" for stem, dataset in SWEEPS}
-    tables = r"table|divergences|eq5|redraw|figure5|methods|rates|speed"
+    tables = r"table(?!9_)|divergences|eq5|redraw|figure5|methods|rates|speed"
     assert {stem for stem in stems if re.match(tables, stem)} == shown
 
 
