@@ -37,6 +37,7 @@ def test_what_it_lowers_is_every_layer_and_the_image():
     """By a loop over images, layers and channels, on what each BatchNorm reads."""
     method = tiny_zeroq()
     method.begin_round()
+    method.generator.x.data.mul_(3).add_(2)  # so that the image's own statistics are far from 0 and 1
     seen, norms = [], method.teacher.batch_norms()
     handles = [n.register_forward_pre_hook(lambda _module, args: seen.append(args[0].detach())) for n in norms]
     with method.watched() as method.caught:
