@@ -297,3 +297,42 @@ def test_in_06_a_methods_first_mention_links_its_paper():
             name = said.get(row["key"], row["name"])
             first = re.search(rf"(?<![\w/-]){name}(?![\w-])", texts).start()
             assert texts[first - 1 :].startswith(f"[{name}]({row['address']})"), texts[first - 40 : first + 40]
+
+
+# --- the paper's exhibits
+
+EXHIBITS = {"Algorithm": 1, "Eq.": 6, "Figure": 7, "Table": 11}
+
+
+def sections(path: Path) -> dict[int, str]:
+    """Texts, code and outputs of a notebook's numbered sections, with "Figure" for "Fig."."""
+    said, number = {}, 0
+    for cell in nbformat.read(path, as_version=4).cells:
+        said[number] = said.get(number, "")
+        for part in re.split(r"^(?=## )", cell.source, flags=re.M):
+            if part.startswith("## "):
+                number = int(found[1]) if (found := re.match(r"## (\d+) · ", part)) else 0
+            said[number] = said.get(number, "") + "\n" + part
+        said[number] += "".join("\n" + texts_of(output) for output in cell.get("outputs", []))
+    return {number: text.replace("Fig.", "Figure") for number, text in said.items()}
+
+
+def occurs(exhibit: str, text: str) -> bool:
+    """Whether a text has an exhibit by its kind and number, also in "Tables 4 and 5"."""
+    kind, number = exhibit.split()
+    lists = re.findall(rf"{re.escape(kind)}s? ((?:\d+[a-d]?(?:, | and |–)?)+)", text)
+    return any(number in re.findall(r"\d+", numbers) for numbers in lists)
+
+
+def test_every_exhibit_of_the_paper_is_where_00_says():
+    told = "\n".join(cell.source for cell in nbformat.read(PATHS[0], as_version=4).cells)
+    rows = re.findall(rf"^\| ((?:{'|'.join(map(re.escape, EXHIBITS))}) \d+), [^|]+ \| ([^|]+) \|$", told, re.M)
+    assert [name for name, _ in rows] == [f"{kind} {k}" for kind, last in EXHIBITS.items() for k in range(1, last + 1)]
+    for name, places in rows:
+        for file, number in re.findall(r"\(([\w.]+\.ipynb)\), section (\d+)", places):
+            assert occurs(name, sections(ROOT / "notebooks" / file)[int(number)]), (name, file, number)
+
+
+@pytest.mark.parametrize(("text", "found"), [("Tables 4 and 5", True), ("Table 15", False), ("Table 5's", True)])
+def test_an_exhibit_in_a_list_is_found(text, found):
+    assert occurs("Table 5", text) == found

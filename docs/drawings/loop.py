@@ -5,7 +5,7 @@ from style import DATA, RANDOM, TRAINED, Canvas, save
 
 def draw() -> Canvas:
     canvas = Canvas(48)
-    canvas.box(2, 41.5, 15.5, 5, "1   $\\mathcal{M}$ is empty", DATA)
+    canvas.box(2, 41.5, 15.5, 5, "1   $\\mathcal{M}$, $\\mathcal{P}$ are empty", DATA)
     canvas.arrow((17.5, 44), (20.5, 44))
     canvas.box(20.5, 41.5, 22, 5, "2   $\\mathcal{P}$ = C(names), once", DATA)
     canvas.arrow((31.5, 41.5), (31.5, 38.5))
