@@ -8,7 +8,7 @@ SITE := .venv/.installed-site
 # (workers, kernels, commands) would compile what it imports: 3 seconds of CPU for the library, 8 with torch._dynamo.
 QUICK := NAYER_PROFILE=quick OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 
-.PHONY: demo test test-slow notebooks course one-line site report ablations baselines bench lint clean
+.PHONY: demo test test-slow notebooks course one-line site drawings report ablations baselines bench lint clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m nayer_lib demo
@@ -36,6 +36,10 @@ one-line: $(STAMP)
 # The tables and figures of README.md and docs/, from the kept cards.
 report: $(STAMP)
 	@$(BIN)/python .ci/report/render.py
+
+# The drawings in docs/drawings; tests/test_drawings.py compares the committed ones with what the code draws.
+drawings: $(STAMP)
+	@for name in enters_g game loop; do $(BIN)/python docs/drawings/$$name.py || exit 1; done
 
 # README, docs, notebooks and the library's API as web pages in build/site/html.
 site: $(SITE)

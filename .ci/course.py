@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "docs" / "course"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 YOURS = "*Your answer:*"
+ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 
 def read_notebooks() -> dict[str, NotebookNode]:
@@ -46,6 +47,11 @@ def hole(source: str) -> str:
 def without_answers(source: str) -> str:
     """A text with its folded answers left out."""
     return re.sub(r"<details>.*?</details>", YOURS, source, flags=re.DOTALL)
+
+
+def linked(source: str) -> str:
+    """A text whose links hold in an edition's folder: drawings are copied into it, other files are the repository's."""
+    return source.replace("](../docs/drawings/", "](drawings/").replace("](../", f"]({ADDRESS}/blob/main/")
 
 
 def student(notebook: NotebookNode, nbgrader: bool = False) -> NotebookNode:
@@ -135,10 +141,13 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         shutil.copy(SOURCE / "setup.md", folder / "SETUP.md")
+        shutil.copytree(ROOT / "docs" / "drawings", folder / "drawings", ignore=shutil.ignore_patterns("*.py", "__*"))
         for name, notebook in notebooks.items():
             made = teacher(notebook, notes_of(plan, name))
             if edition == "student":
                 made = student(notebook, arguments.nbgrader)
+            for cell in made.cells:
+                cell.source = linked(cell.source)
             nbformat.validate(made)
             nbformat.write(made, folder / name)
     (arguments.out / "teacher" / "PLAN.md").write_text(plan_in_words(plan), encoding="utf-8")

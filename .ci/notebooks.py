@@ -1,13 +1,17 @@
 """`make notebooks`: renders the shared parts of each notebook, executes it in the quick profile, writes its outputs.
 
-Shared parts are the Colab badge, the stated time and the bootstrap cell: the repository's address comes from
-pyproject.toml, the times from data/times.json, which this script measures. `--check` executes nothing and fails when
-a notebook's shared parts differ from what would be rendered. Names after the options choose notebooks (default: all).
+Shared parts are the Colab badge, the links to what comes before and after, the stated time and the bootstrap cell: the
+repository's address comes from pyproject.toml, the order of teaching from README.md, the paper's address from
+data/references.csv, the times from data/times.json, which this script measures. `--check` executes nothing and fails
+when a notebook's shared parts differ from what would be rendered. Names after the options choose notebooks (default:
+all).
 """
 
 import argparse
+import csv
 import json
 import os
+import re
 import sys
 import time
 import tomllib
@@ -18,7 +22,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = ROOT / "data" / "times.json"
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
-BADGE, TIME, BOOTSTRAP = "[![Open in Colab]", "**Time**:", "import sys\n"
+BADGE, GO, TIME = "[![Open in Colab]", "**Go to**:", "**Time**:"
 CODE = f"""import sys
 
 if "google.colab" in sys.modules:  # elsewhere this cell does nothing
@@ -42,14 +46,30 @@ def stated(seconds: dict) -> str:
     return f"{TIME} " + " · ".join(told) + "."
 
 
+def ways(path: Path) -> str:
+    """A line of links: the notebooks before and after this one as they are taught, the glossary, the paper."""
+    order = re.findall(r"^\| \[\d\d .*?\]\(notebooks/([^)]+)\)", (ROOT / "README.md").read_text(), re.M)
+    with open(ROOT / "data" / "references.csv", encoding="utf-8", newline="") as file:
+        paper = next(row["address"] for row in csv.DictReader(file) if row["key"] == "nayer")
+    place = order.index(path.name)
+    links = {}
+    if place > 0:
+        links[f"previous: {order[place - 1][:2]}"] = order[place - 1]
+    if place + 1 < len(order):
+        links[f"next: {order[place + 1][:2]}"] = order[place + 1]
+    links |= {"glossary": "../docs/glossary.md", "paper": paper}
+    return f"{GO} " + " · ".join(f"[{words}]({address})" for words, address in links.items())
+
+
 def render(path: Path, notebook: nbformat.NotebookNode, times: dict) -> None:
-    """Put badge and time into the first cell, the bootstrap code into the second."""
+    """Put badge, links and time into the first cell, the bootstrap code into the second."""
     head, boot = notebook.cells[:2]
     blocks = head.source.split("\n\n")
-    blocks = [b for b in blocks if not b.startswith((BADGE, TIME))]
+    blocks = [b for b in blocks if not b.startswith((BADGE, GO, TIME))]
     place = ADDRESS.removeprefix("https://github.com/")
     colab = f"https://colab.research.google.com/github/{place}/blob/main/notebooks/{path.name}"
-    blocks.insert(1, f"{BADGE}(https://colab.research.google.com/assets/colab-badge.svg)]({colab})")
+    badge = f"{BADGE}(https://colab.research.google.com/assets/colab-badge.svg)]({colab})"
+    blocks[1:1] = [badge, ways(path)]
     head.source = "\n\n".join([*blocks, stated(times.get(path.stem, {}))])
     boot.source = CODE
 
@@ -92,7 +112,7 @@ def main() -> int:
             print(f"{path.name}: {seconds:.0f} s")
         render(path, notebook, times)
         if arguments.check and before != [cell.source for cell in notebook.cells[:2]]:
-            print(f"{path.name}: badge, time or bootstrap cell is not what `make notebooks` renders.")
+            print(f"{path.name}: badge, links, time or bootstrap cell is not what `make notebooks` renders.")
             return 1
         if not arguments.check:
             nbformat.write(notebook, path)

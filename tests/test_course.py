@@ -1,6 +1,7 @@
 """`make course`: what the student's edition leaves out, what the teacher's adds, and that every hole is told apart."""
 
 import contextlib
+import copy
 import importlib.util
 import io
 import re
@@ -56,12 +57,14 @@ def test_the_students_edition_differs_only_where_something_is_to_be_written_or_a
     source, made = NOTEBOOKS[name].cells, nbformat.read(built / "student" / name, as_version=4).cells
     assert [cell.id for cell in made] == [cell.id for cell in source]
     for cell, student in zip(source, made, strict=True):
-        if {"solution", "answer"} & {*course.tags(cell)} or "<details>" in cell.source:
-            assert student.source != cell.source
+        folded = cell.cell_type == "markdown" and "<details>" in cell.source
+        if {"solution", "answer"} & {*course.tags(cell)} or folded:
+            assert student.source != course.linked(cell.source)
         else:
-            assert student.source == cell.source
+            assert student.source == course.linked(cell.source)
         assert not student.get("outputs") and student.get("execution_count") is None
-        assert "SOLUTION" not in student.source and "<details>" not in student.source
+        assert "SOLUTION" not in student.source
+        assert student.cell_type == "code" or "<details>" not in student.source
     text = " ".join(" ".join(cell.source.split()) for cell in made)
     for cell in source:
         if "answer" in course.tags(cell):
@@ -70,9 +73,20 @@ def test_the_students_edition_differs_only_where_something_is_to_be_written_or_a
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("edition", ["student", "teacher"])
+def test_what_a_text_links_or_shows_is_in_the_edition_or_on_the_web(name, edition, built):
+    for cell in nbformat.read(built / edition / name, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            for address in re.findall(r"\]\(([^)\s#]+)", cell.source):
+                assert address.startswith("https://") or (built / edition / address).is_file(), address
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_teachers_edition_is_the_source_with_notes_between(name, built):
-    source, made = NOTEBOOKS[name].cells, nbformat.read(built / "teacher" / name, as_version=4).cells
+    source, made = copy.deepcopy(NOTEBOOKS[name].cells), nbformat.read(built / "teacher" / name, as_version=4).cells
     notes = [cell for cell in made if cell.id.endswith("-note")]
+    for cell in source:
+        cell.source = course.linked(cell.source)
     assert [cell for cell in made if cell not in notes] == source
     assert all(cell.source.startswith("> **Teacher, ") for cell in notes)
 

@@ -1,5 +1,6 @@
 """What every notebook is, asked of the committed files without a kernel; nbval runs them and compares the rest."""
 
+import csv
 import json
 import re
 import statistics
@@ -12,11 +13,15 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
+from nayer_lib.methods import METHODS
+from nayer_lib.methods.with_data import WithData
+
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 TIMES = json.loads((ROOT / "data" / "times.json").read_text())
 
-HEAD = ("# ", "[![Open in Colab]", "**You will be able to**", "**Needs**", "**Paper**", "**Time**")
+HEAD = ("# ", "[![Open in Colab]", "**Go to**", "**You will be able to**", "**Needs**", "**Paper**", "**Time**")
+LINK = re.compile(r"(?<!!)\[((?:[^][]|!\[[^]]*\]\([^)]*\))*)\]\(([^)\s]+)\)")
 PATH_OF_A_MACHINE = re.compile(
     r"(?<![\w.])/(home|root|tmp|work|Users|mnt|media|opt|private|srv|var)/|[A-Z]:\\\\|ipykernel_\d"
 )
@@ -63,8 +68,8 @@ def figures(cell) -> list[dict]:
 
 
 def words(cell) -> int:
-    """Of running text: a table is looked up, not read."""
-    return sum(len(line.split()) for line in cell.source.splitlines() if not line.startswith("|"))
+    """Of running text: a table is looked up, not read, and a drawing is seen."""
+    return sum(len(line.split()) for line in cell.source.splitlines() if not line.startswith(("|", "![")))
 
 
 def lines(cell) -> int:
@@ -80,6 +85,16 @@ def texts_of(output) -> str:
     data = {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")}
     texts = [re.sub(r"base64,[\w+/=]+", "", str(value)) for value in data.values()]
     return "\n".join([output.get("text", ""), *texts])
+
+
+def links(cells) -> list[tuple[str, str]]:
+    """Words and address of each link in the texts."""
+    return [link for cell in text(cells) for link in LINK.findall(cell.source)]
+
+
+def references() -> list[dict]:
+    with open(ROOT / "data" / "references.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_there_are_notebooks():
@@ -241,3 +256,83 @@ def test_it_ends_in_two_exercises_with_folded_answers(cells):
     assert exercises.startswith("## Exercises")
     assert re.findall(r"^\*\*(\d)\.\*\*", exercises, re.M) == ["1", "2"]
     assert exercises.count("<details>") == exercises.count("</details>") == exercises.count("</summary>") == 2
+
+
+# --- links
+
+
+def test_links_and_drawings_lead_somewhere(cells):
+    assert len(links(cells)) >= 8
+    shown = [address for cell in text(cells) for address in re.findall(r"!\[[^]]+\]\((?!https:)([^)]+)\)", cell.source)]
+    for address in [*shown, *(address for _, address in links(cells))]:
+        assert address.startswith("https://") or (ROOT / "notebooks" / address).is_file(), address
+
+
+def test_a_document_that_a_text_names_is_linked(cells):
+    for cell in text(cells):
+        if "answer" not in cell.metadata.get("tags", []):
+            named = re.sub(r"<details>.*?</details>", "", cell.source, flags=re.DOTALL)
+            assert not re.search(r"(?<!\[)`docs/\w+\.md`", named), named
+
+
+def test_references_are_those_of_the_methods_and_well_formed():
+    told = {row["key"]: (row["name"], row["citation"]) for row in references()}
+    methods = METHODS | {"kd": WithData}
+    assert {key: (method.name, method.citation) for key, method in methods.items()}.items() <= told.items()
+    form = re.compile(r"https://(arxiv\.org/abs/\d{4}\.\d{4,5}|doi\.org/10\.\S+|cvpr\.thecvf\.com/\S+)")
+    assert all(row["title"] and form.fullmatch(row["address"]) for row in references())
+
+
+def test_papers_are_linked_by_the_addresses_of_the_references(cells):
+    known = {row["address"] for row in references()}
+    web = {address for _, address in links(cells) if re.search(r"arxiv|doi|thecvf", address)}
+    assert web and web <= known
+
+
+def test_in_06_a_methods_first_mention_links_its_paper():
+    texts = "\n".join(cell.source for cell in text(nbformat.read(PATHS[6], as_version=4).cells))
+    said = {"deepinv": "DeepInversion", "kakr_mb": "KAKR", "kakr_gr": "KAKR"}
+    for row in references():
+        if row["key"] in METHODS:
+            name = said.get(row["key"], row["name"])
+            first = re.search(rf"(?<![\w/-]){name}(?![\w-])", texts).start()
+            assert texts[first - 1 :].startswith(f"[{name}]({row['address']})"), texts[first - 40 : first + 40]
+
+
+# --- the paper's exhibits
+
+EXHIBITS = {"Algorithm": 1, "Eq.": 6, "Figure": 7, "Table": 11}
+
+
+def sections(path: Path) -> dict[int, str]:
+    """Texts, code and outputs of a notebook's numbered sections, with "Figure" for "Fig."."""
+    said, number = {}, 0
+    for cell in nbformat.read(path, as_version=4).cells:
+        said[number] = said.get(number, "")
+        for part in re.split(r"^(?=## )", cell.source, flags=re.M):
+            if part.startswith("## "):
+                number = int(found[1]) if (found := re.match(r"## (\d+) · ", part)) else 0
+            said[number] = said.get(number, "") + "\n" + part
+        said[number] += "".join("\n" + texts_of(output) for output in cell.get("outputs", []))
+    return {number: text.replace("Fig.", "Figure") for number, text in said.items()}
+
+
+def occurs(exhibit: str, text: str) -> bool:
+    """Whether a text has an exhibit by its kind and number, also in "Tables 4 and 5"."""
+    kind, number = exhibit.split()
+    lists = re.findall(rf"{re.escape(kind)}s? ((?:\d+[a-d]?(?:, | and |–)?)+)", text)
+    return any(number in re.findall(r"\d+", numbers) for numbers in lists)
+
+
+def test_every_exhibit_of_the_paper_is_where_00_says():
+    told = "\n".join(cell.source for cell in nbformat.read(PATHS[0], as_version=4).cells)
+    rows = re.findall(rf"^\| ((?:{'|'.join(map(re.escape, EXHIBITS))}) \d+), [^|]+ \| ([^|]+) \|$", told, re.M)
+    assert [name for name, _ in rows] == [f"{kind} {k}" for kind, last in EXHIBITS.items() for k in range(1, last + 1)]
+    for name, places in rows:
+        for file, number in re.findall(r"\(([\w.]+\.ipynb)\), section (\d+)", places):
+            assert occurs(name, sections(ROOT / "notebooks" / file)[int(number)]), (name, file, number)
+
+
+@pytest.mark.parametrize(("text", "found"), [("Tables 4 and 5", True), ("Table 15", False), ("Table 5's", True)])
+def test_an_exhibit_in_a_list_is_found(text, found):
+    assert occurs("Table 5", text) == found
