@@ -105,6 +105,18 @@ def read_images(paths: Sequence[Path], size: int, channels: int = 3, shorter_sid
     return images
 
 
+def own_side(paths: Sequence[Path]) -> int | None:
+    """The side in pixels of image files that are all squares of one size; None of any others."""
+    from PIL import Image
+
+    sizes = set()
+    for path in paths:
+        with Image.open(path) as image:
+            sizes.add(image.size)
+    sides = {side for size in sizes for side in size}
+    return sides.pop() if len(sides) == 1 else None
+
+
 def read_sheets(paths: Sequence[Path], size: int, channels: int = 3) -> Tensor:
     """Decode sheets, each a column of square images, from top to bottom: (N, channels, size, size) uint8.
 

@@ -285,11 +285,11 @@ def load_judge(dataset: str, teacher: Classifier) -> Classifier:
     """A frozen classifier trained on a data set's real images, of another architecture and seed than the teacher.
 
     Raises:
-        UserError: the data set has no judge, or the judge is the distilled teacher itself.
-        MissingFile: the judge is not trained yet; the sentence says how to train it.
+        MissingFile: the data set has no judge, or it is not trained yet; the sentence says how to train it.
+        UserError: the judge's file is damaged, or the judge is the distilled teacher itself.
     """
     if dataset not in JUDGES:
-        raise UserError(f"no judge is named for {dataset}, only for {', '.join(JUDGES)}.")
+        raise MissingFile(f"no judge is named for {dataset}, only for {', '.join(JUDGES)}.")
     path = teacher_path(dataset, JUDGES[dataset])
     if not path.is_file():
         raise MissingFile(

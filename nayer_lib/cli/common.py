@@ -1,11 +1,15 @@
 """What several commands take: class names from a file, and a teacher that is not the kit's."""
 
+import contextlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import datasets
 from ..classifiers.teacher import Classifier, foreign_teacher, load_classifier
 from ..errors import UserError
+from ..evaluate import in_batches
+from ..image_files import class_folders, own_side
 from ..text.labels import read_names
 
 
@@ -41,10 +45,25 @@ def own_images(path: Path, dataset: str, teacher: Classifier | None, size: int) 
 
     Args:
         path: an .npz file or a folder of sheets (`datasets.load_packed`), or a subfolder a class.
-        size: pixels to resize a folder's images to.
+        size: pixels to resize a folder's images to; a warning says if that costs the teacher more than five points.
     """
     if datasets.is_packed(path):
         return datasets.load_packed(path, dataset)
     if not teacher:
         raise UserError("--images needs --teacher: the kit's own teachers have their own test images.")
-    return datasets.load_folder(path, teacher.class_names, size, len(teacher.mean))
+    names, channels = teacher.class_names, len(teacher.mean)
+    split = datasets.load_folder(path, names, size, channels)
+    side = own_side([file for files in class_folders(path).values() for file in files])
+    if side not in (None, size):
+        with contextlib.suppress(RuntimeError):  # some networks take images of one size alone
+            resized, as_they_are = (
+                (in_batches(teacher, s.images).argmax(1) == s.labels).float().mean().item()
+                for s in (split, datasets.load_folder(path, names, side, channels))
+            )
+            if as_they_are - resized > 0.05:
+                warnings.warn(
+                    f"the teacher scores {100 * as_they_are:.1f} % on these images as they are, {side} px, and "
+                    f"{100 * resized:.1f} % resized to {size} px: take --size {side}.",
+                    stacklevel=2,
+                )
+    return split

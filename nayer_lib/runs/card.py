@@ -273,6 +273,23 @@ def _readable(paths: Iterable[Path]) -> Iterator[tuple[Path, dict]]:
                 yield path, card
 
 
+def unread_lines(path: Path) -> list[str]:
+    """The lines of a file of kept cards that are no card, or a newer kit's; none if there is no such file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    lines = _text(path).splitlines() if path.exists() else []
+    return [line for line in lines if line and not _is_card(line, path)]
+
+
+def _is_card(text: str, path: Path) -> bool:
+    try:
+        return bool(_parsed(text, path))
+    except UserError:
+        return False
+
+
 def keep(run_id: str, student: bool = False) -> Path:
     """Copy a finished run's card, and the picture of its images, to data/runs, where tables and README find them.
 

@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 
 from ..classifiers.teacher import load_judge
-from ..errors import UserError
+from ..errors import MissingFile
 from ..evaluate import in_batches
 from ..methods.base import Method
 from ..metrics import by_step, classifier_score, convergence, diversity, feature_diversity
@@ -35,10 +35,14 @@ def convergence_and_diversity(method: Method, rounds: list[list[float]]) -> dict
 
 
 def judged(method: Method) -> dict:
-    """A judge's score of those images, and Figure 5's curves from the last epoch's rounds; without a judge nothing."""
+    """A judge's score of those images, and Figure 5's curves from the last epoch's rounds; without a judge nothing.
+
+    Raises:
+        UserError: the judge's file is damaged, or the judge is the distilled teacher.
+    """
     try:
         judge = load_judge(method.config.dataset, method.teacher).to(method.device)
-    except UserError:  # there is none, or it was the teacher
+    except MissingFile:
         return {}
     score = classifier_score(in_batches(judge, method.examples().images[-SCORED:]), splits=1)
     found = {"classifier_score": dataclasses.asdict(score) | {"judge": judge.name}}

@@ -21,7 +21,7 @@ from ..compute import Compute
 from ..config import Config, fields_of, make_config
 from ..errors import MissingFile, UserError, unknown
 from ..methods import KINDS
-from .card import card_config, kept_cards, local_cards, split_of
+from .card import card_config, kept_cards, local_cards, split_of, unread_lines
 from .forecast import budget
 
 FIELDS = {"preset", "variant", "profile", "seeds", "more_seeds", "common", "arms"}
@@ -181,8 +181,12 @@ def arm_cards(sweep: Sweep, cards: list[dict]) -> dict[str, list[dict]]:
 
 
 def keep_sweep(sweep: Sweep) -> Path:
-    """Write the finished cards of a sweep, one a line, to data/runs/<name>.jsonl."""
+    """Write the finished cards of a sweep, one a line, to data/runs/<name>.jsonl; lines there that are none stay.
+
+    Raises:
+        UserError: that file cannot be read, or not be written.
+    """
     kept = [card for cards in arm_cards(sweep, kept_cards(sweep.split) + local_cards()).values() for card in cards]
     path = files.data_dir() / "runs" / f"{sweep.name}.jsonl"
-    files.write_text(path, "".join(json.dumps(card) + "\n" for card in kept))
+    files.write_text(path, "".join(line + "\n" for line in [*map(json.dumps, kept), *unread_lines(path)]))
     return path

@@ -4,11 +4,13 @@ import collections
 import dataclasses
 import re
 import socket
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import TINY, copy_data, write_sheets
 
 from nayer_lib import cli, files
@@ -235,6 +237,22 @@ def test_score_takes_somebody_elses_checkpoint(clone, call):
     assert status == 2 and "not those of digits, in its order: the teacher's start with nine, eight, seven" in said
     status, said = call("score", theirs, "--network", "wrn10_1")
     assert status == 2 and "theirs.pth is to be scored on stands nowhere: give --dataset or --images." in said
+
+
+def test_resizing_that_costs_the_teacher_more_than_five_points_is_said(tmp_path, call):
+    """Drawings of 8 px, as the teacher was trained on, enlarged to 16."""
+    digits = load_split("digits", "test")
+    for i, (image, label) in enumerate(zip(digits.images[:100], digits.labels, strict=False)):
+        folder = tmp_path / "drawings" / class_names("digits")[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(folder / f"{i}.png")
+    score = ("score", str(teacher_path("digits", "wrn10_1")), "--dataset", "drawings")
+    score += ("--images", str(tmp_path / "drawings"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call(*score, "--size", "8")
+    with pytest.warns(UserWarning, match=r"scores 99\.0 % on these images as they are, 8 px, .* take --size 8"):
+        call(*score, "--size", "16")
 
 
 def test_a_file_that_names_no_data_set_wants_one(clone, call):

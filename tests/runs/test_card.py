@@ -5,9 +5,11 @@ import json
 import warnings
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import copy_data, over, tiny_setup
 
-from nayer_lib import __version__
+from nayer_lib import __version__, files
 from nayer_lib.classifiers.teacher import load_classifier
 from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
@@ -21,8 +23,10 @@ from nayer_lib.runs.card import (
     read_card,
     resumable,
 )
+from nayer_lib.runs.forecast import projected
 from nayer_lib.runs.run import Run
 from nayer_lib.runs.statistics import cells
+from nayer_lib.runs.sweep import Sweep, arm_cards
 
 
 @pytest.fixture
@@ -116,6 +120,41 @@ def test_one_bad_card_stops_nothing_and_is_one_line(text, tmp_path, monkeypatch)
     assert all(BAD.get(text, "cannot be read") in line and "\n" not in line for line in said)
     with pytest.raises(UserError, match="remove it, or copy it anew"):
         read_card(tmp_path / "runs" / "bad")
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_card_with_any_entry_changed_is_read_whole_or_refused_in_one_sentence(tmp_path_factory, data):
+    """What is read goes through what reads cards: cells, a sweep's arms, what a run will take."""
+    card = read_card(next((files.data_dir() / "runs").glob("*.json")))
+    place, name = card, data.draw(st.sampled_from(sorted(card)))
+    while isinstance(place[name], dict) and place[name] and data.draw(st.booleans()):
+        place = place[name]
+        name = data.draw(st.sampled_from(sorted(place)))
+    if data.draw(st.booleans()):
+        place[name] = data.draw(anything)
+    else:
+        del place[name]
+    path = tmp_path_factory.mktemp("card") / "card.json"
+    path.write_text(json.dumps(card))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            read = read_card(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+            return
+        cells([read])
+        arm_cards(Sweep("any", {"arm": [make_config("digits")]}), [read])
+        if read["status"] == "finished":
+            projected(card_config(read), [(card_config(read), read)])
 
 
 @pytest.mark.parametrize("given", ["one", "one/", "./one", "{runs}/one"])

@@ -942,6 +942,22 @@ def test_a_kept_sweep_is_one_file_of_finished_cards(write, tmp_path, monkeypatch
     assert keep_sweep(read) == path and len(path.read_text().splitlines()) == 2  # what was kept stays kept
 
 
+def test_what_is_no_card_of_this_kit_stays_in_a_kept_sweep(write, tmp_path, monkeypatch, no_runs):
+    """A newer kit's card, and a line that a merge left."""
+    monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))
+    read, finished = read_sweep(write(SPEC, "latents.json")), card_of(tiny_config(seed=0), accuracy_last=0.5)
+    save_card(no_runs, finished)
+    path, newer = tmp_path / "data" / "runs" / "latents.jsonl", finished | {"versions": {"nayer_lib": "99.0"}}
+    path.write_text(f"<<<<<<< HEAD\n{json.dumps(newer)}\n")
+    with pytest.warns(UserWarning, match="left out"):
+        keep_sweep(read)
+    assert path.read_text().splitlines() == [json.dumps(finished), "<<<<<<< HEAD", json.dumps(newer)]
+    path.write_bytes(b"\xff")
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(UserError, match="cannot be read as a run card"):
+        keep_sweep(read)
+    assert path.read_bytes() == b"\xff"
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_sweep_that_is_killed_has_kept_what_it_finished(write, tmp_path, monkeypatch, no_runs, jobs):
     """With two at a time, what ends later does not hold back what ended before it."""
