@@ -58,6 +58,11 @@ def _images(cell: Cell) -> str:
     return f"{config.repeats * config.distillation_epochs * config.student_steps * config.student_batch} fresh"
 
 
+def _of_student(cell: Cell, entry: str, times: float = 1.0) -> float:
+    """The mean of an entry of the cards about their quantised student."""
+    return statistics.mean(times * card["quantised"][entry] for card in cell.cards)
+
+
 COLUMNS: dict[str, dict[str, Column]] = {
     "table3": {
         "paper: steps to CE < 0.1": "steps",
@@ -77,6 +82,11 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "steps to CE < 0.1": lambda cell: _steps(cell, "0.1"),
         "within / across rounds": _diversity,
         "judge's score": lambda cell: _mean(cell, ".2f", "classifier_score", "mean"),
+    },
+    "table9": {
+        "drop from the teacher": lambda cell: f"{cell.mean - cell.teacher:+.2f}",
+        "before learning": lambda cell: f"{_of_student(cell, 'accuracy_before_learning', 100):.1f}",
+        "KiB (float)": lambda cell: f"{_of_student(cell, 'kib'):.1f} ({_of_student(cell, 'kib_float'):.1f})",
     },
     "methods": {"ours: images": _images, "generator's rate": lambda cell: f"{cell.config.generator_lr:g}"},
 }

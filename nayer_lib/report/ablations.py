@@ -1,4 +1,4 @@
-"""The ablations as views of the cards of sweeps: Tables 3, 4, 5, 10 and 11 of the paper, the terms of Eq. 5, D1-D13.
+"""The ablations as views of the cards of sweeps: Tables 3, 4, 5, 9, 10 and 11 of the paper, Eq. 5's terms, D1-D13.
 
 A file data/sweeps/<stem>_<data set>.json holds the arms of one table on one problem. An arm that answers a printed row
 bears that row's name; the other arms are ours. What the tables are about stands in docs/ablations.md.
@@ -166,6 +166,7 @@ ABLATIONS = (
         measures=STEPS,
         headline="steps to CE < 1",
     ),
+    Ablation("table9", "Table 9 on a laptop problem", lambda name: f"NAYER, {name.rpartition(', ')[2]}"),
     Ablation("divergences", "D1 to D13", lambda name: "released"),
     Ablation(
         "methods",
@@ -177,5 +178,8 @@ ABLATIONS = (
     ),
     Ablation("rates", "The generator's learning rate, method by method", _at_the_middle_rate),
     Ablation("rates3", "The generator's learning rate, for each family of Table 3", _at_the_middle_rate),
+    Ablation(
+        "table9_rates", "The quantised student's learning rate", lambda name: f"{name.rpartition(', ')[0]}, 0.001"
+    ),
 )
 BY_STEM = {ablation.stem: ablation for ablation in ABLATIONS}

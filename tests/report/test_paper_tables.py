@@ -1,4 +1,4 @@
-"""The paper's Tables 1 and 2 and Figure 1: every printed cell once, ours beside it, and nothing that was not run."""
+"""The paper's Tables 1, 2 and 9 and Figure 1: every printed cell once, ours beside it, and nothing that was not run."""
 
 import copy
 import dataclasses
@@ -134,6 +134,35 @@ def test_every_protocol_has_its_own_line(run):
 def test_what_is_no_cell_of_the_paper_has_no_line(run, change):
     text = tables_page([run(**{"epochs": 300, **change})])
     assert "a GPU" not in text
+
+
+def test_every_row_of_table_9_stands_with_its_drop_from_its_own_float_teacher():
+    shown = sections(tables_page([]))["Table 9: quantised networks"]
+    printed = paper.rows(9)
+    assert [(row[0], row[1], row[2], float(row[4])) for row in shown] == [
+        (r.dataset, r.network, r.bits, r.accuracy) for r in printed
+    ]
+    assert [row[5] for row in shown[5:10]] == ["", "-0.80", "-0.83", "-0.43", "-0.34"]  # VGG19 in Table 9
+    assert [row[6] for row in shown] == 4 * ["", *4 * ["not run"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "named"),
+    [
+        ("NAYER, E = 300", {"epochs": 300}, "NAYER, released, full, E = 300"),
+        ("DFQ", {"method": "dfq_nagel", "protocol": "published"}, "DFQ (Nagel), its own schedule for CIFAR-10"),
+        ("ZeroQ", {"method": "zeroq", "protocol": "published"}, "ZeroQ, its own schedule for CIFAR-10, full, E = 1"),
+    ],
+)
+def test_a_quantised_run_stands_beside_its_cell_by_its_drop(run, method, change, named):
+    """A student two points below its teacher of 94.9 %, whatever the paper's accuracy is."""
+    cards = [run("cifar100-resnet20_b-w5a5", accuracy=0.929, seed=s, **change) for s in range(3)]
+    before, page = tables_page([]), tables_page(cards)
+    [new] = set(page.splitlines()) - set(before.splitlines())
+    [old] = set(before.splitlines()) - set(page.splitlines())
+    drop = {"NAYER, E = 300": -1.35, "DFQ": -10.16, "ZeroQ": -3.88}[method]
+    assert f"| cifar100 | resnet20 | W5A5 | {method} |" in old and f"| W5A5 | {named}" in new
+    assert f"| {drop:+.2f} | **92.9 ± 0.0** | {-2 - drop:+.2f} [" in new
 
 
 def test_another_method_of_the_kit_answers_its_own_row(run):
