@@ -1,6 +1,7 @@
 """The helpers of the notebooks, without one: what they display is caught."""
 
 import base64
+import io
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ from bs4 import BeautifulSoup
 from IPython.core.formatters import DisplayFormatter
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from PIL import Image
 from tiny import tiny_config, tiny_setup
 
 from nayer_lib import notebook
@@ -109,6 +111,7 @@ def test_a_figure_is_shown_as_png_with_its_alternative_text(displayed):
     [picture] = displayed
     png, alt = png_and_alt(picture)
     assert png.startswith(b"\x89PNG") and alt == 'A "line" that rises from < 1 to 2.'
+    assert len(Image.open(io.BytesIO(png)).getcolors()) <= 128
 
 
 def test_a_figures_alternative_text_is_in_the_exported_page():

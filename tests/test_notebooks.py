@@ -179,7 +179,7 @@ def test_figures_are_png_with_a_sentence_of_alternative_text(cells):
     assert not [output for output in outputs(cells) if "image/svg+xml" in output.get("data", {})]
 
 
-def told(output) -> bool:
+def says_numbers(output) -> bool:
     """Whether an output is printed, or a table (`notebook.table`)."""
     return output.get("name") == "stdout" or "<caption>" in output.get("data", {}).get("text/html", "")
 
@@ -189,7 +189,7 @@ def test_a_figures_numbers_are_printed_too(cells):
     after = code(cells)[1:] + [nbformat.v4.new_code_cell()]
     for cell, following in zip(code(cells), after, strict=True):
         if figures(cell):
-            assert any(map(told, [*cell.outputs, *following.outputs])), cell.source
+            assert any(map(says_numbers, [*cell.outputs, *following.outputs])), cell.source
 
 
 def test_it_names_no_folder_of_any_machine(path, cells):
