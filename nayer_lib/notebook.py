@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def show(thing: Any) -> None:
     """Print the source of a function or class in the cell: the library is the text book."""
     from IPython.display import Code, display
 
-    display(Code(inspect.getsource(thing), language="python"))
+    display(Code(textwrap.dedent(inspect.getsource(thing)), language="python"))
 
 
 def table(
@@ -93,10 +94,9 @@ def table(
     looks = cells.map(lambda text: TINTS.get(text.partition(",")[0], ""))
     for name in best:
         looks.loc[frame[name].idxmax(), heads.get(name, name)] = "font-weight: bold"
-    with pd.option_context("styler.format.escape", "html"):
-        styled = cells.style.set_caption(html.escape(title)).set_uuid(re.sub(r"\W+", "-", title))
-        page = styled.apply(lambda _: looks, axis=None).to_html()
-    page = re.sub(r'(?=class="(row|col)_heading)', r'scope="\1" ', page)
+    styled = cells.style.set_caption(html.escape(title)).set_uuid(re.sub(r"\W+", "-", title)).format(escape="html")
+    styled.apply(lambda _: looks, axis=None).format_index(escape="html", axis=0).format_index(escape="html", axis=1)
+    page = re.sub(r'(?=class="(row|col)_heading)', r'scope="\1" ', styled.to_html())
     display({"text/html": page, "text/plain": f"{title}\n{cells.to_string()}"}, raw=True)
 
 

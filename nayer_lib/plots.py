@@ -46,6 +46,14 @@ def _labelled(ax: "Axes", x: str, y: str, legend: dict | None = None, whole: boo
     return ax
 
 
+def one_legend(axes: "Sequence[Axes]") -> None:
+    """One legend under the figure, in place of one in each of some Axes that show the same names."""
+    for ax in axes:
+        ax.get_legend().remove()
+    lines, names = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(lines, names, loc="outside lower center", ncols=len(names), fontsize=9)
+
+
 def mosaic(images: Tensor, columns: int) -> Tensor:
     """(N, C, H, W) in [0, 1] -> (rows * (H + 1) + 1, columns * (W + 1) + 1, 3): white lines between, row by row."""
     count, channels, height, width = images.shape
@@ -183,18 +191,17 @@ def by_step(ax: "Axes", curves: dict[str, Sequence[float]], label: str = CROSS_E
 def effects(ax: "Axes", names: Sequence[str], printed: Sequence, ours: Sequence, halves: Sequence) -> "Axes":
     """Differences of accuracy in points, a row an arm: the paper's hollow, ours filled with half of its interval.
 
-    None or nan leaves a place empty.
+    None or nan leaves a place empty. A legend is there where both are.
     """
     printed, ours, halves = (np.array(values, float) for values in (printed, ours, halves))
     ax.axvline(0, color="grey", linewidth=1)
     rows = range(len(names))
-    if not np.isnan(printed).all():
-        ax.plot(printed, rows, "s", color="C0", fillstyle="none", markersize=8, label="paper")
-    if not np.isnan(ours).all():
-        ax.errorbar(ours, rows, xerr=halves, fmt="o", color="C1", capsize=3, label="ours")
+    ax.plot(printed, rows, "s", color="C0", fillstyle="none", markersize=8, label="paper")
+    ax.errorbar(ours, rows, xerr=halves, fmt="o", color="C1", capsize=3, label="ours")
     ax.set_yticks(rows, names)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    return _labelled(ax, "difference (points)", "", {"fontsize": 9})
+    both = not (np.isnan(printed).all() or np.isnan(ours).all())
+    return _labelled(ax, "difference (points)", "", {"fontsize": 9} if both else None)
 
 
 def accuracy_against(ax: "Axes", label: str, curves: dict[str, dict[float, tuple[float, float]]]) -> "Axes":
@@ -222,19 +229,22 @@ def accuracy_against_time(ax: "Axes", label: str, points: dict[str, Sequence[tup
         look = "C1s-" if name == [*points][-1] else "C0o-"
         ax.errorbar(times, means, spreads, fmt=look, capsize=3, markersize=6, linewidth=1.2, label=name)
     _labelled(ax, label, "accuracy (%)", xscale="log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
     ax.set_xlim(right=1.8 * ax.get_xlim()[1])  # room for the names
     ax.figure.draw_without_rendering()  # where a point lies in pixels is known from here on
+    marks = ax.transData.transform([row[:2] for rows in points.values() for row in rows])
     placed: list[tuple[float, float]] = []
     for name, rows in sorted(points.items(), key=lambda method: -method[1][-1][1]):
         x, y = ax.transData.transform(rows[-1][:2])
         low = y
-        while any(abs(x - left) < 90 and abs(low - other) < 15 for left, other in placed):
+        while any(abs(x - left) < 90 and abs(low - other) < 15 for left, other in placed) or any(
+            0 < right - x < 60 and abs(low - other) < 11 for right, other in marks
+        ):
             low -= 1
         placed.append((x, low))
-        where = {"xy": rows[-1][:2], "xytext": (9, (low - y) * 72 / DPI), "textcoords": "offset points"}
+        where = {"xy": rows[-1][:2], "xytext": (12, (low - y) * 72 / DPI), "textcoords": "offset points"}
         words = {"fontsize": 9, "va": "center", "fontweight": "bold" if name == [*points][-1] else None}
         ax.annotate(name, **where, **words, arrowprops={"arrowstyle": "-", "color": "grey", "linewidth": 0.6})
     return ax

@@ -99,6 +99,7 @@ def test_a_table_has_a_title_units_a_dash_for_what_is_missing_and_the_rules_word
     for row in rows[1:]:
         assert all(cell in shown["text/plain"] for cell in row)
     assert [cell["scope"] for cell in page.find_all("th") if cell.get_text(strip=True)] == 5 * ["col"] + 2 * ["row"]
+    assert ">CE &lt; 1<" in shown["text/html"]
     styles = page.style.get_text()
     assert re.search(r"row0_col1 \{\s*font-weight: bold;", styles) and re.search(r"row1_col3 \{\s*background:", styles)
     assert styles.count("{") == 2  # nothing else is marked

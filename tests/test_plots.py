@@ -25,6 +25,7 @@ from nayer_lib.plots import (
     memory_growth,
     mosaic,
     new_figure,
+    one_legend,
     pairs,
     per_class,
     ranking,
@@ -114,6 +115,16 @@ def test_a_new_figure_has_its_axes_side_by_side_and_opens_no_window():
     assert len(axes) == 3 and figure.axes == axes
     assert figure.get_size_inches().tolist() == [6, 1]
     assert pyplot.get_fignums() == []  # pyplot does not know it: nothing to show, nothing to leak
+
+
+def test_one_legend_stands_under_all_axes():
+    figure, axes = new_figure(columns=2)
+    for ax in axes:
+        by_step(ax, {"a": [2.0, 1.0], "b": [3.0, 2.0]})
+    one_legend(axes)
+    [legend] = figure.legends
+    assert [word.get_text() for word in legend.get_texts()] == ["a", "b"]
+    assert [ax.get_legend() for ax in axes] == [None, None]
 
 
 # --- pictures of images
@@ -300,6 +311,12 @@ def test_effects_leave_a_place_empty_where_there_is_no_number(ax):
     assert printed.get_fillstyle() == "none"
     assert list(printed.get_xdata())[0] == 1.0 and math.isnan(list(printed.get_xdata())[1])
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted()
+    assert [word.get_text() for word in ax.get_legend().get_texts()] == ["paper", "ours"]
+
+
+def test_effects_of_one_kind_need_no_legend(ax):
+    effects(ax, ["a", "b"], [None, None], [1.0, -2.0], [0.5, 0.5])
+    assert ax.get_legend() is None
 
 
 def test_accuracy_against_a_setting_has_a_tick_at_every_size(ax):
@@ -317,7 +334,7 @@ def test_every_method_has_its_name_at_its_last_point_and_the_last_one_is_in_bold
     assert [word.get_text() for word in ax.texts if word.get_fontweight() == "bold"] == ["NAYER"]
     heights = sorted(word.xyann[1] for word in ax.texts)
     assert heights[-1] == 0 and all(high - low >= 9 for low, high in zip(heights, heights[1:], strict=False))
-    assert [tick.get_text() for tick in ax.get_xticklabels() if 19 < tick.get_position()[0] < 60] == ["20", "50"]
+    assert [tick.get_text() for tick in ax.get_xticklabels() if 19 < tick.get_position()[0] < 40] == ["20", "30"]
 
 
 def test_a_family_tree_has_a_row_a_method_a_band_a_family_and_a_line_a_debt(ax):
