@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -43,6 +42,18 @@ def _labelled(ax: "Axes", x: str, y: str, legend: dict | None = None, whole: boo
         ax.xaxis.get_major_locator().set_params(integer=True)
     if legend is not None:
         ax.legend(**legend)
+    return ax
+
+
+def _logarithmic(ax: "Axes", direction: str) -> "Axes":
+    """Make the "x" or "y" axis logarithmic, with plain numbers beside it."""
+    from matplotlib.ticker import LogLocator
+
+    ax.set(**{f"{direction}scale": "log"})
+    axis = getattr(ax, f"{direction}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
     return ax
 
 
@@ -181,10 +192,7 @@ def by_step(ax: "Axes", curves: dict[str, Sequence[float]], label: str = CROSS_E
     for (name, values), dashes in zip(curves.items(), ("-", "--", "-.", ":") * 3, strict=False):
         ax.plot(range(1, len(values) + 1), values, dashes, label=name)
     if label == CROSS_ENTROPY:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.minorticks_off()
+        _logarithmic(ax, "y")
     return _labelled(ax, "generator step g of the round", label, {"fontsize": 9})
 
 
@@ -228,10 +236,7 @@ def accuracy_against_time(ax: "Axes", label: str, points: dict[str, Sequence[tup
         times, means, spreads = zip(*rows, strict=True)
         look = "C1s-" if name == [*points][-1] else "C0o-"
         ax.errorbar(times, means, spreads, fmt=look, capsize=3, markersize=6, linewidth=1.2, label=name)
-    _labelled(ax, label, "accuracy (%)", xscale="log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.minorticks_off()
+    _labelled(_logarithmic(ax, "x"), label, "accuracy (%)")
     ax.set_xlim(right=1.8 * ax.get_xlim()[1])  # room for the names
     ax.figure.draw_without_rendering()  # where a point lies in pixels is known from here on
     marks = ax.transData.transform([row[:2] for rows in points.values() for row in rows])
