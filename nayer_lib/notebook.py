@@ -1,4 +1,4 @@
-"""What notebooks use to show things: source code, figures with alt text, a live curve. Only this file knows IPython."""
+"""What notebooks use to show things: source, tables, figures, a live curve. Only this file knows IPython."""
 
 import base64
 import contextlib
@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,9 +28,17 @@ from .runs.interrupts import asks_to
 from .runs.run import Run
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.figure import Figure
 
     from .methods.base import Method
+
+JOINED = {"sd": "{} ± {}", "n": "{} ({})", "low": "{} [{}", "high": "{}, {}]"}  # columns that join the one before them
+MISSING = "–"
+# Behind the rule's words: blue where the effect is there, orange where it is not or is a loss, grey for no effect.
+TINTS = dict.fromkeys(("gain", "more", "shows", "reproduced"), "background: #cfe3f3; color: black")
+TINTS |= dict.fromkeys(("loss", "less", "does not show", "not", "partly"), "background: #f9dcbc; color: black")
+TINTS["no effect"] = "background: #e2e2e2; color: black"
 
 
 def profile() -> str:
@@ -48,7 +57,47 @@ def show(thing: Any) -> None:
     """Print the source of a function or class in the cell: the library is the text book."""
     from IPython.display import Code, display
 
-    display(Code(inspect.getsource(thing), language="python"))
+    display(Code(textwrap.dedent(inspect.getsource(thing)), language="python"))
+
+
+def table(
+    frame: "pandas.DataFrame",
+    title: str,
+    units: dict[str, str] | None = None,
+    best: Sequence[str] = (),
+    digits: dict[str, int] | None = None,
+) -> None:
+    """Display a frame as HTML, the rule's words in colour, and beside it as plain text, which nbval compares.
+
+    A column sd, n, low or high joins the one before it: mean ± sd (n), difference [low, high]. What is missing or empty
+    is a dash.
+
+    Args:
+        frame: with an index in which no name stands twice.
+        units: column -> its unit, in the head.
+        best: columns whose largest value is bold.
+        digits: column -> digits after the point, also of those that join it; one for the others.
+    """
+    import pandas as pd
+    from IPython.display import display
+
+    heads = {name: f"{name} ({unit})" for name, unit in (units or {}).items()}
+    cells, head, after = pd.DataFrame(index=frame.index), "", 1
+    for name, values in frame.items():
+        joins = name in JOINED and head
+        head, after = (head, after) if joins else (heads.get(name, name), (digits or {}).get(name, 1))
+        told = [f"{value:.{after}f}" if isinstance(value, float) else str(value) for value in values]
+        told = [MISSING if pd.isna(value) or value == "" else text for value, text in zip(values, told, strict=True)]
+        if joins:
+            told = [a if a == MISSING else JOINED[name].format(a, b) for a, b in zip(cells[head], told, strict=True)]
+        cells[head] = told
+    looks = cells.map(lambda text: TINTS.get(text.partition(",")[0], ""))
+    for name in best:
+        looks.loc[frame[name].idxmax(), heads.get(name, name)] = "font-weight: bold"
+    styled = cells.style.set_caption(html.escape(title)).set_uuid(re.sub(r"\W+", "-", title)).format(escape="html")
+    styled.apply(lambda _: looks, axis=None).format_index(escape="html", axis=0).format_index(escape="html", axis=1)
+    page = re.sub(r'(?=class="(row|col)_heading)', r'scope="\1" ', styled.to_html())
+    display({"text/html": page, "text/plain": f"{title}\n{cells.to_string()}"}, raw=True)
 
 
 def figure(drawn: "Figure", alt: str) -> None:
@@ -59,12 +108,18 @@ def figure(drawn: "Figure", alt: str) -> None:
 
 
 class Picture:
-    """A figure as an HTML image with alternative text: viewers and exports pass over what stands in the metadata."""
+    """A figure as an HTML image with alternative text: viewers and exports pass over what stands in the metadata.
+
+    It has 128 colours, which no figure here shows and which make the notebook smaller.
+    """
 
     def __init__(self, drawn: "Figure", alt: str):
-        png = io.BytesIO()
+        from PIL import Image
+
+        png, small = io.BytesIO(), io.BytesIO()
         drawn.savefig(png, format="png")
-        self.png, self.alt = png.getvalue(), alt
+        Image.open(png).convert("RGB").quantize(128).save(small, "png", optimize=True)
+        self.png, self.alt = small.getvalue(), alt
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         data = base64.b64encode(self.png).decode("ascii")

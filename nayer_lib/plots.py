@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 
 MARKERS = "os^DvP*X" * 3
 CROSS_ENTROPY = "cross-entropy (nats)"
+DPI, WIDEST = 110, 900  # pixels an inch, and those of the widest figure: a notebook shows it as large as it is
 
 
 def new_figure(columns: int = 1, width: float = 6.0, height: float = 3.2) -> "tuple[Figure, list[Axes]]":
-    """A figure in the kit's style with `columns` Axes side by side; width and height in inches, of one Axes."""
+    """A figure in the kit's style with `columns` Axes side by side; width and height in inches, of one Axes.
+
+    It is at most `WIDEST` pixels wide: its Axes get narrower.
+    """
     import seaborn
     from matplotlib.figure import Figure
 
     seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.85)
-    figure = Figure(figsize=(width * columns, height), dpi=110, layout="constrained")
+    figure = Figure(figsize=(min(width * columns, WIDEST / DPI), height), dpi=DPI, layout="constrained")
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
@@ -39,6 +43,26 @@ def _labelled(ax: "Axes", x: str, y: str, legend: dict | None = None, whole: boo
     if legend is not None:
         ax.legend(**legend)
     return ax
+
+
+def _logarithmic(ax: "Axes", direction: str) -> "Axes":
+    """Make the "x" or "y" axis logarithmic, with plain numbers beside it."""
+    from matplotlib.ticker import LogLocator
+
+    ax.set(**{f"{direction}scale": "log"})
+    axis = getattr(ax, f"{direction}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
+    return ax
+
+
+def one_legend(axes: "Sequence[Axes]") -> None:
+    """One legend under the figure, in place of one in each of some Axes that show the same names."""
+    for ax in axes:
+        ax.get_legend().remove()
+    lines, names = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(lines, names, loc="outside lower center", ncols=len(names), fontsize=9)
 
 
 def mosaic(images: Tensor, columns: int) -> Tensor:
@@ -73,10 +97,22 @@ def image_grid(ax: "Axes", images: Tensor, labels: Tensor, names: Sequence[str],
 
 
 def learning_curve(
-    ax: "Axes", epochs: Sequence, accuracy: Sequence, teacher: float, chance: float | None, label="student", line="-"
+    ax: "Axes",
+    epochs: Sequence,
+    accuracy: Sequence,
+    teacher: float,
+    chance: float | None,
+    label="student",
+    line="-",
+    band: tuple[Sequence, Sequence] | None = None,
 ) -> "Axes":
-    """Test accuracy in percent after each epoch, with the teacher's and, if given, chance as lines (as in Fig. 1)."""
-    ax.plot(epochs, accuracy, line, marker="o", markersize=4, label=label)
+    """Test accuracy in percent after each epoch, with the teacher's and, if given, chance as lines (as in Fig. 1).
+
+    `band`: the lowest and the highest of the seeds of which `accuracy` is the mean.
+    """
+    [curve] = ax.plot(epochs, accuracy, line, marker="o", markersize=4, label=label)
+    if band:
+        ax.fill_between(epochs, *band, color=curve.get_color(), alpha=0.15, linewidth=0)
     if not getattr(ax, "has_reference_lines", False):  # several curves share one pair of lines
         ax.axhline(teacher, color="black", linestyle="--", linewidth=1.2, label=f"teacher {teacher:.1f} %")
         if chance is not None:
@@ -155,24 +191,25 @@ def by_step(ax: "Axes", curves: dict[str, Sequence[float]], label: str = CROSS_E
     """
     for (name, values), dashes in zip(curves.items(), ("-", "--", "-.", ":") * 3, strict=False):
         ax.plot(range(1, len(values) + 1), values, dashes, label=name)
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15), "ncols": 3} if len(curves) > 6 else {}
-    scale = "log" if label == CROSS_ENTROPY else "linear"
-    return _labelled(ax, "generator step g of the round", label, {"fontsize": 8, **below}, yscale=scale)
+    if label == CROSS_ENTROPY:
+        _logarithmic(ax, "y")
+    return _labelled(ax, "generator step g of the round", label, {"fontsize": 9})
 
 
 def effects(ax: "Axes", names: Sequence[str], printed: Sequence, ours: Sequence, halves: Sequence) -> "Axes":
     """Differences of accuracy in points, a row an arm: the paper's hollow, ours filled with half of its interval.
 
-    None or nan leaves a place empty.
+    None or nan leaves a place empty. A legend is there where both are.
     """
     printed, ours, halves = (np.array(values, float) for values in (printed, ours, halves))
     ax.axvline(0, color="grey", linewidth=1)
-    if not np.isnan(printed).all():
-        ax.plot(printed, range(len(names)), "s", fillstyle="none", markersize=8, label="paper")
-    ax.errorbar(ours, range(len(names)), xerr=halves, fmt="o", capsize=3, label="ours")
-    ax.set_yticks(range(len(names)), names)
-    ax.invert_yaxis()
-    return _labelled(ax, "difference (points)", "", {"fontsize": 8})
+    rows = range(len(names))
+    ax.plot(printed, rows, "s", color="C0", fillstyle="none", markersize=8, label="paper")
+    ax.errorbar(ours, rows, xerr=halves, fmt="o", color="C1", capsize=3, label="ours")
+    ax.set_yticks(rows, names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    both = not (np.isnan(printed).all() or np.isnan(ours).all())
+    return _labelled(ax, "difference (points)", "", {"fontsize": 9} if both else None)
 
 
 def accuracy_against(ax: "Axes", label: str, curves: dict[str, dict[float, tuple[float, float]]]) -> "Axes":
@@ -183,45 +220,61 @@ def accuracy_against(ax: "Axes", label: str, curves: dict[str, dict[float, tuple
     for (name, points), marker in zip(curves.items(), MARKERS, strict=False):
         means, spreads = zip(*points.values(), strict=True)
         ax.errorbar(list(points), means, spreads, fmt=f"{marker}-", capsize=3, markersize=5, label=name)
-    _labelled(ax, label, "accuracy, last epoch (%)", {"fontsize": 8}, xscale="log")
+    _labelled(ax, label, "accuracy, last epoch (%)", {"fontsize": 9}, xscale="log")
     ax.set_xticks(ticks := sorted({x for points in curves.values() for x in points}), [f"{x:g}" for x in ticks])
     ax.minorticks_off()
     return ax
 
 
-def accuracy_against_seconds(ax: "Axes", points: dict[str, tuple[float, float, float]]) -> "Axes":
-    """Accuracy in percent against the seconds of a run; the legend has the points in the order of accuracy.
+def accuracy_against_time(ax: "Axes", label: str, points: dict[str, Sequence[tuple[float, float, float]]]) -> "Axes":
+    """Accuracy in percent against the time of a run, named by `label`; each method's name stands at its last point.
 
-    `points`: name -> (seconds, mean accuracy, standard deviation).
+    `points`: method -> (time, mean accuracy, standard deviation; nan for none), some of them. The last method, a square
+    with its name in bold, lies above the others.
     """
-    best_first = sorted(points.items(), key=lambda point: -point[1][1])
-    for (name, (seconds, accuracy, spread)), marker in zip(best_first, MARKERS, strict=False):
-        ax.errorbar(seconds, accuracy, spread, fmt=marker, capsize=3, markersize=7, label=name)
-    beside = {"fontsize": 8, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-    return _labelled(ax, "seconds of a run", "accuracy, last epoch (%)", beside)
+    for name, rows in points.items():
+        times, means, spreads = zip(*rows, strict=True)
+        look = "C1s-" if name == [*points][-1] else "C0o-"
+        ax.errorbar(times, means, spreads, fmt=look, capsize=3, markersize=6, linewidth=1.2, label=name)
+    _labelled(_logarithmic(ax, "x"), label, "accuracy (%)")
+    ax.set_xlim(right=1.8 * ax.get_xlim()[1])  # room for the names
+    ax.figure.draw_without_rendering()  # where a point lies in pixels is known from here on
+    marks = ax.transData.transform([row[:2] for rows in points.values() for row in rows])
+    placed: list[tuple[float, float]] = []
+    for name, rows in sorted(points.items(), key=lambda method: -method[1][-1][1]):
+        x, y = ax.transData.transform(rows[-1][:2])
+        low = y
+        while any(abs(x - left) < 90 and abs(low - other) < 15 for left, other in placed) or any(
+            0 < right - x < 60 and abs(low - other) < 11 for right, other in marks
+        ):
+            low -= 1
+        placed.append((x, low))
+        where = {"xy": rows[-1][:2], "xytext": (12, (low - y) * 72 / DPI), "textcoords": "offset points"}
+        words = {"fontsize": 9, "va": "center", "fontweight": "bold" if name == [*points][-1] else None}
+        ax.annotate(name, **where, **words, arrowprops={"arrowstyle": "-", "color": "grey", "linewidth": 0.6})
+    return ax
 
 
 def family_tree(
     ax: "Axes", born: dict[str, int], parents: dict[str, Sequence[str]], families: dict[str, str]
 ) -> "Axes":
-    """Methods by year, a line from each to those that took something from it; a band of rows a family.
+    """Methods by year, an arrow from each to those that took something from it; a band of rows a family.
 
     `born`: name -> year. `parents`: name -> names, of those that have any. `families`: name -> family, a row each in
     this order; those of one family stand together.
     """
-    row = {name: place for place, name in enumerate(families)}
-    arrow = {"arrowstyle": "->", "color": "grey", "shrinkA": 22, "shrinkB": 22}
+    box, boxes = {"boxstyle": "round", "facecolor": "white", "edgecolor": "black"}, {}
+    for row, name in enumerate(families):
+        boxes[name] = ax.text(born[name], row, name, ha="center", va="center", size=9, bbox=box, zorder=3)
     for name, parent in ((name, parent) for name, older in parents.items() for parent in older):
-        ends = {"xy": (born[name], row[name]), "xytext": (born[parent], row[parent])}
-        ax.annotate("", **ends, arrowprops=arrow)
-    for name in families:
-        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "black"}
-        ax.text(born[name], row[name], name, ha="center", va="center", size=8, bbox=box)
+        ends = {"patchA": boxes[parent].get_bbox_patch(), "patchB": boxes[name].get_bbox_patch()}
+        arrow = {"arrowstyle": "-|>", "color": "dimgrey", "shrinkA": 0, "shrinkB": 1, **ends}
+        ax.annotate("", boxes[name].get_position(), boxes[parent].get_position(), arrowprops=arrow)
     first, last = min(born.values()), max(born.values())
     for band, (family, members) in enumerate(groupby(families, key=families.get)):
-        inside = [row[name] for name in members]
+        inside = [boxes[name].get_position()[1] for name in members]
         ax.axhspan(min(inside) - 0.5, max(inside) + 0.5, color="grey", alpha=0.06 if band % 2 else 0.14)
-        ax.text(first - 1.75, sum(inside) / len(inside), family, va="center", size=8)
+        ax.text(first - 1.75, sum(inside) / len(inside), family, va="center", size=9)
     ax.set(xlim=(first - 1.8, last + 0.5), ylim=(len(families) - 0.5, -0.5), yticks=[])
     ax.set_xticks(range(first, last + 1))
     ax.grid(False)

@@ -29,7 +29,7 @@ methods.with_data methods
 config checkpoint distill plots
 runs.lock runs.interrupts runs.entries runs.card runs.measured runs.run
 runs.rule runs.statistics runs.forecast runs.sweep runs.launch
-report.paper report.embeddings report.tables report.lines report.ablations
+report.paper report.embeddings report.lines report.ablations report.tables
 exercises notebook demo cli.common cli.lte cli.teacher cli preload __main__
 """.split()
 

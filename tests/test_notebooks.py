@@ -1,5 +1,6 @@
 """What every notebook is, asked of the committed files without a kernel; nbval runs them and compares the rest."""
 
+import base64
 import csv
 import json
 import re
@@ -15,6 +16,7 @@ from bs4 import BeautifulSoup
 
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.with_data import WithData
+from nayer_lib.report.tables import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -25,6 +27,9 @@ LINK = re.compile(r"(?<!!)\[((?:[^][]|!\[[^]]*\]\([^)]*\))*)\]\(([^)\s]+)\)")
 PATH_OF_A_MACHINE = re.compile(
     r"(?<![\w.])/(home|root|tmp|work|Users|mnt|media|opt|private|srv|var)/|[A-Z]:\\\\|ipykernel_\d"
 )
+
+IT_WAS = re.compile(r"(?:<details><summary>Which was it\?</summary>\n\n)?It was \(([a-d])\)")
+IN_THE_NEXT_FORM = {"03", "05", "06"}  # notebooks whose answers are folded, whose figures and code have their width
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
@@ -68,8 +73,8 @@ def figures(cell) -> list[dict]:
 
 
 def words(cell) -> int:
-    """Of running text: a table is looked up, not read, and a drawing is seen."""
-    return sum(len(line.split()) for line in cell.source.splitlines() if not line.startswith(("|", "![")))
+    """Of running text: a table is looked up, not read, a drawing is seen, and a fold opened."""
+    return sum(len(line.split()) for line in cell.source.splitlines() if not line.startswith(("|", "![", "<")))
 
 
 def lines(cell) -> int:
@@ -160,7 +165,7 @@ def test_checked_cells_have_something_to_compare_and_no_warnings_in_it(cells):
 
 
 def test_tags_are_ones_that_something_reads(cells):
-    read = {"parameters", "nbval-check-output", "solution", "check", "answer"}
+    read = {"parameters", "nbval-check-output", "solution", "check", "answer", "hide-output"}
     assert {tag for cell in cells for tag in cell.metadata.get("tags", [])} <= read
 
 
@@ -179,12 +184,61 @@ def test_figures_are_png_with_a_sentence_of_alternative_text(cells):
     assert not [output for output in outputs(cells) if "image/svg+xml" in output.get("data", {})]
 
 
+def says_numbers(output) -> bool:
+    """Whether an output is printed, or a table (`notebook.table`)."""
+    return output.get("name") == "stdout" or "<caption>" in output.get("data", {}).get("text/html", "")
+
+
+def test_figures_are_at_most_900_pixels_wide_and_code_88_characters(path, cells):
+    if path.stem[:2] not in IN_THE_NEXT_FORM:
+        pytest.skip("not in this form yet")
+    for cell in code(cells):
+        for output in figures(cell):
+            image = BeautifulSoup(output["data"]["text/html"], "html.parser").img
+            head = base64.b64decode(image["src"].partition(",")[2])[:24]
+            assert int.from_bytes(head[16:20], "big") <= 900, cell.source  # width in a PNG's first chunk
+        if cell is not cells[1]:
+            assert max(map(len, cell.source.splitlines())) <= 88, cell.source
+
+
 def test_a_figures_numbers_are_printed_too(cells):
     """In the same code cell or the next one."""
     after = code(cells)[1:] + [nbformat.v4.new_code_cell()]
     for cell, following in zip(code(cells), after, strict=True):
         if figures(cell):
-            assert [o for o in [*cell.outputs, *following.outputs] if o.get("name") == "stdout"], cell.source
+            assert any(map(says_numbers, [*cell.outputs, *following.outputs])), cell.source
+
+
+NAMED_ELSEWHERE = {"in the paper", "in a config"}  # columns for the other names of an arm
+OTHERS = {other for others in NAMES.values() for other in others} - {"NAYER", "noise", "noisy"}  # words of their own
+OTHER = re.compile(rf"(?<![\w(])({'|'.join(map(re.escape, sorted(OTHERS, key=len, reverse=True)))})(?![\w(])")
+
+
+def without_other_names(output) -> str:
+    """What an output says, but for source code and for the columns in which another name of an arm belongs."""
+    page = BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser")
+    if page.find("div", class_="highlight"):
+        return ""
+    if not page.find("table"):
+        return texts_of(output)
+    heads = [cell.get_text(strip=True) for cell in page.thead.find_all("th")]
+    cells = [cell for row in page.tbody.find_all("tr") for cell in zip(heads, row.find_all(["th", "td"]), strict=True)]
+    shown = [cell.get_text() for head, cell in cells if head not in NAMED_ELSEWHERE]
+    return "\n".join([page.caption.get_text(), *heads, *shown])
+
+
+@pytest.mark.parametrize("number", [3, 5])
+def test_an_arm_has_one_name_in_outputs_and_texts(number):
+    cells = nbformat.read(PATHS[number], as_version=4).cells
+    said = [without_other_names(output) for output in outputs(cells)]
+    said += [re.sub(r"`[^`]*`|\$[^$]*\$", "", cell.source) for cell in text(cells)]
+    assert [(found[0], where) for where in said for found in OTHER.finditer(where)] == []
+    assert any("K-to-1, kept" in where for where in said)
+
+
+@pytest.mark.parametrize(("words", "found"), [("NAYER(woRI) falls", True), ("OH, Z", True), ("Z(e_y): 3", False)])
+def test_another_name_of_an_arm_is_found(words, found):
+    assert bool(OTHER.search(words)) == found
 
 
 def test_it_names_no_folder_of_any_machine(path, cells):
@@ -230,14 +284,27 @@ def test_predictions_come_before_results_and_the_text_after_them_says_which_it_w
         assert re.findall(r"\(([a-d])\)", prompt)[:3] == ["a", "b", "c"]
         assert cells[place + 1].cell_type == "code"
         told = [cell for cell in cells[place + 2 : place + 4] if cell.cell_type == "markdown"]
-        assert told and re.match(r"It was \([a-d]\)", told[0].source), prompt
+        assert told and IT_WAS.match(told[0].source), prompt
         assert told[0].metadata.get("tags") == ["answer"] and "\n## " not in told[0].source
+
+
+def test_no_answer_is_seen_before_it_is_asked_for(path, cells):
+    """The output behind a prediction is folded, on the site by the tag and in JupyterLab by the metadata."""
+    if path.stem[:2] not in IN_THE_NEXT_FORM:
+        pytest.skip("not in this form yet")
+    for place, cell in enumerate(cells):
+        if "Predict before you run" in cell.source:
+            following = cells[place + 1].metadata
+            assert "hide-output" in following.tags and following.jupyter == {"outputs_hidden": True}
+    for cell in tagged(cells, "answer"):
+        assert cell.source.startswith("<details><summary>Which was it?</summary>\n\nIt was")
+        assert cell.source.endswith("\n\n</details>")
 
 
 def test_no_letter_is_right_too_often():
     """Over all notebooks; a learner who always says (b) learns nothing."""
     told = [cell for path in PATHS for cell in tagged(nbformat.read(path, as_version=4).cells, "answer")]
-    letters = Counter(re.match(r"It was \(([a-d])\)", cell.source)[1] for cell in told)
+    letters = Counter(IT_WAS.match(cell.source)[1] for cell in told)
     assert max(letters.values()) <= 0.4 * letters.total(), letters
 
 

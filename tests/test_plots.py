@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from nayer_lib.methods.base import SynthesisReport
 from nayer_lib.plots import (
     CROSS_ENTROPY,
     accuracy_against,
-    accuracy_against_seconds,
+    accuracy_against_time,
     by_step,
     captioned,
     ce_per_step,
@@ -24,6 +25,7 @@ from nayer_lib.plots import (
     memory_growth,
     mosaic,
     new_figure,
+    one_legend,
     pairs,
     per_class,
     ranking,
@@ -71,7 +73,7 @@ CALLS = {
         ax, torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(3), torch.arange(3), torch.tensor([0, 2, 1])
     ),
     "captioned": lambda ax: captioned(ax, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), ["zero", "one"], columns=1),
-    "accuracy_against_seconds": lambda ax: accuracy_against_seconds(ax, {"FM": (30.0, 97.0, 0.5)}),
+    "accuracy_against_time": lambda ax: accuracy_against_time(ax, "s", {"FM": [(30.0, 97.0, 0.5)]}),
     "family_tree": lambda ax: family_tree(ax, *FAMILY),
     "per_class": lambda ax: per_class(ax, NAMES, torch.tensor([1.0, 0.9]), torch.tensor([0.95, 0.6])),
     "heat_map": lambda ax: heat_map(ax, torch.eye(3), ("a", "b", "c"), 0, 1),
@@ -91,6 +93,21 @@ def test_a_figure_takes_an_axes_and_returns_it_drawn(name, ax, monkeypatch):
     draw(ax)
 
 
+# Figures of notebooks 01, 02 and 04 in which smaller words stand inside a cell or at a point.
+SMALL_WORDS = ("captioned", "disagreements", "heat_map", "scatter")
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in SMALL_WORDS])
+def test_no_word_is_smaller_than_9_points(name, ax):
+    words = CALLS[name](ax).findobj(Text)
+    assert [word.get_text() for word in words if word.get_text() and word.get_fontsize() < 9] == []
+
+
+def test_a_figure_is_never_wider_than_900_pixels():
+    figure, axes = new_figure(columns=4, width=3)
+    assert len(axes) == 4 and figure.get_figwidth() * figure.dpi == 900
+
+
 def test_a_new_figure_has_its_axes_side_by_side_and_opens_no_window():
     from matplotlib import pyplot
 
@@ -98,6 +115,16 @@ def test_a_new_figure_has_its_axes_side_by_side_and_opens_no_window():
     assert len(axes) == 3 and figure.axes == axes
     assert figure.get_size_inches().tolist() == [6, 1]
     assert pyplot.get_fignums() == []  # pyplot does not know it: nothing to show, nothing to leak
+
+
+def test_one_legend_stands_under_all_axes():
+    figure, axes = new_figure(columns=2)
+    for ax in axes:
+        by_step(ax, {"a": [2.0, 1.0], "b": [3.0, 2.0]})
+    one_legend(axes)
+    [legend] = figure.legends
+    assert [word.get_text() for word in legend.get_texts()] == ["a", "b"]
+    assert [ax.get_legend() for ax in axes] == [None, None]
 
 
 # --- pictures of images
@@ -184,6 +211,12 @@ def test_a_learning_curve_has_the_teachers_line_and_chance_once(ax):
     assert len(ax.get_lines()) == 4
 
 
+def test_a_mean_of_seeds_has_their_band(ax):
+    learning_curve(ax, [1, 2], [20.0, 60.0], 99.0, None, band=([10.0, 50.0], [30.0, 70.0]))
+    [band] = ax.collections
+    assert {(1, 10), (1, 30), (2, 50), (2, 70)} <= set(map(tuple, band.get_paths()[0].vertices.astype(int).tolist()))
+
+
 def test_curves_can_be_told_apart_without_colour(ax):
     learning_curve(ax, [1, 2], [20.0, 60.0], 99.0, 10.0, "live")
     learning_curve(ax, [1, 2], [30.0, 70.0], 99.0, 10.0, "kept", "-.")
@@ -267,6 +300,9 @@ def test_metrics_by_step_start_at_step_1_and_no_two_lines_look_alike(ax, label, 
     assert [list(line.get_xdata()) for line in ax.lines] == 4 * [[1, 2, 3]]
     assert len({line.get_linestyle() for line in ax.lines}) == 4
     assert ax.get_yscale() == scale and ax.get_ylabel() == label
+    if scale == "log":
+        draw(ax)
+        assert [word for word in ticks(ax.yaxis) if word] == sorted((w for w in ticks(ax.yaxis) if w), key=float)
 
 
 def test_effects_leave_a_place_empty_where_there_is_no_number(ax):
@@ -275,6 +311,12 @@ def test_effects_leave_a_place_empty_where_there_is_no_number(ax):
     assert printed.get_fillstyle() == "none"
     assert list(printed.get_xdata())[0] == 1.0 and math.isnan(list(printed.get_xdata())[1])
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted()
+    assert [word.get_text() for word in ax.get_legend().get_texts()] == ["paper", "ours"]
+
+
+def test_effects_of_one_kind_need_no_legend(ax):
+    effects(ax, ["a", "b"], [None, None], [1.0, -2.0], [0.5, 0.5])
+    assert ax.get_legend() is None
 
 
 def test_accuracy_against_a_setting_has_a_tick_at_every_size(ax):
@@ -284,11 +326,16 @@ def test_accuracy_against_a_setting_has_a_tick_at_every_size(ax):
     assert len(ax.containers) == 2 and len({c.lines[0].get_marker() for c in ax.containers}) == 2
 
 
-def test_every_point_has_its_name_in_the_legend_the_best_first(ax):
-    accuracy_against_seconds(ax, {"ZSKT": (20.0, 92.0, float("nan")), "FM": (30.0, 97.0, 0.5)})
-    assert [word.get_text() for word in ax.get_legend().get_texts()] == ["FM", "ZSKT"]
-    assert [c.lines[0].get_xydata().tolist() for c in ax.containers] == [[[30.0, 97.0]], [[20.0, 92.0]]]
-    assert len({c.lines[0].get_marker() for c in ax.containers}) == 2
+def test_every_method_has_its_name_at_its_last_point_and_the_last_one_is_in_bold(ax):
+    nan = float("nan")
+    points = {"FM": [(20.0, 91.0, nan), (30.0, 97.0, 0.5)], "DFQ": [(31.0, 97.0, nan)], "NAYER": [(32.0, 97.0, nan)]}
+    accuracy_against_time(ax, "hours", points)
+    assert {word.get_text(): word.xy for word in ax.texts} == {name: rows[-1][:2] for name, rows in points.items()}
+    assert [word.get_text() for word in ax.texts if word.get_fontweight() == "bold"] == ["NAYER"]
+    heights = sorted(word.xyann[1] for word in ax.texts)
+    assert heights[-1] <= -7  # not on another point
+    assert all(high - low >= 9 for low, high in zip(heights, heights[1:], strict=False))
+    assert [tick.get_text() for tick in ax.get_xticklabels() if 19 < tick.get_position()[0] < 40] == ["20", "30"]
 
 
 def test_a_family_tree_has_a_row_a_method_a_band_a_family_and_a_line_a_debt(ax):
@@ -298,3 +345,5 @@ def test_a_family_tree_has_a_row_a_method_a_band_a_family_and_a_line_a_debt(ax):
     assert {"pixels", "plays on"} <= set(placed) and len(ax.patches) == 2
     [line] = [word for word in ax.texts if not word.get_text()]
     assert line.xy == (2021, 1) and line.get_position() == (2020, 0)
+    ends = [box for box in ax.texts if box.get_text() in ("DeepInv", "CMI")]  # it begins and ends at their boxes
+    assert [line.arrow_patch.patchA, line.arrow_patch.patchB] == [box.get_bbox_patch() for box in ends]

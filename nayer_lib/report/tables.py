@@ -1,30 +1,50 @@
-"""The arms of a sweep as a table, for notebooks."""
+"""The tables of sweeps as the notebooks show them: one name an arm, and the paper's name in a column of its own."""
 
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import ablations
+from .lines import metric
 
 if TYPE_CHECKING:
     import pandas
 
+# The arms of Table 3 and Figure 5, which sweep files call as the paper does, and the settings of `latent`.
+NAMES = {
+    "K-to-1": ("NAYER(Kto1)", "NAYER", "noisy"),
+    "K-to-1, kept": ("NAYER(woRI)", "noisy_kept"),
+    "1-to-1": ("NAYER(1to1)", "noisy_1to1"),
+    "one layer, redrawn": ("noisy_one",),
+    "z": ("Z", "noise"),
+    "LTE": ("lte",),
+    "one-hot": ("OH", "onehot"),
+    "cat": ("cat(LTE,Z)", "cat_lte"),
+    "cat, one-hot": ("cat(OH,Z)", "cat_onehot"),
+    "sum": ("sum_lte",),
+    "sum, one-hot": ("sum_onehot",),
+    "sum(1)": ("sum(LTE,Z)",),
+    "sum(1), one-hot": ("sum(OH,Z)",),
+}
+SHORT = {other: name for name, others in NAMES.items() for other in others}
 
-def arms_table(arms: dict[str, list[dict]]) -> "pandas.DataFrame":
-    """A sweep's arms, one a row, from its cards (`sweep.arm_cards`): mean over seeds, and the spread of the accuracy.
 
-    Columns: n (seeds); accuracy (last epoch, percent) and its sample sd; the mean L_CE at the first, fifth, fifteenth
-    and last generator step; the share of rounds that reach CE < 1; diversity within and across rounds.
-    """
-    import pandas as pd
+def short(name: str) -> str:
+    """The notebooks' name of an arm, or of a setting of `latent`; any other name stays."""
+    arm, comma, rest = name.partition(", G kept")
+    return SHORT.get(arm, arm) + comma + rest
 
-    runs = []
-    for arm, card in ((arm, card) for arm, cards in arms.items() for card in cards):
-        run = {"arm": arm, "accuracy": 100 * card["accuracy_last"]}
-        if "metrics" in card:  # else measuring failed, and the card says why
-            ce, metrics = card["metrics"]["ce_by_step"], card["metrics"]
-            run |= {f"CE {t}": ce[t - 1] for t in (1, 5, 15, len(ce)) if t <= len(ce)}
-            run |= {"CE < 1": metrics["convergence"]["1.0"]["success"], **metrics["diversity"]}
-        runs.append(run)
-    groups = pd.DataFrame(runs).groupby("arm", sort=False)
-    whole = groups.count().eq(groups.size(), axis=0)  # one seed without a value, and the arm has no mean
-    table = groups.mean().where(whole).dropna(axis=1, how="all")
-    table.insert(1, "sd", groups["accuracy"].std())
-    table.insert(0, "n", groups.size())
-    return table.reindex(list(arms)).rename_axis(None).fillna({"n": 0}).astype({"n": int})
+
+def named(frame: "pandas.DataFrame") -> "pandas.DataFrame":
+    """`ablations.frame` with the notebooks' names, and beside them what the paper calls a row that it prints."""
+    made = frame.rename(index=short)
+    made["against"] = [short(name) for name in frame["against"]]
+    made.insert(0, "in the paper", frame.index.where(frame["paper"].notna(), ""))
+    return made
+
+
+def measured(stem: str, dataset: str, cards: list[dict], *entry: str) -> dict[str, np.ndarray | float]:
+    """An entry of the cards' metrics, by its path: the mean over seeds, for each arm of which every run has it."""
+    lines = [line for line in ablations.lines_of(stem, dataset, cards) if line.cell]
+    values = {short(line.name): [metric(card, *entry) for card in line.cell.cards] for line in lines}
+    return {name: np.mean(found, axis=0) for name, found in values.items() if None not in found}

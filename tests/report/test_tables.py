@@ -1,50 +1,46 @@
-"""A sweep's arms as a table, for notebooks."""
+"""One name an arm in the notebooks, and means of what the runs of a table measured."""
 
-import math
-import statistics
-
+import pandas as pd
 import pytest
 from tiny import like
 
-from nayer_lib.report.tables import arms_table
+from nayer_lib.generator.latents import COLUMNS
+from nayer_lib.report import ablations
+from nayer_lib.report.tables import SHORT, measured, named, short
+from nayer_lib.runs.card import kept_cards
 
 
-def measured(card, seed, accuracy, ce, success=0.5, within=0.1, across=0.2) -> dict:
-    metrics = {
-        "ce_by_step": ce,
-        "convergence": {"1.0": {"success": success, "mean": None, "restricted": 9.0}},
-        "diversity": {"within": within, "across": across},
-    }
-    return like(card, seed=seed, accuracy_last=accuracy, metrics=metrics)
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("NAYER(woRI), G kept", "K-to-1, kept, G kept"),
+        ("OH", "one-hot"),
+        ("sum(0.5)", "sum(0.5)"),
+        ("NAYER, g = 2", "NAYER, g = 2"),  # a method beside FM
+        ("", ""),
+    ],
+)
+def test_an_arm_has_one_name(name, shown):
+    assert short(name) == shown
 
 
-def test_an_arm_is_a_row_of_means_over_its_seeds(card):
-    first, second = [float(21 - t) for t in range(1, 21)], [float(41 - t) for t in range(1, 21)]  # L_CE by step
-    cards = [measured(card, 0, 0.9, first, 0.5), measured(card, 1, 0.96, second, 1.0, 0.3, 0.4)]
-    table = arms_table({"text": cards, "z": cards[:1], "LTE": []})
-    assert list(table.index) == ["text", "z", "LTE"] and list(table["n"]) == [2, 1, 0]
-    assert table.index.name is None  # it would be a line of its own in print
-    row = table.loc["text"].to_dict()
-    assert row == pytest.approx(
-        {
-            "n": 2,
-            "accuracy": 93,
-            "sd": statistics.stdev([90, 96]),
-            "CE 1": 30,
-            "CE 5": 26,
-            "CE 15": 16,
-            "CE 20": 11,
-            "CE < 1": 0.75,
-            "within": 0.2,
-            "across": 0.3,
-        }
-    )
-    assert table["accuracy"]["z"] == 90 and math.isnan(table["sd"]["z"])  # one seed has no spread
-    assert table.loc["LTE"].drop("n").isna().all()
+def test_every_setting_of_latent_has_a_name():
+    assert {*COLUMNS, "noise"} <= SHORT.keys()
 
 
-def test_an_arm_whose_diversity_was_not_measured_has_none(card):
-    cards = [measured(card, 0, 0.9, [2.0, 1.0], within=None), measured(card, 1, 0.9, [2.0, 1.0])]
-    row = arms_table({"lte": cards}).loc["lte"]
-    assert "within" not in row and row["across"] == 0.2
-    assert [name for name in row.index if name.startswith("CE ")] == ["CE 1", "CE 2", "CE < 1"]
+def test_the_papers_name_stands_in_a_column_of_its_own():
+    rows = {"paper": [93.48, 14.82, None], "against": ["", "NAYER(Kto1)", "NAYER(Kto1)"]}
+    frame = named(pd.DataFrame(rows, index=["NAYER(Kto1)", "NAYER(woRI)", "one layer, redrawn"]))
+    assert list(frame.index) == ["K-to-1", "K-to-1, kept", "one layer, redrawn"]
+    assert list(frame["in the paper"]) == ["NAYER(Kto1)", "NAYER(woRI)", ""]
+    assert list(frame["against"]) == ["", "K-to-1", "K-to-1"]
+
+
+def test_a_metric_is_the_mean_over_the_seeds_of_an_arm_of_which_all_have_it():
+    [line] = [line for line in ablations.lines_of("eq5", "digits", kept_cards()) if line.name == "no L_BN"]
+    card = line.cell.cards[0]
+    entries = [{"ce_by_step": [3.0, 1.0]}, {"ce_by_step": [1.0, 2.0]}]
+    cards = [like(card, seed=seed, metrics=metrics) for seed, metrics in enumerate(entries)]
+    found = measured("eq5", "digits", cards, "ce_by_step")
+    assert list(found) == ["no L_BN"] and found["no L_BN"].tolist() == [2.0, 1.5]
+    assert measured("eq5", "digits", cards, "by_step", "score") == {}
