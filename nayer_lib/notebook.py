@@ -22,7 +22,7 @@ from .base_config import NayerConfig
 from .config import PROFILES, TABLE8, Config, differences
 from .distill import Epoch
 from .errors import unknown
-from .plots import image_grid, learning_curve, new_figure
+from .plots import image_grid, learning_curve, new_figure, warmup_stripe
 from .runs.interrupts import asks_to
 from .runs.run import Run
 
@@ -174,7 +174,7 @@ class _Place:
 
 def _progress(config: Config, points: list[tuple[int, float]], teacher: float, method: "Method | None") -> "Picture":
     """The newest images, where there is a method to ask, and the curve on the axes of the whole run."""
-    drawn, axes = new_figure(columns=1 + (method is not None), width=6.0 if method is None else 4.2)
+    drawn, axes = new_figure(columns=1 + (method is not None), width=6.0 if method is None else 4.0)
     if method is not None:
         shown = method.examples()
         image_grid(axes[0], shown.images.cpu(), shown.labels.cpu(), method.teacher.class_names[:10])
@@ -184,7 +184,7 @@ def _progress(config: Config, points: list[tuple[int, float]], teacher: float, m
     learning_curve(ax, numbers, accuracy, teacher, 100 / classes if classes else None)
     ax.set_xlim(0.5 - warmup, config.distillation_epochs + 0.5)
     if warmup:
-        ax.axvspan(0.5 - warmup, 0.5, color="grey", alpha=0.15)
+        warmup_stripe(ax, warmup)
     alt = f"Student test accuracy by epoch, now at {accuracy[-1]:.1f} %;" if points else "Warm-up, nothing scored yet;"
     return Picture(drawn, f"{alt} teacher {teacher:.1f} %.")
 
