@@ -1,4 +1,4 @@
-"""What notebooks use to show things: source code, figures with alt text, a live curve. Only this file knows IPython."""
+"""What notebooks use to show things: source, tables, figures, a live curve. Only this file knows IPython."""
 
 import base64
 import contextlib
@@ -27,9 +27,17 @@ from .runs.interrupts import asks_to
 from .runs.run import Run
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.figure import Figure
 
     from .methods.base import Method
+
+JOINED = {"sd": "{} ± {}", "n": "{} ({})", "low": "{} [{}", "high": "{}, {}]"}  # columns that join the one before them
+MISSING = "–"
+# Behind the rule's words: blue where the effect is there, orange where it is not or is a loss, grey for no effect.
+TINTS = dict.fromkeys(("gain", "more", "shows", "reproduced"), "background: #cfe3f3; color: black")
+TINTS |= dict.fromkeys(("loss", "less", "does not show", "not", "partly"), "background: #f9dcbc; color: black")
+TINTS["no effect"] = "background: #e2e2e2; color: black"
 
 
 def profile() -> str:
@@ -49,6 +57,47 @@ def show(thing: Any) -> None:
     from IPython.display import Code, display
 
     display(Code(inspect.getsource(thing), language="python"))
+
+
+def table(
+    frame: "pandas.DataFrame",
+    title: str,
+    units: dict[str, str] | None = None,
+    best: Sequence[str] = (),
+    digits: dict[str, int] | None = None,
+) -> None:
+    """Display a frame as HTML, the rule's words in colour, and beside it as plain text, which nbval compares.
+
+    A column sd, n, low or high joins the one before it: mean ± sd (n), difference [low, high]. What is missing or empty
+    is a dash.
+
+    Args:
+        frame: with an index in which no name stands twice.
+        units: column -> its unit, in the head.
+        best: columns whose largest value is bold.
+        digits: column -> digits after the point, also of those that join it; one for the others.
+    """
+    import pandas as pd
+    from IPython.display import display
+
+    heads = {name: f"{name} ({unit})" for name, unit in (units or {}).items()}
+    cells, head, after = pd.DataFrame(index=frame.index), "", 1
+    for name, values in frame.items():
+        joins = name in JOINED and head
+        head, after = (head, after) if joins else (heads.get(name, name), (digits or {}).get(name, 1))
+        told = [f"{value:.{after}f}" if isinstance(value, float) else str(value) for value in values]
+        told = [MISSING if pd.isna(value) or value == "" else text for value, text in zip(values, told, strict=True)]
+        if joins:
+            told = [a if a == MISSING else JOINED[name].format(a, b) for a, b in zip(cells[head], told, strict=True)]
+        cells[head] = told
+    looks = cells.map(lambda text: TINTS.get(text.partition(",")[0], ""))
+    for name in best:
+        looks.loc[frame[name].idxmax(), heads.get(name, name)] = "font-weight: bold"
+    with pd.option_context("styler.format.escape", "html"):
+        styled = cells.style.set_caption(html.escape(title)).set_uuid(re.sub(r"\W+", "-", title))
+        page = styled.apply(lambda _: looks, axis=None).to_html()
+    page = re.sub(r'(?=class="(row|col)_heading)', r'scope="\1" ', page)
+    display({"text/html": page, "text/plain": f"{title}\n{cells.to_string()}"}, raw=True)
 
 
 def figure(drawn: "Figure", alt: str) -> None:

@@ -78,6 +78,30 @@ def test_show_displays_the_source_as_it_stands_in_the_library(displayed):
     assert second.data.startswith("def distill(") and second.language == "python"
 
 
+def test_a_table_has_a_title_units_a_dash_for_what_is_missing_and_the_rules_words_in_colour(displayed):
+    import pandas as pd
+
+    columns = {"CE < 1": [0.123, None], "ours": [98.26, 95.0], "sd": [0.1, None], "n": [3, 1], "diff": [None, -3.26]}
+    columns |= {"low": [None, -4.0], "high": [None, -2.5], "word": ["reference", "loss, n = 3"], "against": ["", "a"]}
+    frame = pd.DataFrame(columns, index=["a", "b"])
+    notebook.table(frame, "Inputs & words", units={"ours": "%"}, best=["ours"], digits={"CE < 1": 2})
+    [shown] = displayed
+    assert shown["text/plain"].splitlines()[0] == "Inputs & words"
+    page = BeautifulSoup(shown["text/html"], "html.parser")
+    rows = [[cell.get_text(strip=True) for cell in row.find_all(["th", "td"])] for row in page.find_all("tr")]
+    assert page.caption.get_text() == "Inputs & words" and rows == [
+        ["", "CE < 1", "ours (%)", "diff", "word", "against"],
+        ["a", "0.12", "98.3 ± 0.1 (3)", "–", "reference", "–"],
+        ["b", "–", "95.0 ± – (1)", "-3.3 [-4.0, -2.5]", "loss, n = 3", "a"],
+    ]
+    for row in rows[1:]:
+        assert all(cell in shown["text/plain"] for cell in row)
+    assert [cell["scope"] for cell in page.find_all("th") if cell.get_text(strip=True)] == 5 * ["col"] + 2 * ["row"]
+    styles = page.style.get_text()
+    assert re.search(r"row0_col1 \{\s*font-weight: bold;", styles) and re.search(r"row1_col3 \{\s*background:", styles)
+    assert styles.count("{") == 2  # nothing else is marked
+
+
 def test_a_figure_is_shown_as_png_with_its_alternative_text(displayed):
     drawn, [ax] = new_figure()
     ax.plot([1, 2])

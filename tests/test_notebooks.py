@@ -179,12 +179,17 @@ def test_figures_are_png_with_a_sentence_of_alternative_text(cells):
     assert not [output for output in outputs(cells) if "image/svg+xml" in output.get("data", {})]
 
 
+def told(output) -> bool:
+    """Whether an output is printed, or a table (`notebook.table`)."""
+    return output.get("name") == "stdout" or "<caption>" in output.get("data", {}).get("text/html", "")
+
+
 def test_a_figures_numbers_are_printed_too(cells):
     """In the same code cell or the next one."""
     after = code(cells)[1:] + [nbformat.v4.new_code_cell()]
     for cell, following in zip(code(cells), after, strict=True):
         if figures(cell):
-            assert [o for o in [*cell.outputs, *following.outputs] if o.get("name") == "stdout"], cell.source
+            assert any(map(told, [*cell.outputs, *following.outputs])), cell.source
 
 
 def test_it_names_no_folder_of_any_machine(path, cells):
