@@ -5,7 +5,6 @@ import contextlib
 import html
 import inspect
 import io
-import json
 import os
 import platform
 import re
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import files
 from .base_config import NayerConfig
 from .config import PROFILES, TABLE8, Config, differences
 from .distill import Epoch
@@ -134,21 +132,6 @@ def environment() -> dict[str, str]:
         "Colab": "yes" if "google.colab" in sys.modules else "no",
         "profiles": ", ".join(PROFILES) if gpu else "quick",
     }
-
-
-def notebook_map(root: Path | None = None) -> str:
-    """A Markdown table of a clone's notebooks and their measured times; others in its README are "in preparation"."""
-    root = root or files.data_dir().parent
-    times = json.loads((root / "data" / "times.json").read_text(encoding="utf-8"))
-    rows = {}
-    for number, name in re.findall(r"^\| *\[?(\d\d) (\w+)", (root / "README.md").read_text(encoding="utf-8"), re.M):
-        rows[number] = f"| {number} · {name.replace('_', ' ').capitalize()} | in preparation |"
-    for path in (root / "notebooks").glob("[0-9]*.ipynb"):
-        first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
-        title = "".join(first).splitlines()[0].removeprefix("# ")
-        told = " · ".join(f"{profile} {seconds}" for profile, seconds in times.get(path.stem, {}).items())
-        rows[path.stem[:2]] = f"| [{title}]({path.name}) | {told or 'not measured'} |"
-    return "\n".join(["| notebook | measured time |", "|---|---|", *(rows[number] for number in sorted(rows))])
 
 
 def table8_differences(config: Config) -> str:
