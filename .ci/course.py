@@ -125,7 +125,7 @@ def quiz(notebooks: dict[str, NotebookNode]) -> str:
             if "Predict before you run" in cell.source:
                 prompt = cell.source[cell.source.index("> **Predict") :]
                 told = next(c.source for c in notebook.cells[place + 1 :] if "answer" in tags(c))
-                key = re.match(r"It was (\([a-d]\))", told)[1]
+                key = re.search(r"^It was (\([a-d]\))", told, re.M)[1]
                 asked.append(f"{prompt}\n\nKey: **{key}** (notebook {name[:2]})")
     return "\n\n---\n\n".join(["# All predictions, with their key", *asked]) + "\n"
 

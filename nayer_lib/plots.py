@@ -238,20 +238,21 @@ def family_tree(
 
 
 def heat_maps(
-    axes: "Sequence[Axes]", matrices: dict[str, Tensor], names: Sequence[str], low: float, high: float, digits: int = 2
+    axes: "Sequence[Axes]", matrices: dict[str, Tensor], names: Sequence[str], low: float, high: float
 ) -> None:
-    """Named (K, K) matrices side by side with their numbers, rounded: one order of rows, one range of colours.
+    """Named (K, K) matrices side by side: one order of rows, one range of colours; nan leaves a field empty.
 
-    nan leaves a field empty.
+    Of two at most the numbers are written too, in hundredths: for more there is no room.
     """
     import seaborn
 
     for place, (ax, (title, matrix)) in enumerate(zip(axes, matrices.items(), strict=True)):
-        words = [[f"{value:.{digits}f}".removeprefix("0") for value in row] for row in matrix.tolist()]
+        words = np.array([[f"{100 * value:.0f}" for value in row] for row in matrix.tolist()])
         labels = {"xticklabels": names, "yticklabels": names if place == 0 else False, "annot_kws": {"size": 9}}
         colours = {"vmin": low, "vmax": high, "cmap": "viridis", "cbar": False, "square": True}
-        seaborn.heatmap(matrix.numpy(), annot=np.array(words), fmt="", **labels, **colours, ax=ax)
+        seaborn.heatmap(matrix.numpy(), annot=words if len(axes) < 3 else False, fmt="", **labels, **colours, ax=ax)
         ax.set_title(title)
+        ax.grid(False)
         ax.tick_params(axis="x", rotation=90)
         ax.tick_params(axis="y", rotation=0)
     axes[0].figure.colorbar(axes[-1].collections[0], ax=axes, shrink=0.8)
@@ -284,7 +285,7 @@ def scatter(
     for place, word in zip(points.tolist(), words, strict=False):
         ax.annotate(word, place, xytext=(3, 2), textcoords="offset points", size=9)
     ax.set(xticks=[], yticks=[])
-    ax.margins(0.12)  # room for the words
+    ax.margins(0.2, 0.1)  # room for the words
     return ax
 
 

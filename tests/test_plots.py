@@ -235,7 +235,7 @@ def test_heat_maps_share_one_order_of_rows_and_one_range_of_colours():
     assert [ticks(ax.xaxis) for ax in axes] == 2 * [["cat", "dog"]]
     assert ticks(axes[0].yaxis) == ["cat", "dog"] and not ticks(axes[1].yaxis)  # said once
     assert {ax.collections[0].get_clim() for ax in axes} == {(-1, 1)}
-    assert [text.get_text() for text in axes[0].texts] == ["1.00", "-0.25", ".50"]  # nan: no word
+    assert [text.get_text() for text in axes[0].texts] == ["100", "-25", "50"]  # nan: no word
     assert len(figure.axes) == 3  # the bar of colours
     FigureCanvasAgg(figure).draw()
 
