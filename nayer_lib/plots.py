@@ -247,7 +247,7 @@ def heat_maps(
     import seaborn
 
     for place, (ax, (title, matrix)) in enumerate(zip(axes, matrices.items(), strict=True)):
-        words = np.array([[f"{100 * value:.0f}" for value in row] for row in matrix.tolist()])
+        words = np.array([[f"{100 * value:z.0f}" for value in row] for row in matrix.tolist()])
         labels = {"xticklabels": names, "yticklabels": names if place == 0 else False, "annot_kws": {"size": 9}}
         colours = {"vmin": low, "vmax": high, "cmap": "viridis", "cbar": False, "square": True}
         seaborn.heatmap(matrix.numpy(), annot=words if len(axes) < 3 else False, fmt="", **labels, **colours, ax=ax)
