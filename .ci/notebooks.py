@@ -2,9 +2,9 @@
 
 Shared parts are the Colab badge, the links to what comes before and after, the stated time and the bootstrap cell: the
 repository's address comes from pyproject.toml, the order of teaching from README.md, the paper's address from
-data/references.csv, the times from data/times.json, which this script measures. `--check` executes nothing and fails
-when a notebook's shared parts differ from what would be rendered. Names after the options choose notebooks (default:
-all).
+data/references.csv, the times from data/times.json, which this script measures. 00 has a table of all times. `--check`
+executes nothing and fails when a notebook's shared parts differ from what would be rendered. Names after the options
+choose notebooks (default: all).
 """
 
 import argparse
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TIMES = ROOT / "data" / "times.json"
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 BADGE, GO, TIME = "[![Open in Colab]", "**Go to**:", "**Time**:"
+TABLE = "| notebook | measured time |\n|---|---|"
 CODE = f"""import sys
 
 if "google.colab" in sys.modules:  # elsewhere this cell does nothing
@@ -46,9 +47,24 @@ def stated(seconds: dict) -> str:
     return f"{TIME} " + " · ".join(told) + "."
 
 
+def taught() -> list[str]:
+    """Names of the notebooks' files in the order in which they are taught."""
+    return re.findall(r"^\| \[\d\d .*?\]\(notebooks/([^)]+)\)", (ROOT / "README.md").read_text(), re.M)
+
+
+def measured(times: dict) -> str:
+    """A table of all notebooks and their times."""
+    rows = [TABLE]
+    for name in taught():
+        title = nbformat.read(ROOT / "notebooks" / name, as_version=4).cells[0].source.splitlines()[0]
+        told = " · ".join(f"{p} {seconds}" for p, seconds in times.get(name.removesuffix(".ipynb"), {}).items())
+        rows.append(f"| [{title.removeprefix('# ')}]({name}) | {told or 'not measured'} |")
+    return "\n".join(rows)
+
+
 def ways(path: Path) -> str:
     """A line of links: the notebooks before and after this one as they are taught, the glossary, the paper."""
-    order = re.findall(r"^\| \[\d\d .*?\]\(notebooks/([^)]+)\)", (ROOT / "README.md").read_text(), re.M)
+    order = taught()
     with open(ROOT / "data" / "references.csv", encoding="utf-8", newline="") as file:
         paper = next(row["address"] for row in csv.DictReader(file) if row["key"] == "nayer")
     place = order.index(path.name)
@@ -62,7 +78,7 @@ def ways(path: Path) -> str:
 
 
 def render(path: Path, notebook: nbformat.NotebookNode, times: dict) -> None:
-    """Put badge, links and time into the first cell, the bootstrap code into the second."""
+    """Put badge, links and time into the first cell, the bootstrap code into the second, all times into 00's table."""
     head, boot = notebook.cells[:2]
     blocks = head.source.split("\n\n")
     blocks = [b for b in blocks if not b.startswith((BADGE, GO, TIME))]
@@ -72,6 +88,9 @@ def render(path: Path, notebook: nbformat.NotebookNode, times: dict) -> None:
     blocks[1:1] = [badge, ways(path)]
     head.source = "\n\n".join([*blocks, stated(times.get(path.stem, {}))])
     boot.source = CODE
+    for cell in notebook.cells:
+        if cell.source.startswith(TABLE):
+            cell.source = measured(times)
 
 
 def execute(path: Path, notebook: nbformat.NotebookNode) -> float:
@@ -97,25 +116,27 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="beginnings of notebook names, e.g. 04")
     arguments = parser.parse_args()
     times = json.loads(TIMES.read_text()) if TIMES.is_file() else {}
-    paths = [
-        p for p in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")) if p.name.startswith(tuple(arguments.names) or "")
-    ]
-    for path in paths:
+    everything = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+    chosen = [path for path in everything if path.name.startswith(tuple(arguments.names) or "")]
+    for path in [] if arguments.check else chosen:
         notebook = nbformat.read(path, as_version=4)
-        before = [cell.source for cell in notebook.cells[:2]]
-        if not arguments.check:
-            os.environ.update(NAYER_PROFILE="quick", CI="1", JUPYTER_PREFER_ENV_PATH="1")
-            render(path, notebook, times)
-            seconds = execute(path, notebook)
-            times.setdefault(path.stem, {})["quick"] = f"{5 * round(seconds / 5 + 0.5)} s on {os.cpu_count()} CPU cores"
-            TIMES.write_text(json.dumps(times, indent=1) + "\n")
-            print(f"{path.name}: {seconds:.0f} s")
+        os.environ.update(NAYER_PROFILE="quick", CI="1", JUPYTER_PREFER_ENV_PATH="1")
         render(path, notebook, times)
-        if arguments.check and before != [cell.source for cell in notebook.cells[:2]]:
-            print(f"{path.name}: badge, links, time or bootstrap cell is not what `make notebooks` renders.")
+        seconds = execute(path, notebook)
+        times.setdefault(path.stem, {})["quick"] = f"{5 * round(seconds / 5 + 0.5)} s on {os.cpu_count()} CPU cores"
+        TIMES.write_text(json.dumps(times, indent=1) + "\n")
+        nbformat.write(notebook, path)
+        print(f"{path.name}: {seconds:.0f} s")
+    for path in chosen if arguments.check else everything:  # a new time stands in 00, too
+        notebook = nbformat.read(path, as_version=4)
+        before = [cell.source for cell in notebook.cells]
+        render(path, notebook, times)
+        if before == [cell.source for cell in notebook.cells]:
+            continue
+        if arguments.check:
+            print(f"{path.name}: badge, links, a time or the bootstrap cell is not what `make notebooks` renders.")
             return 1
-        if not arguments.check:
-            nbformat.write(notebook, path)
+        nbformat.write(notebook, path)
     return 0
 
 

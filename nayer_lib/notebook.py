@@ -5,7 +5,6 @@ import contextlib
 import html
 import inspect
 import io
-import json
 import os
 import platform
 import re
@@ -18,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import files
 from .base_config import NayerConfig
 from .config import PROFILES, TABLE8, Config, differences
 from .distill import Epoch
 from .errors import unknown
-from .plots import image_grid, learning_curve, new_figure
+from .plots import image_grid, learning_curve, new_figure, warmup_stripe
 from .runs.interrupts import asks_to
 from .runs.run import Run
 
@@ -142,21 +140,6 @@ def environment() -> dict[str, str]:
     }
 
 
-def notebook_map(root: Path | None = None) -> str:
-    """A Markdown table of a clone's notebooks and their measured times; others in its README are "in preparation"."""
-    root = root or files.data_dir().parent
-    times = json.loads((root / "data" / "times.json").read_text(encoding="utf-8"))
-    rows = {}
-    for number, name in re.findall(r"^\| *\[?(\d\d) (\w+)", (root / "README.md").read_text(encoding="utf-8"), re.M):
-        rows[number] = f"| {number} · {name.replace('_', ' ').capitalize()} | in preparation |"
-    for path in (root / "notebooks").glob("[0-9]*.ipynb"):
-        first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
-        title = "".join(first).splitlines()[0].removeprefix("# ")
-        told = " · ".join(f"{profile} {seconds}" for profile, seconds in times.get(path.stem, {}).items())
-        rows[path.stem[:2]] = f"| [{title}]({path.name}) | {told or 'not measured'} |"
-    return "\n".join(["| notebook | measured time |", "|---|---|", *(rows[number] for number in sorted(rows))])
-
-
 def table8_differences(config: Config) -> str:
     """How a config differs from its data set's row of Table 8 as the released code runs it, a line a field."""
     row = NayerConfig(**TABLE8[config.dataset])
@@ -229,7 +212,7 @@ class _Place:
 
 def _progress(config: Config, points: list[tuple[int, float]], teacher: float, method: "Method | None") -> "Picture":
     """The newest images, where there is a method to ask, and the curve on the axes of the whole run."""
-    drawn, axes = new_figure(columns=1 + (method is not None), width=6.0 if method is None else 4.2)
+    drawn, axes = new_figure(columns=1 + (method is not None), width=6.0 if method is None else 4.0)
     if method is not None:
         shown = method.examples()
         image_grid(axes[0], shown.images.cpu(), shown.labels.cpu(), method.teacher.class_names[:10])
@@ -239,7 +222,7 @@ def _progress(config: Config, points: list[tuple[int, float]], teacher: float, m
     learning_curve(ax, numbers, accuracy, teacher, 100 / classes if classes else None)
     ax.set_xlim(0.5 - warmup, config.distillation_epochs + 0.5)
     if warmup:
-        ax.axvspan(0.5 - warmup, 0.5, color="grey", alpha=0.15)
+        warmup_stripe(ax, warmup)
     alt = f"Student test accuracy by epoch, now at {accuracy[-1]:.1f} %;" if points else "Warm-up, nothing scored yet;"
     return Picture(drawn, f"{alt} teacher {teacher:.1f} %.")
 

@@ -131,10 +131,17 @@ def runs_by_epoch(ax: "Axes", arms: dict[str, Sequence[Sequence[float]]], teache
     return _labelled(ax, "epoch", "test accuracy (%)", {"loc": "lower right"}, whole=True, ylim=(0, 102))
 
 
-def memory_growth(ax: "Axes", epochs: Sequence[int], images: Sequence[int], warmup: int) -> "Axes":
-    """Images in the memory M after each epoch; the warm-up epochs are hatched."""
-    ax.bar(epochs, images, hatch=["//" if place < warmup else "" for place in range(len(epochs))])
-    return _labelled(ax, "epoch (hatched: warm-up, synthesis alone)", "images in M", whole=True)
+def warmup_stripe(ax: "Axes", epochs: int) -> "Axes":
+    """A grey stripe over the warm-up epochs: distillation epochs count from 1, those of the warm-up end at 0."""
+    ax.axvspan(0.5 - epochs, 0.5, color="grey", alpha=0.15)
+    return ax
+
+
+def memory_growth(ax: "Axes", images: Sequence[int], warmup: int) -> "Axes":
+    """Images in the memory M after each epoch, of which the first `warmup` lie in the grey stripe."""
+    ax.bar(range(1 - warmup, len(images) + 1 - warmup), images)
+    warmup_stripe(ax, warmup)
+    return _labelled(ax, "epoch (grey: warm-up, synthesis alone)", "images in M", whole=True)
 
 
 def ce_per_step(ax: "Axes", reports: "Sequence[SynthesisReport]", labels: Sequence[str]) -> "Axes":
@@ -150,7 +157,9 @@ def disagreements(ax: "Axes", images: Tensor, labels: Tensor, teacher: Tensor, s
     `images`: (N, C, H, W) uint8; `labels`, `teacher`, `student`: (N,) true and predicted classes.
     """
     chosen = (teacher != student).nonzero().flatten()[:12].tolist()
-    return captioned(ax, images[chosen], [f"is {labels[i]}: T {teacher[i]}, S {student[i]}" for i in chosen])
+    captioned(ax, images[chosen], [f"is {labels[i]}: T {teacher[i]}, S {student[i]}" for i in chosen])
+    ax.set_title("class and answers: T of the teacher, S of the student")
+    return ax
 
 
 def captioned(ax: "Axes", images: Tensor, words: Sequence[str], columns: int = 6) -> "Axes":
@@ -161,7 +170,7 @@ def captioned(ax: "Axes", images: Tensor, words: Sequence[str], columns: int = 6
     height, width = shown.shape[2] + 1, shown.shape[3] + 1
     for place, (caption, _) in enumerate(zip(words, images, strict=True)):
         row, column = divmod(place, columns)
-        ax.text((column + 0.5) * width, (row + 0.02) * height, caption, va="top", ha="center", size=8)
+        ax.text((column + 0.5) * width, (row + 0.02) * height, caption, va="top", ha="center", size=9)
     ax.axis("off")
     return ax
 
@@ -172,8 +181,8 @@ def per_class(ax: "Axes", names: Sequence[str], teacher: Tensor, student: Tensor
     ax.bar([k - 0.2 for k in places], (100 * teacher).tolist(), width=0.4, label="teacher", hatch="//")
     ax.bar([k + 0.2 for k in places], (100 * student).tolist(), width=0.4, label="student")
     ax.set_xticks(places, names, rotation=30, ha="right")
-    lowest = min(80.0, 100 * float(student.min()) - 5)
-    return _labelled(ax, "", "test accuracy (%)", {"loc": "lower right"}, ylim=(lowest, 101))
+    above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 2}
+    return _labelled(ax, "", "test accuracy (%)", above, ylim=(0, 102))
 
 
 def arms(ax: "Axes", names: Sequence[str], means: Sequence[float], spreads: Sequence[float]) -> "Axes":
@@ -281,19 +290,25 @@ def family_tree(
     return ax
 
 
-def heat_map(ax: "Axes", matrix: Tensor, names: Sequence[str], low: float, high: float) -> "Axes":
-    """A (K, K) matrix of similarities with its numbers, like rows side by side (average linkage)."""
-    import seaborn
-    from scipy.cluster.hierarchy import leaves_list, linkage
+def heat_maps(
+    axes: "Sequence[Axes]", matrices: dict[str, Tensor], names: Sequence[str], low: float, high: float
+) -> None:
+    """Named (K, K) matrices side by side: one order of rows, one range of colours; nan leaves a field empty.
 
-    order = leaves_list(linkage(matrix.numpy(), "average")).tolist()
-    labels = [names[k] for k in order]
-    words = {"annot": True, "fmt": ".2f", "annot_kws": {"size": 6}, "xticklabels": labels, "yticklabels": labels}
-    colours = {"vmin": low, "vmax": high, "cmap": "viridis", "cbar": False, "square": True}
-    seaborn.heatmap(matrix[order][:, order].numpy(), **words, **colours, ax=ax)
-    ax.tick_params(axis="x", rotation=90)
-    ax.tick_params(axis="y", rotation=0)
-    return ax
+    Of two at most the numbers are written too, in hundredths: for more there is no room.
+    """
+    import seaborn
+
+    for place, (ax, (title, matrix)) in enumerate(zip(axes, matrices.items(), strict=True)):
+        words = np.array([[f"{100 * value:z.0f}" for value in row] for row in matrix.tolist()])
+        labels = {"xticklabels": names, "yticklabels": names if place == 0 else False, "annot_kws": {"size": 9}}
+        colours = {"vmin": low, "vmax": high, "cmap": "viridis", "cbar": False, "square": True}
+        seaborn.heatmap(matrix.numpy(), annot=words if len(axes) < 3 else False, fmt="", **labels, **colours, ax=ax)
+        ax.set_title(title)
+        ax.grid(False)
+        ax.tick_params(axis="x", rotation=90)
+        ax.tick_params(axis="y", rotation=0)
+    axes[0].figure.colorbar(axes[-1].collections[0], ax=axes, shrink=0.8)
 
 
 def ranking(ax: "Axes", names: Sequence[str], values: Tensor) -> "Axes":
@@ -303,8 +318,13 @@ def ranking(ax: "Axes", names: Sequence[str], values: Tensor) -> "Axes":
     return ax
 
 
-def scatter(ax: "Axes", points: Tensor, groups: Sequence[str], words: Sequence[str] = ()) -> "Axes":
-    """Points (N, 2) of a map, a colour and a marker for each group; `words` stand beside the points."""
+def scatter(
+    ax: "Axes", points: Tensor, groups: Sequence[str], words: Sequence[str] = (), inks: Sequence[str] = ()
+) -> "Axes":
+    """Points (N, 2) of a map, a colour and a marker for each group; `words` stand beside the points.
+
+    A group that is named in `inks` has the colour of its name.
+    """
     import seaborn
 
     kinds = list(dict.fromkeys(groups))
@@ -312,10 +332,13 @@ def scatter(ax: "Axes", points: Tensor, groups: Sequence[str], words: Sequence[s
     for number, kind in enumerate(kinds):
         chosen = torch.tensor([group == kind for group in groups])
         marker = "osD^vP*X<>"[(number + number // 10) % 10]  # twenty groups: no two share both
-        ax.plot(*points[chosen].T, marker, color=colours[number % len(colours)], markersize=4, label=kind)
+        colour = kind if kind in inks else colours[number % len(colours)]
+        edge = {"markeredgecolor": "black", "markeredgewidth": 0.4}  # light inks are seen by it
+        ax.plot(*points[chosen].T, marker, color=colour, markersize=5, label=kind, **edge)
     for place, word in zip(points.tolist(), words, strict=False):
-        ax.annotate(word, place, xytext=(3, 2), textcoords="offset points", size=6)
+        ax.annotate(word, place, xytext=(3, 2), textcoords="offset points", size=9)
     ax.set(xticks=[], yticks=[])
+    ax.margins(0.2, 0.1)  # room for the words
     return ax
 
 
@@ -332,8 +355,7 @@ def histograms(ax: "Axes", values: dict[str, Tensor], label: str) -> "Axes":
     return _labelled(ax, label, "density", {})
 
 
-def shares(ax: "Axes", table: Tensor) -> "Axes":
-    """What percentage of all squared length each dimension of a table (K, e) holds."""
-    share = 100 * table.pow(2).mean(0) / table.pow(2).mean(0).sum()
+def shares(ax: "Axes", share: Tensor) -> "Axes":
+    """What percentage of all squared length each dimension of a table (K, e) holds; share: (e,), adds up to 100."""
     ax.vlines(range(len(share)), 0, share.tolist(), linewidth=1)
     return _labelled(ax, "dimension", "% of squared length", ylim=(0, None))

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import os
 import platform
 import re
@@ -241,21 +240,6 @@ def test_where_linux_does_not_tell_its_memory_the_total_or_nothing_is_told(monke
     assert notebook.environment()["memory"] == "8.2 GB in all"
     monkeypatch.delattr(os, "sysconf")
     assert notebook.environment()["memory"] == "unknown"
-
-
-def test_the_map_has_every_notebook_with_its_time_and_what_the_readme_names_beyond(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "notebooks").mkdir()
-    for name, first in {"04_game": ["# 04 · The game\n", "\n"], "05_new": "# 05 · New\n\nText"}.items():
-        cells = {"cells": [{"cell_type": "markdown", "source": first}]}
-        (tmp_path / "notebooks" / f"{name}.ipynb").write_text(json.dumps(cells), encoding="utf-8")
-    (tmp_path / "data" / "times.json").write_text('{"04_game": {"quick": "60 s", "lab": "3 min"}}')
-    (tmp_path / "README.md").write_text("| [04 game](notebooks/04_game.ipynb) | it |\n| 01 label_text | names |\n")
-    assert notebook.notebook_map(tmp_path).splitlines()[2:] == [
-        "| 01 · Label text | in preparation |",
-        "| [04 · The game](04_game.ipynb) | quick 60 s · lab 3 min |",
-        "| [05 · New](05_new.ipynb) | not measured |",
-    ]
 
 
 def test_table_8_as_released_has_no_difference_and_the_text_those_of_d1_to_d13():

@@ -18,7 +18,7 @@ from nayer_lib.plots import (
     disagreements,
     effects,
     family_tree,
-    heat_map,
+    heat_maps,
     histograms,
     image_grid,
     learning_curve,
@@ -67,7 +67,7 @@ CALLS = {
     "image_grid": lambda ax: image_grid(ax, torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 0, 1]), NAMES),
     "learning_curve": lambda ax: learning_curve(ax, [1, 2], [50.0, 90.0], 99.0, 10.0),
     "runs_by_epoch": lambda ax: runs_by_epoch(ax, {"as it is": [[50.0, 90.0]], "changed": [[40.0, 80.0]]}, 99.8),
-    "memory_growth": lambda ax: memory_growth(ax, [0, 1, 2], [20, 40, 60], 1),
+    "memory_growth": lambda ax: memory_growth(ax, [20, 40, 60], 1),
     "ce_per_step": lambda ax: ce_per_step(ax, [report([2.0, 1.0])], ["round 1"]),
     "disagreements": lambda ax: disagreements(
         ax, torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(3), torch.arange(3), torch.tensor([0, 2, 1])
@@ -76,12 +76,11 @@ CALLS = {
     "accuracy_against_time": lambda ax: accuracy_against_time(ax, "s", {"FM": [(30.0, 97.0, 0.5)]}),
     "family_tree": lambda ax: family_tree(ax, *FAMILY),
     "per_class": lambda ax: per_class(ax, NAMES, torch.tensor([1.0, 0.9]), torch.tensor([0.95, 0.6])),
-    "heat_map": lambda ax: heat_map(ax, torch.eye(3), ("a", "b", "c"), 0, 1),
     "ranking": lambda ax: ranking(ax, NAMES, torch.tensor([0.2, 0.1])),
     "scatter": lambda ax: scatter(ax, torch.rand(3, 2), ["x", "y", "x"], ["one", "two", "three"]),
     "pairs": lambda ax: pairs(ax, torch.rand(4), torch.rand(4), "an encoder"),
     "histograms": lambda ax: histograms(ax, {"before": torch.rand(9), "after": torch.rand(9)}, "cosine"),
-    "shares": lambda ax: shares(ax, torch.rand(3, 5)),
+    "shares": lambda ax: shares(ax, torch.rand(5)),
 }
 
 
@@ -167,6 +166,7 @@ def test_disagreements_are_the_images_on_which_both_differ_with_what_both_say(ax
     labels, teacher, student = torch.tensor([5, 6, 7, 8]), torch.tensor([5, 6, 7, 1]), torch.tensor([5, 2, 7, 8])
     disagreements(ax, images, labels, teacher, student)
     assert [text.get_text() for text in ax.texts] == ["is 6: T 6, S 2", "is 8: T 1, S 8"]
+    assert "T of the teacher, S of the student" in ax.get_title()
     assert {round(value * 255) for value in shown(ax).unique().tolist()} == {10, 30, 255}
 
 
@@ -231,10 +231,12 @@ def test_runs_of_an_arm_share_one_name_and_colour_and_the_first_arm_is_grey(ax):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["as it is", "changed", "teacher 99.8 %"]
 
 
-def test_the_memorys_warm_up_epochs_are_hatched(ax):
-    memory_growth(ax, [0, 1, 2], [20, 40, 60], warmup=2)
-    assert [bar.get_height() for bar in ax.patches] == [20, 40, 60]
-    assert [bool(bar.get_hatch()) for bar in ax.patches] == [True, True, False]
+def test_the_memorys_epochs_count_from_1_and_those_of_the_warm_up_are_grey(ax):
+    memory_growth(ax, [20, 40, 60], warmup=2)
+    *bars, stripe = ax.patches
+    assert [bar.get_height() for bar in bars] == [20, 40, 60]
+    assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == pytest.approx([-1, 0, 1])
+    assert [stripe.get_x(), stripe.get_x() + stripe.get_width()] == [-1.5, 0.5]  # the first two
 
 
 def test_cross_entropy_is_drawn_from_step_1_for_each_round(ax):
@@ -244,10 +246,10 @@ def test_cross_entropy_is_drawn_from_step_1_for_each_round(ax):
         ce_per_step(ax, [report([3.0])], [])
 
 
-def test_per_class_bars_are_percent_and_none_is_cut_off(ax):
+def test_per_class_bars_are_percent_and_begin_at_0(ax):
     per_class(ax, NAMES, torch.tensor([1.0, 0.9]), torch.tensor([0.95, 0.6]))
     assert [round(bar.get_height()) for bar in ax.patches] == [100, 90, 95, 60]
-    assert ax.get_ylim()[0] < 60
+    assert ax.get_ylim()[0] == 0
     assert {bool(bar.get_hatch()) for bar in ax.patches[:2]} == {True}  # told apart without colour
 
 
@@ -258,15 +260,17 @@ def ticks(axis) -> list[str]:
     return [label.get_text() for label in axis.get_ticklabels()]
 
 
-def test_a_heat_map_puts_like_rows_side_by_side_with_their_own_numbers(ax):
-    matrix = torch.tensor([[1.0, 0.1, 0.9, 0.2], [0.1, 1.0, 0.1, 0.8], [0.9, 0.1, 1.0, 0.3], [0.2, 0.8, 0.3, 1.0]])
-    names = ("cat", "car", "dog", "van")
-    heat_map(ax, matrix, names, 0, 1)
-    order = ticks(ax.xaxis)
-    assert ticks(ax.yaxis) == order and sorted(order) == sorted(names)
-    assert abs(order.index("cat") - order.index("dog")) == abs(order.index("car") - order.index("van")) == 1
-    rows = [names.index(name) for name in order]
-    assert [text.get_text() for text in ax.texts] == [f"{value:.2f}" for value in matrix[rows][:, rows].flatten()]
+def test_heat_maps_share_one_order_of_rows_and_one_range_of_colours():
+    matrix = torch.tensor([[1.0, -0.25], [0.5, float("nan")]])
+    figure, axes = new_figure(columns=2)
+    heat_maps(axes, {"text": matrix, "control": matrix / 2}, ("cat", "dog"), -1, 1)
+    assert [ax.get_title() for ax in axes] == ["text", "control"]
+    assert [ticks(ax.xaxis) for ax in axes] == 2 * [["cat", "dog"]]
+    assert ticks(axes[0].yaxis) == ["cat", "dog"] and not ticks(axes[1].yaxis)  # said once
+    assert {ax.collections[0].get_clim() for ax in axes} == {(-1, 1)}
+    assert [text.get_text() for text in axes[0].texts] == ["100", "-25", "50"]  # nan: no word
+    assert len(figure.axes) == 3  # the bar of colours
+    FigureCanvasAgg(figure).draw()
 
 
 def test_a_ranking_has_the_largest_on_top(ax):
@@ -282,16 +286,21 @@ def test_no_two_of_twenty_groups_share_both_colour_and_marker(ax):
     assert len(looks) == 20 and [line.get_label() for line in ax.lines] == groups
 
 
+def test_inks_have_their_own_colours_and_every_point_a_dark_edge(ax):
+    scatter(ax, torch.rand(3, 2), ["red", "yellow", "other"], inks=("red", "yellow", "blue"))
+    assert [line.get_color() for line in ax.lines][:2] == ["red", "yellow"]
+    assert {line.get_markeredgecolor() for line in ax.lines} == {"black"}
+
+
 def test_words_stand_at_their_points(ax):
     points = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
     scatter(ax, points, ["x", "y"], ["one", "two"])
     assert [(text.get_text(), tuple(text.xy)) for text in ax.texts] == [("one", (0.0, 1.0)), ("two", (2.0, 3.0))]
 
 
-def test_shares_are_percentages_of_all_squared_length(ax):
-    shares(ax, torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
-    heights = [segment[1][1] for segment in ax.collections[0].get_segments()]
-    assert heights == pytest.approx([36.0, 64.0])
+def test_every_dimension_has_a_line_as_high_as_its_share(ax):
+    shares(ax, torch.tensor([36.0, 64.0]))
+    assert [segment[1][1] for segment in ax.collections[0].get_segments()] == pytest.approx([36.0, 64.0])
 
 
 @pytest.mark.parametrize(("label", "scale"), [(CROSS_ENTROPY, "log"), ("judge's score", "linear")])

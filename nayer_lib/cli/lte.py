@@ -114,6 +114,8 @@ def show(
         print(f"{path.name}: {embeddings.in_words(facts)}\n")
         if keep:
             embeddings.keep(dataset, path.name.removesuffix(".safetensors").split(".", 1)[-1], facts)
+            if dataset == "cifar10" and dataset in compared:
+                embeddings.keep(dataset, "figure6", embeddings.figure6(compared[dataset]))
 
 
 def compare(one: Positional[Path], other: Positional[Path]) -> None:

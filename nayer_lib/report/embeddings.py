@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..text.labels import class_names, labels_hash, superclasses
 from ..text.lte_pool import LTEPool, equal_rows
 
+FIGURE6 = ("automobile", "cat", "dog", "truck")  # the classes of the paper's Fig. 6
 MATRIX_UP_TO = 20  # classes: of more, the matrix of cosines is not kept
 
 
@@ -69,6 +70,15 @@ def describe(pool: LTEPool, names: Sequence[str], images: ImageFeatures | None =
     return facts
 
 
+def figure6(images: ImageFeatures) -> dict:
+    """Fig. 6's map of CIFAR-10's images, t-SNE of the teacher's features: xs and ys of a class's first hundred."""
+    names = class_names("cifar10")
+    rows = [(images.labels == names.index(name)).nonzero().flatten()[:100] for name in FIGURE6]
+    points = geometry.tsne(images.features[torch.cat(rows)], perplexity=30).split([len(row) for row in rows])
+    places = {name: of.T.round(decimals=1).tolist() for name, of in zip(FIGURE6, points, strict=True)}
+    return {"teacher": images.teacher, "points": places}
+
+
 def in_words(facts: dict) -> str:
     """A description as the command line prints it."""
     header, before, after = facts["header"], facts["spread"], facts["spread_after_batchnorm"]
@@ -95,7 +105,7 @@ def in_words(facts: dict) -> str:
 
 
 def kept() -> dict[str, dict[str, dict]]:
-    """What was kept: data set -> "encoder.prompt" -> description."""
+    """What was kept: data set -> "encoder.prompt" -> description; CIFAR-10 has "figure6" beside them."""
     path = files.data_dir() / "embeddings.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
