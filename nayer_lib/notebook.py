@@ -80,7 +80,7 @@ def table(
     from IPython.display import display
 
     heads = {name: f"{name} ({unit})" for name, unit in (units or {}).items()}
-    cells, head, after = pd.DataFrame(index=frame.index), "", 1
+    cells, head, after = pd.DataFrame(index=frame.index.rename(None)), "", 1
     for name, values in frame.items():
         joins = name in JOINED and head
         head, after = (head, after) if joins else (heads.get(name, name), (digits or {}).get(name, 1))

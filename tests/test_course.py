@@ -145,6 +145,8 @@ SLIPS = {
         "each = logits.softmax(1)\n    return -(each * each.log()).sum(1).mean()",
         "take the mean answer first",
     ),
+    "round-write": ("2 ** (bits - 1) - 1", "2**bits - 1", "expected"),
+    "equal-write": (".sqrt() / r1", ".sqrt() / r2", "expected"),
     "speedup-write": ("sum(ratios) / len(ratios)", "sum(slow[n] for n in hours) / sum(hours.values())", "expected"),
 }
 

@@ -15,7 +15,7 @@ from nayer_lib.report.lines import DECIDED
 from nayer_lib.runs.card import kept_cards
 
 ROOT = Path(__file__).resolve().parents[1]
-PATHS = sorted((ROOT / "notebooks").glob("0[3-6]*.ipynb"))
+PATHS = sorted((ROOT / "notebooks").glob("0[3-7]*.ipynb"))
 
 NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?")
 UNIT = re.compile(r"%|±|\b(points?|times|steps?|images?|seeds?)\b")
