@@ -189,7 +189,7 @@ class Rounds(Method):
             if not all(map(math.isfinite, values)):
                 raise NonFiniteLoss(
                     f"{term} became NaN or infinite in synthesis round {self.round} (epoch {epoch}): lower "
-                    "generator_lr, or check the teacher's normalisation. What was saved before is whole."
+                    "generator_lr or student_lr, or check the teacher's normalisation. What was saved before is whole."
                 )
         self.round += 1
         self._round_of_epoch += 1
