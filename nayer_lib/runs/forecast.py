@@ -229,11 +229,12 @@ def projected(config: Config, finished: list[tuple[Config, dict]]) -> tuple[floa
 
 def _scaled(config: Config, ran: Config, seconds: dict[str, float]) -> float:
     """The seconds of another config's run, as if it had had the steps of this one."""
-    ratios = {
-        "synthesis": config.synthesis_passes / ran.synthesis_passes,
-        "student": budget(config)["student steps"] / budget(ran)["student steps"],
-        "evaluation": config.distillation_epochs / ran.distillation_epochs,
+    counts = {
+        "synthesis": (config.synthesis_passes, ran.synthesis_passes),
+        "student": (budget(config)["student steps"], budget(ran)["student steps"]),
+        "evaluation": (config.distillation_epochs, ran.distillation_epochs),
     }
+    ratios = {phase: here / there if there else 1.0 for phase, (here, there) in counts.items()}  # a control makes none
     phases = sum(seconds[phase] for phase in ratios)
     return seconds["total"] * sum(seconds[phase] * ratio for phase, ratio in ratios.items()) / phases
 
