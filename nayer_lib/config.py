@@ -16,6 +16,7 @@ variant, the profile, what the user overrides.
 """
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -202,9 +203,14 @@ def make_config(
     return config
 
 
-def fields_of(method: str) -> set[str]:
+def fields_of(method: str) -> frozenset[str]:
     """The config fields that a method reads."""
-    return {field.name for field in dataclasses.fields(KINDS[method].config_class)}
+    return _names(KINDS[method].config_class)
+
+
+@functools.cache  # asked for each override of each config of each sweep
+def _names(kind: type[Config]) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(kind))
 
 
 def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:

@@ -48,6 +48,14 @@ FINDINGS = (
         "the registered ten seeds; CIFAR-10 images (`paper_cifar10`)",
     ),
     Finding("Does momentum in L_BN matter (D8)?", "divergences", "digits", "D8", "released", TEN),
+    *(
+        Finding(asks, "table9", "digits", f"{row}, W2A4", "NAYER, W2A4", "a cell of Table 9")
+        for asks, row in {
+            "Weights on three levels: what does rounding alone lose against NAYER?": "rounding alone",
+            "Does ZAQ reach NAYER there?": "ZAQ",
+            "Do real images teach such a student more?": "fine-tuned on real images",
+        }.items()
+    ),
 )
 
 
