@@ -454,6 +454,17 @@ def test_a_memory_that_is_never_full_holds_all(run):
     assert shares and max(shares) < 100
 
 
+def test_table_9_tells_the_drop_the_floor_and_the_size(run):
+    sweep = SWEEPS["table9", "digits"]
+    quantised = {"layers": 10, "kib": 24.04, "kib_float": 304.9, "accuracy_before_learning": 0.416}
+    facts = {"quantised": quantised, "registration": sweep.registration, "teacher": {"accuracy": 0.998, "sha256": "a"}}
+    page = ablations_page(runs_of(run, sweep, {"NAYER, W2A4": [0.90, 0.92], "ZAQ, W2A4": [0.4]}, **facts))
+    row = row_of(page, "Table 9 on a laptop problem", "digits", "NAYER, W2A4")
+    assert row["drop from the teacher"] == "-8.80" and row["before learning"] == "41.6"
+    assert row["KiB (float)"] == "24.0 (304.9)" and row["word"] == "reference"
+    assert row_of(page, "Table 9 on a laptop problem", "digits", "ZAQ, W2A4")["word"] == "3 of 20 run"
+
+
 def test_a_run_stands_in_every_table_that_it_answers_and_in_no_other_problem(run):
     config = make_config("digits", **{"epochs": 8, "warmup_rounds": 2, "generator_steps": 30, "student_steps": 40})
     shown = {
