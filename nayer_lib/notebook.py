@@ -84,7 +84,7 @@ def table(
     for name, values in frame.items():
         joins = name in JOINED and head
         head, after = (head, after) if joins else (heads.get(name, name), (digits or {}).get(name, 1))
-        told = [f"{value:.{after}f}" if isinstance(value, float) else str(value) for value in values]
+        told = [f"{value:z.{after}f}" if isinstance(value, float) else str(value) for value in values]
         told = [MISSING if pd.isna(value) or value == "" else text for value, text in zip(values, told, strict=True)]
         if joins:
             told = [a if a == MISSING else JOINED[name].format(a, b) for a, b in zip(cells[head], told, strict=True)]

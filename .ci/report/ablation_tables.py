@@ -109,9 +109,10 @@ def ablations_page(page: str, cards: list[dict]) -> str:
             counts = [_counts(line for line in lines if _is_printed(line) == printed) for printed in (True, False)]
             summary.append([ablation.title, dataset, *counts])
             config, rows = next(iter(sweep.arms.values()))[0], [_row(ablation, line) for line in lines]
+            epochs = max(own.epochs for own, *_ in sweep.arms.values())  # an arm that learns nothing has one
             aligned = {heading: " --- " if heading in WORDS else " --: " for heading in rows[0]}
             blocks += [
-                f"### {dataset}: {config.teacher} → {config.student}, {config.profile}, E = {config.epochs}",
+                f"### {dataset}: {config.teacher} → {config.student}, {config.profile}, E = {epochs}",
                 markdown(aligned, [list(row.values()) for row in rows]),
                 _foot(sweep, lines, where),
             ]
