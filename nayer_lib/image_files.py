@@ -109,11 +109,13 @@ def own_side(paths: Sequence[Path]) -> int | None:
     """The side in pixels of image files that are all squares of one size; None of any others."""
     from PIL import Image
 
-    sizes = set()
+    sides = set()
     for path in paths:
-        with Image.open(path) as image:
-            sizes.add(image.size)
-    sides = {side for size in sizes for side in size}
+        try:
+            with Image.open(path) as image:
+                sides |= {*image.size}
+        except Exception as error:  # as in `_open`
+            raise UserError(f"{path} is not a whole image: remove or replace it.") from error
     return sides.pop() if len(sides) == 1 else None
 
 

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 GLOSSARY = "../docs/glossary.md"
 
+
 def terms(table: str) -> list[str]:
     """The words of the first column, each form for itself."""
     rows = re.findall(r"^\| ([^|]+) \|", table, re.M)[1:]

@@ -253,6 +253,21 @@ def test_resizing_that_costs_the_teacher_more_than_five_points_is_said(tmp_path,
         call(*score, "--size", "8")
     with pytest.warns(UserWarning, match=r"scores 99\.0 % on these images as they are, 8 px, .* take --size 8"):
         call(*score, "--size", "16")
+    Image.new("L", (2000, 2000)).save(folder / "large.png")  # not all of one size: nothing to compare
+    with pytest.warns(UserWarning, match="its file states") as said:
+        assert call(*score, "--size", "16")[0] == 0
+    assert not [warning for warning in said if "as they are" in str(warning.message)]
+
+
+def test_photographs_are_resized_without_a_word_and_without_being_read_whole(tmp_path, call):
+    """Squares of one size beyond what this kit reads."""
+    for name in class_names("digits"):
+        (tmp_path / "large" / name).mkdir(parents=True)
+        Image.new("L", (1100, 1100)).save(tmp_path / "large" / name / "0.png")
+    score = ("score", str(teacher_path("digits", "wrn10_1")), "--dataset", "large")
+    with pytest.warns(UserWarning, match="scores 10.0 %") as said:
+        assert call(*score, "--images", str(tmp_path / "large"), "--size", "8")[0] == 0
+    assert not [warning for warning in said if "as they are" in str(warning.message)]
 
 
 def test_a_file_that_names_no_data_set_wants_one(clone, call):
