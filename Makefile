@@ -11,11 +11,11 @@ QUICK := NAYER_PROFILE=quick OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEB
 .PHONY: demo test test-slow notebooks course one-line site drawings report ablations baselines bench lint clean
 
 demo: $(STAMP)
-	@$(BIN)/python -m nayer_lib demo
+	@$(BIN)/python -m nayer_notebooks.demo
 
 test: $(STAMP)
 	@$(QUICK) $(BIN)/pytest -n 2 --dist loadscope -m "not slow" tests \
-		--cov=nayer_lib --cov-report=term:skip-covered --cov-fail-under=90 \
+		--cov=nayer_lib --cov=nayer_notebooks --cov-report=term:skip-covered --cov-fail-under=90 \
 		--nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=300 notebooks
 
 test-slow: $(STAMP)
@@ -69,7 +69,7 @@ lint: $(STAMP)
 
 clean:
 	@rm -rf .venv build *.egg-info .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis
-	@find nayer_lib tests .ci -name __pycache__ -prune -exec rm -rf {} +
+	@find nayer_lib notebooks tests .ci -name __pycache__ -prune -exec rm -rf {} +
 
 # uv installs about ten times faster than pip; where uv cannot be had or fails, pip does the same. Not with
 # UV_TORCH_BACKEND, which pip does not know: it would load the 3.3 GB that were to be spared.

@@ -37,7 +37,7 @@ if "google.colab" in sys.modules:  # elsewhere this cell does nothing
     keep = " ".join(f"{{name}}=={{version(name)}}" for name in ("torch", "torchvision", "numpy"))
     %pip install -q -e "/content/kit[text]" {{keep}}
     %cd -q /content/kit/notebooks
-    sys.path.append("/content/kit")"""
+    sys.path += ["/content/kit", "/content/kit/notebooks"]"""
 
 
 def stated(seconds: dict) -> str:

@@ -17,6 +17,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("00", "04", "01", "02", "03", "05", "06", "07")  # as they are taught; any other notebook comes after them
+PACKAGES = (ROOT / "nayer_lib", ROOT / "notebooks" / "nayer_notebooks")
 NO_PAGE = ("__main__.py", "preload.py")  # they do something when they are imported
 BADGE = re.compile(r"!\[Open in Colab\]\(https://[^)]+\)")
 LOCAL_BADGE = "![Open this notebook in Colab](../colab-badge.svg)"
@@ -44,9 +45,8 @@ class Source:
             path = Path(os.path.normpath(Path(name).parent / address)).as_posix()
             if path == "README.md":
                 return f"[{words}]({os.path.relpath('index.md', Path(name).parent)}{anchor})"
-            if path.startswith("nayer_lib/") and path.endswith(".py"):
-                module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-                return f"{{py:mod}}`{words} <{module}>`"
+            if path.endswith(".py") and any((ROOT / path).is_relative_to(package) for package in PACKAGES):
+                return f"{{py:mod}}`{words} <{module(ROOT / path)}>`"
             if (ROOT / path).is_file() and not path.endswith((".md", ".ipynb")):
                 (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / path, self.folder / path)
@@ -91,25 +91,32 @@ def toctree(caption: str, names: list[str]) -> str:
     return "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```", ""])
 
 
+def modules() -> list[Path]:
+    """The files of both packages that have a page."""
+    found = [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
+    return [path for path in found if path.name not in NO_PAGE and path.read_text()]
+
+
 def module(path: Path) -> str:
-    return ".".join(part for part in path.relative_to(ROOT).with_suffix("").parts if part != "__init__")
+    [package] = [package for package in PACKAGES if package in path.parents]
+    return ".".join(part for part in path.relative_to(package.parent).with_suffix("").parts if part != "__init__")
 
 
 def api_pages(table: str) -> dict[str, str]:
     """A page for each row of the table of docs/library.md, and one for the files that it leaves out."""
-    library = ROOT / "nayer_lib"
-    left = [path for path in sorted(library.rglob("*.py")) if path.name not in NO_PAGE and path.read_text()]
+    left = modules()
     rows = re.findall(r"^\| (`[^|]+) \| ([^|]*) ?\| ([^|]+) \|$", table, re.M)
     pages = {}
-    for title, paper, what in [*rows, ("The rest", "", "commands, the notebooks' helpers, files")]:
+    for title, paper, what in [*rows, ("The rest", "", "commands, files")]:
         names = re.findall(r"`([^`]+)`", title) or [""]
-        own = [path for name in names for path in left if path.relative_to(library).as_posix().startswith(name)]
+        folders = [Path(os.path.normpath(PACKAGES[0] / name)) for name in names]
+        own = [path for folder in folders for path in left if path.is_relative_to(folder)]
         left = [path for path in left if path not in own]
         told = what[0].upper() + what[1:] + (f" ({paper.strip()})" if paper.strip() else "")
         text = [f"# {title.replace('`', '')}", "", f"{told}.", ""]
         for path in own:
             text += [f"## {module(path)}", "", "```{eval-rst}", f".. automodule:: {module(path)}", "```", ""]
-        pages[f"api/{names[0].strip('/').removesuffix('.py') or 'rest'}"] = "\n".join(text)
+        pages[f"api/{Path(names[0]).stem or 'rest'}"] = "\n".join(text)
     return pages
 
 

@@ -180,6 +180,20 @@ class Memory(Pool):
         return (images.detach().clamp(0, 1) * 255).to(torch.uint8)
 
 
+def newest_of_each(images: Tensor, labels: Tensor, classes: int, count: int) -> Tensor:
+    """The newest `count` images of each class, newest first and white where it has fewer: (classes * count, C, H, W).
+
+    images: (N, C, H, W), uint8 or in [0, 1]; labels: (N,). Later ones are newer.
+    """
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    rows = torch.ones(classes, count, *images.shape[1:])
+    for k in range(classes):
+        newest = images[labels == k].flip(0)[:count]
+        rows[k, : len(newest)] = newest
+    return rows.flatten(0, 1)
+
+
 class FeatureBank:
     """The newest features, one a row: a ring of `capacity` rows on the device.
 

@@ -10,7 +10,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # document this clone, wherever another one is installed
+sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]  # document this clone, wherever another one is installed
 
 project = "NAYER kit"
 author = "NAYER kit contributors"

@@ -284,7 +284,7 @@ def failing(*_, **__):
     [
         ("nayer_lib.runs.run.convergence_and_diversity", "metrics"),
         ("nayer_lib.runs.run.judged", "score by a judge"),
-        ("nayer_lib.runs.run.image_grid", "picture"),
+        ("nayer_lib.runs.run.newest_of_each", "picture"),
         ("nayer_lib.checkpoint.Checkpoint.remove", "saved state"),
     ],
 )

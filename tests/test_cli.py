@@ -164,7 +164,7 @@ def test_a_command_that_does_not_exist_is_told_by_the_parser(capsys):
 def test_python_m_nayer_lib_lists_the_commands():
     done = subprocess.run([sys.executable, "-m", "nayer_lib", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in ("demo", "distill", "teacher", "lte", "runs", "sweep"))
+    assert all(name in done.stdout for name in ("distill", "teacher", "lte", "runs", "sweep"))
 
 
 def test_images_of_the_data_set_may_lie_elsewhere(tmp_path, capsys):

@@ -30,7 +30,7 @@ def declared() -> set[str]:
 
 def third_party_imports() -> set[str]:
     found = set()
-    for path in (ROOT / "nayer_lib").rglob("*.py"):
+    for path in (*(ROOT / "nayer_lib").rglob("*.py"), *(ROOT / "notebooks").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}

@@ -1,4 +1,7 @@
-"""Data flows down the library: a file imports only from files above it, and nothing heavy happens at import."""
+"""Data flows down the library: a file imports only from files above it, and nothing heavy happens at import.
+
+`nayer_notebooks`, which shows what the library makes, stands below all of it.
+"""
 
 import ast
 import subprocess
@@ -7,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-LIBRARY = Path(__file__).resolve().parents[1] / "nayer_lib"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = (ROOT / "nayer_lib", ROOT / "notebooks" / "nayer_notebooks")
 
 # In the paper's order. A package stands where its __init__ does; an empty __init__ is not listed.
-ORDER = """
+LIBRARY = """
 nayer_lib
 errors files
 text.labels text.prompts text.hub text.corpora text.encoders text.lte_pool
@@ -19,35 +23,37 @@ base_config
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers.mobilenet classifiers
 classifiers.checkpoints classifiers.folding classifiers.quantised classifiers.teacher classifiers.check
 compute steps ranks classifiers.training
-image_files datasets augment losses memory evaluate geometry metrics
+image_files datasets augment losses memory evaluate geometry embeddings metrics
 algorithm1
 methods.base methods.terms methods.round methods.inversion methods.live
 methods.nayer methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt methods.dfq_choi methods.mad
 methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr
 methods.moments methods.equalisation methods.rounding methods.dfq_nagel methods.zeroq methods.zaq
 methods.with_data methods
-config checkpoint distill plots
+config checkpoint distill
 runs.lock runs.interrupts runs.entries runs.card runs.measured runs.run
-runs.rule runs.statistics runs.forecast runs.sweep runs.launch
-report.paper report.embeddings report.lines report.ablations report.tables
-exercises notebook demo cli.common cli.lte cli.teacher cli preload __main__
-""".split()
+runs.forecast runs.sweep runs.launch
+cli.common cli.lte cli.teacher cli preload __main__
+"""
+NOTEBOOKS = "paper rule statistics lines ablations tables plots exercises display demo"
+ORDER = [f"nayer_lib.{name}".removesuffix(".nayer_lib") for name in LIBRARY.split()]
+ORDER += [f"nayer_notebooks.{name}" for name in NOTEBOOKS.split()]
 
 HEAVY = "open_clip sentence_transformers gensim seaborn matplotlib pandas torchvision IPython".split()
 
 
-def name_of(path: Path) -> str:
-    parts = path.relative_to(LIBRARY).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__") or "nayer_lib"
+def name_of(path: Path, package: Path) -> str:
+    parts = path.relative_to(package.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
 
 
-PATHS = sorted(LIBRARY.rglob("*.py"))
-FILES = {name_of(path): path for path in PATHS if path.name != "__init__.py" or path.read_text()}
+PATHS = [(path, package) for package in PACKAGES for path in sorted(package.rglob("*.py"))]
+FILES = {name_of(path, package): path for path, package in PATHS if path.name != "__init__.py" or path.read_text()}
 
 
 def imports(name: str) -> set[str]:
-    """The modules of this library that a module imports, wherever in the file the import stands."""
-    package = FILES[name].parent.relative_to(LIBRARY.parent).parts  # ("nayer_lib", "text")
+    """The modules of both packages that a module imports, wherever in the file the import stands."""
+    package = name.split(".") if FILES[name].name == "__init__.py" else name.split(".")[:-1]
     found = set()
     for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -57,9 +63,8 @@ def imports(name: str) -> set[str]:
             base = ".".join([*start, *([node.module] if node.module else [])])
             for alias in node.names:
                 module = f"{base}.{alias.name}"  # so for `from .text import labels`, not for names
-                found.add(module if module.removeprefix("nayer_lib.") in FILES else base)
-    ours = {module for module in found if module.split(".")[0] == "nayer_lib"}
-    return {module.removeprefix("nayer_lib.") for module in ours} - {name}
+                found.add(module if module in FILES else base)
+    return {module for module in found if module.split(".")[0] in ("nayer_lib", "nayer_notebooks")} - {name}
 
 
 def test_the_list_names_every_file_and_no_other():
@@ -68,12 +73,12 @@ def test_the_list_names_every_file_and_no_other():
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_file_imports_only_from_above_it(name):
-    above = set(ORDER[: ORDER.index(name)])
+    above = {*ORDER[: ORDER.index(name)], "nayer_notebooks"}  # whose __init__ is empty
     assert imports(name) <= above, f"{name} imports from below it: {sorted(imports(name) - above)}"
 
 
 def test_nothing_heavy_is_imported_with_the_library():
-    modules = [f"nayer_lib.{name}" for name in FILES if name not in ("nayer_lib", "preload", "__main__")]
+    modules = [name for name in FILES if name.split(".")[-1] not in ("nayer_lib", "preload", "__main__")]
     code = f"import sys, {', '.join(modules)}; print(*(name for name in {HEAVY} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

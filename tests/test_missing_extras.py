@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from nayer_notebooks.demo import demo
+from nayer_notebooks.display import profile, table8_differences
 
 import nayer_lib
 from nayer_lib.config import make_config
-from nayer_lib.demo import demo
 from nayer_lib.errors import UserError
-from nayer_lib.notebook import profile, table8_differences
 from nayer_lib.ranks import find_ranks
 from nayer_lib.runs.launch import run_sweep
 from nayer_lib.runs.sweep import Sweep

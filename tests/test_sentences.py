@@ -7,11 +7,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nayer_notebooks import paper
+from nayer_notebooks.ablations import BY_STEM, lines_of
+from nayer_notebooks.lines import DECIDED
 
 from nayer_lib.config import make_config
-from nayer_lib.report import paper
-from nayer_lib.report.ablations import BY_STEM, lines_of
-from nayer_lib.report.lines import DECIDED
 from nayer_lib.runs.card import kept_cards
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,6 +5,10 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from nayer_notebooks.ablations import ABLATIONS, BY_STEM, lines_of
+from nayer_notebooks.lines import MORE, Ablation, Line, metric
+from nayer_notebooks.rule import RUNS, Contrast
+from nayer_notebooks.statistics import Cell, by_config
 from result_tables import accuracy, clocks, fill, markdown, number
 
 from nayer_lib.config import DIVERGENCES
@@ -12,10 +16,6 @@ from nayer_lib.errors import UserError
 from nayer_lib.files import data_dir
 from nayer_lib.methods import KINDS
 from nayer_lib.methods.inversion import Inversion
-from nayer_lib.report.ablations import ABLATIONS, BY_STEM, lines_of
-from nayer_lib.report.lines import MORE, Ablation, Line, metric
-from nayer_lib.runs.rule import RUNS, Contrast
-from nayer_lib.runs.statistics import Cell, by_config
 from nayer_lib.runs.sweep import Sweep
 
 ORDER = ("reproduced", "partly", "shows", "does not show", "not", "gain", "loss", "no effect", "open")

@@ -15,7 +15,6 @@ from tyro.extras import SubcommandApp
 from .. import datasets
 from ..compute import Compute, compute_of
 from ..config import make_config
-from ..demo import demo
 from ..distill import choose_device, prepare, suited
 from ..errors import UserError
 from ..ranks import find_ranks
@@ -191,7 +190,7 @@ def sweep(
         raise UserError(f"runs that failed: {len(failed)}; read their logs, then run the sweep again to repeat them.")
 
 
-COMMANDS = {f.__name__: f for f in (demo, distill, runs, sweep)} | {"lte": pools, "teacher": teachers}
+COMMANDS = {f.__name__: f for f in (distill, runs, sweep)} | {"lte": pools, "teacher": teachers}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from .. import datasets
+from .. import datasets, embeddings
 from ..classifiers.teacher import load_teacher
 from ..config import TABLE8, Config
 from ..errors import UserError
 from ..evaluate import features
-from ..report import embeddings
 from ..text.labels import read_names
 from ..text.lte_pool import agreement, build_pool, equal_rows, pool_path, read_pool, released_pool, save_pool
 from .common import own_teacher

@@ -17,7 +17,7 @@ from ..classifiers.teacher import save_classifier
 from ..compute import compute_of
 from ..distill import Epoch, Setup, distill
 from ..errors import UserError
-from ..plots import image_grid, new_figure
+from ..memory import newest_of_each
 from .card import card_config, how_computed, new_card, new_id, read_card
 from .lock import lock, unlock
 from .measured import convergence_and_diversity, judged
@@ -275,11 +275,14 @@ class Run:
         files.write_text(self.folder / "card.json", json.dumps(self.card, indent=1) + "\n")
 
     def _draw_images(self) -> None:
-        shown, names = self.setup.method.examples(), self.setup.method.teacher.class_names[:10]
-        figure, [ax] = new_figure(width=5, height=5)
-        image_grid(ax, shown.images.cpu(), shown.labels.cpu(), names)
+        """images.png: a row of the newest ten images for each of the first ten classes."""
+        from torchvision.utils import save_image
+
+        shown, classes = self.setup.method.examples(), min(10, len(self.setup.method.teacher.class_names))
+        images = newest_of_each(shown.images, shown.labels, classes, 10)
+        larger = torch.nn.functional.interpolate(images, scale_factor=max(1, 64 // images.shape[2]))
         with files.replacing(self.folder / "images.png") as temporary:
-            figure.savefig(temporary, format="png")
+            save_image(larger, temporary, nrow=10, pad_value=1.0, format="png")
 
 
 def _add_rows(path: Path, rows: list[dict]) -> None:

@@ -11,7 +11,7 @@ from nayer_lib import cli
 from nayer_lib.classifiers import build
 from nayer_lib.classifiers.teacher import make_classifier, save_classifier
 from nayer_lib.datasets import DATASETS
-from nayer_lib.report.embeddings import kept
+from nayer_lib.embeddings import kept
 from nayer_lib.text.encoders import ENCODERS, encode
 from nayer_lib.text.labels import class_names, labels_hash
 from nayer_lib.text.lte_pool import LTEPool, load_pool, pool_path, save_pool

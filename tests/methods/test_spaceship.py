@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from nayer_notebooks import paper
 from tiny import run_all, same, tiny_setup
 from torch import nn
 
@@ -19,7 +20,6 @@ from nayer_lib.errors import UserError
 from nayer_lib.methods import terms
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.spaceship import SpaceshipNet, exchange
-from nayer_lib.report import paper
 from nayer_lib.runs.forecast import held
 
 NAMES = [str(k) for k in range(10)]

@@ -7,6 +7,7 @@ import warnings
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nayer_notebooks.statistics import cells
 from tiny import copy_data, over, tiny_setup
 
 from nayer_lib import __version__, files
@@ -25,7 +26,6 @@ from nayer_lib.runs.card import (
 )
 from nayer_lib.runs.forecast import projected
 from nayer_lib.runs.run import Run
-from nayer_lib.runs.statistics import cells
 from nayer_lib.runs.sweep import Sweep, arm_cards
 
 

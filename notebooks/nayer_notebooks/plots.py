@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nayer_lib.memory import newest_of_each
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .methods.base import SynthesisReport
+    from nayer_lib.methods.base import SynthesisReport
 
 MARKERS = "os^DvP*X" * 3
 CROSS_ENTROPY = "cross-entropy (nats)"
@@ -65,15 +67,13 @@ def one_legend(axes: "Sequence[Axes]") -> None:
     axes[0].figure.legend(lines, names, loc="outside lower center", ncols=len(names), fontsize=9)
 
 
-def mosaic(images: Tensor, columns: int) -> Tensor:
-    """(N, C, H, W) in [0, 1] -> (rows * (H + 1) + 1, columns * (W + 1) + 1, 3): white lines between, row by row."""
-    count, channels, height, width = images.shape
-    rows = -(-count // columns)
-    canvas = torch.ones(rows * (height + 1) + 1, columns * (width + 1) + 1, 3)
-    for i, image in enumerate(images.cpu()):
-        top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
-        canvas[top : top + height, left : left + width] = image.expand(3, -1, -1).permute(1, 2, 0)
-    return canvas
+def _mosaic(ax: "Axes", images: Tensor, columns: int) -> None:
+    """Show images (N, C, H, W) in [0, 1] row by row, with white lines of a pixel between them."""
+    from torchvision.utils import make_grid
+
+    if len(images):
+        grid = make_grid(images, nrow=columns, padding=1, pad_value=1.0)
+        ax.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
 
 
 def image_grid(ax: "Axes", images: Tensor, labels: Tensor, names: Sequence[str], per_class: int = 10) -> "Axes":
@@ -82,13 +82,7 @@ def image_grid(ax: "Axes", images: Tensor, labels: Tensor, names: Sequence[str],
     `images`: (N, C, H, W), uint8 or in [0, 1]; `labels`: (N,). Later ones are newer. `names`: of the classes to show,
     by class id; a class without an image keeps an empty row.
     """
-    if images.dtype == torch.uint8:
-        images = images.float() / 255
-    rows = torch.ones(len(names), per_class, *images.shape[1:])
-    for k in range(len(names)):
-        newest = images[labels == k].flip(0)[:per_class]
-        rows[k, : len(newest)] = newest
-    ax.imshow(mosaic(rows.flatten(0, 1), per_class).numpy(), interpolation="nearest")
+    _mosaic(ax, newest_of_each(images, labels, len(names), per_class), per_class)
     step = images.shape[2] + 1
     ax.set_yticks([step * k + step / 2 for k in range(len(names))], names)
     ax.set_xticks([])
@@ -166,7 +160,7 @@ def captioned(ax: "Axes", images: Tensor, words: Sequence[str], columns: int = 6
     """Images row by row, each with its words above it; images: (N, C, H, W) uint8."""
     room = images.shape[2] // 4  # white rows above each image, for the words
     shown = torch.nn.functional.pad(images.float() / 255, (0, 0, room, 0), value=1.0)
-    ax.imshow(mosaic(shown, columns).numpy(), interpolation="nearest")
+    _mosaic(ax, shown, columns)
     height, width = shown.shape[2] + 1, shown.shape[3] + 1
     for place, (caption, _) in enumerate(zip(words, images, strict=True)):
         row, column = divmod(place, columns)

@@ -1,15 +1,17 @@
 """`make demo`: the main job from the command line. Executes notebook 04 and prints the results."""
 
 import os
+import sys
 import threading
 import time
 from pathlib import Path
 
-from .config import make_config
-from .errors import UserError
-from .files import data_dir, replacing, runs_dir
-from .notebook import profile
-from .runs.card import read_card
+from nayer_lib.config import make_config
+from nayer_lib.errors import UserError
+from nayer_lib.files import data_dir, replacing, runs_dir
+from nayer_lib.runs.card import read_card
+
+from .display import profile
 
 NOTEBOOK = "04_data_free_distillation.ipynb"
 
@@ -76,3 +78,12 @@ def _progress(curve: Path, done: threading.Event) -> None:
                 accuracy = lines[-1].split(",")[5]
                 bar.set_description(f"student {100 * float(accuracy):.1f} %" if accuracy else "warm-up: images only")
                 bar.update(len(lines) - bar.n)
+
+
+if __name__ == "__main__":
+    try:
+        demo()
+    except UserError as error:
+        sys.exit(f"demo: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from .. import files
-from ..config import Config
-from ..runs.card import split_of
-from ..runs.rule import RUNS_ALONE, SMALL, Contrast, contrasts
-from ..runs.statistics import Cell, seedless
-from ..runs.sweep import Sweep, read_sweep
+from nayer_lib import files
+from nayer_lib.config import Config
+from nayer_lib.runs.card import split_of
+from nayer_lib.runs.sweep import Sweep, read_sweep
+
 from . import paper
+from .rule import RUNS_ALONE, SMALL, Contrast, contrasts
+from .statistics import Cell, seedless
 
 # The data sets of the sweeps, each with the one of the paper that stands beside it where a table has several.
 PROBLEMS = {"cifar10": "cifar10", "cifar100": "cifar100", "digits": "cifar10", "color_digits": "cifar100"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nayer_lib.report.embeddings import FIGURE6, ImageFeatures, classes_of, describe, figure6, in_words, keep, kept
+from nayer_lib.embeddings import FIGURE6, ImageFeatures, classes_of, describe, figure6, in_words, keep, kept
 from nayer_lib.text.labels import class_names, labels_hash
 from nayer_lib.text.lte_pool import LTEPool, build_pool, load_pool, pool_path, released_pool
 

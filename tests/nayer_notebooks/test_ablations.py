@@ -11,6 +11,11 @@ from pathlib import Path
 import ablation_tables
 import pytest
 from ablation_tables import with_effects
+from nayer_notebooks import paper
+from nayer_notebooks.ablations import ABLATIONS, BY_STEM, frame, lines_of
+from nayer_notebooks.lines import PROBLEMS
+from nayer_notebooks.rule import FREEDOM, LEVEL, RUNS, RUNS_ALONE, SMALL, UNEQUAL
+from nayer_notebooks.statistics import by_config
 
 from nayer_lib import files
 from nayer_lib.classifiers.teacher import teacher_path
@@ -18,13 +23,8 @@ from nayer_lib.config import DIVERGENCES, Config, differences, make_config
 from nayer_lib.errors import UserError
 from nayer_lib.generator.latents import COLUMNS
 from nayer_lib.methods import KINDS
-from nayer_lib.report import paper
-from nayer_lib.report.ablations import ABLATIONS, BY_STEM, frame, lines_of
-from nayer_lib.report.lines import PROBLEMS
 from nayer_lib.runs.card import kept_cards
 from nayer_lib.runs.forecast import budget
-from nayer_lib.runs.rule import FREEDOM, LEVEL, RUNS, RUNS_ALONE, SMALL, UNEQUAL
-from nayer_lib.runs.statistics import by_config
 from nayer_lib.runs.sweep import Sweep, arm_cards
 from nayer_lib.text.lte_pool import pool_path
 from nayer_lib.text.prompts import PROMPTS

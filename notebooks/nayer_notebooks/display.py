@@ -17,19 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .base_config import NayerConfig
-from .config import PROFILES, TABLE8, Config, differences
-from .distill import Epoch
-from .errors import unknown
+from nayer_lib.base_config import NayerConfig
+from nayer_lib.config import PROFILES, TABLE8, Config, differences
+from nayer_lib.distill import Epoch
+from nayer_lib.errors import unknown
+from nayer_lib.runs.interrupts import asks_to
+from nayer_lib.runs.run import Run
+
 from .plots import image_grid, learning_curve, new_figure, warmup_stripe
-from .runs.interrupts import asks_to
-from .runs.run import Run
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-    from .methods.base import Method
+    from nayer_lib.methods.base import Method
 
 JOINED = {"sd": "{} ± {}", "n": "{} ({})", "low": "{} [{}", "high": "{}, {}]"}  # columns that join the one before them
 MISSING = "–"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import files, geometry
-from ..errors import UserError
-from ..text.labels import class_names, labels_hash, superclasses
-from ..text.lte_pool import LTEPool, equal_rows
+from . import files, geometry
+from .errors import UserError
+from .text.labels import class_names, labels_hash, superclasses
+from .text.lte_pool import LTEPool, equal_rows
 
 FIGURE6 = ("automobile", "cat", "dog", "truck")  # the classes of the paper's Fig. 6
 MATRIX_UP_TO = 20  # classes: of more, the matrix of cosines is not kept

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import unknown
-from ..files import data_dir
+from nayer_lib.errors import unknown
+from nayer_lib.files import data_dir
 
 if TYPE_CHECKING:
     import pandas

@@ -6,9 +6,9 @@ What a difference between two cells says, `rule` decides.
 import dataclasses
 import statistics
 
-from ..compute import Compute, compute_of
-from ..config import Config
-from .card import card_config
+from nayer_lib.compute import Compute, compute_of
+from nayer_lib.config import Config
+from nayer_lib.runs.card import card_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from .errors import UserError
+from nayer_lib.errors import UserError
 
 SIGN, LEFT_OUT = -1.0, "not written yet: fill in the lines marked TODO in the cell above, and run both cells."
 

@@ -12,18 +12,18 @@ import pytest
 import torch
 from bs4 import BeautifulSoup
 from IPython.core.formatters import DisplayFormatter
+from nayer_notebooks import display
+from nayer_notebooks.plots import new_figure
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 from tiny import tiny_config, tiny_setup
 
-from nayer_lib import notebook
 from nayer_lib.base_config import NayerConfig
 from nayer_lib.config import PROFILES, VARIANTS, make_config
 from nayer_lib.distill import distill
 from nayer_lib.errors import UserError
 from nayer_lib.generator.noisy_layer import NoisyLayer
-from nayer_lib.plots import new_figure
 from nayer_lib.runs.run import Run
 
 
@@ -62,18 +62,18 @@ def test_the_profile_is_what_the_environment_names_else_quick(value, monkeypatch
     monkeypatch.delenv("NAYER_PROFILE")
     if value is not None:
         monkeypatch.setenv("NAYER_PROFILE", value)
-    assert notebook.profile() == (value or "quick")
+    assert display.profile() == (value or "quick")
 
 
 def test_an_unknown_profile_is_refused_with_the_nearest(monkeypatch):
     monkeypatch.setenv("NAYER_PROFILE", "Ful")
     with pytest.raises(UserError, match=r"unknown profile \(NAYER_PROFILE\) 'Ful'. Did you mean 'full'"):
-        notebook.profile()
+        display.profile()
 
 
 def test_show_displays_the_source_as_it_stands_in_the_library(displayed):
-    notebook.show(NoisyLayer.redraw)
-    notebook.show(distill)
+    display.show(NoisyLayer.redraw)
+    display.show(distill)
     first, second = displayed
     assert "def redraw(self" in first.data and "self.weight.normal_" in first.data
     assert second.data.startswith("def distill(") and second.language == "python"
@@ -85,7 +85,7 @@ def test_a_table_has_a_title_units_a_dash_for_what_is_missing_and_the_rules_word
     columns = {"CE < 1": [0.123, None], "ours": [98.26, 95.0], "sd": [0.1, None], "n": [3, 1], "diff": [None, -3.26]}
     columns |= {"low": [None, -4.0], "high": [None, -2.5], "word": ["reference", "loss, n = 3"], "against": ["", "a"]}
     frame = pd.DataFrame(columns, index=["a", "b"])
-    notebook.table(frame, "Inputs & words", units={"ours": "%"}, best=["ours"], digits={"CE < 1": 2})
+    display.table(frame, "Inputs & words", units={"ours": "%"}, best=["ours"], digits={"CE < 1": 2})
     [shown] = displayed
     assert shown["text/plain"].splitlines()[0] == "Inputs & words"
     page = BeautifulSoup(shown["text/html"], "html.parser")
@@ -107,7 +107,7 @@ def test_a_table_has_a_title_units_a_dash_for_what_is_missing_and_the_rules_word
 def test_a_figure_is_shown_as_png_with_its_alternative_text(displayed):
     drawn, [ax] = new_figure()
     ax.plot([1, 2])
-    notebook.figure(drawn, 'A "line" that rises from < 1 to 2.')
+    display.figure(drawn, 'A "line" that rises from < 1 to 2.')
     [picture] = displayed
     png, alt = png_and_alt(picture)
     assert png.startswith(b"\x89PNG") and alt == 'A "line" that rises from < 1 to 2.'
@@ -117,7 +117,7 @@ def test_a_figure_is_shown_as_png_with_its_alternative_text(displayed):
 def test_a_figures_alternative_text_is_in_the_exported_page():
     drawn, [ax] = new_figure()
     ax.plot([1, 2])
-    data, metadata = DisplayFormatter().format(notebook.Picture(drawn, "A line that rises from 1 to 2."))
+    data, metadata = DisplayFormatter().format(display.Picture(drawn, "A line that rises from 1 to 2."))
     cell = new_code_cell("figure()", outputs=[new_output("display_data", data, metadata=metadata)])
     page, _ = HTMLExporter(template_name="lab").from_notebook_node(new_notebook(cells=[cell]))
     [image] = BeautifulSoup(page, "html.parser").find_all("img")
@@ -127,7 +127,7 @@ def test_a_figures_alternative_text_is_in_the_exported_page():
 def test_in_ci_watch_draws_the_curve_once_and_gives_back_all_epochs(displayed, monkeypatch, capsys):
     monkeypatch.setenv("CI", "1")
     setup = tiny_setup(epochs=3)
-    epochs = notebook.watch(distill(setup.method, setup.evaluate), setup.method.config, 0.998)
+    epochs = display.watch(distill(setup.method, setup.evaluate), setup.method.config, 0.998)
     assert [epoch.epoch for epoch in epochs] == [0, 1, 2, 3]
     assert len(displayed) == 1
     last = 100 * epochs[-1].scores.accuracy
@@ -138,7 +138,7 @@ def test_in_ci_watch_draws_the_curve_once_and_gives_back_all_epochs(displayed, m
 def test_elsewhere_watch_draws_after_every_epoch_and_says_how_far_it_is(displayed, monkeypatch, capsys):
     monkeypatch.delenv("CI", raising=False)
     setup = tiny_setup(epochs=3)
-    notebook.watch(distill(setup.method, setup.evaluate), setup.method.config, 0.998)
+    display.watch(distill(setup.method, setup.evaluate), setup.method.config, 0.998)
     pictures, told = displayed[::2], [words["text/plain"] for words in displayed[1::2]]
     assert len({png_and_alt(picture)[0] for picture in pictures}) == 4
     assert png_and_alt(pictures[0])[1].startswith("Warm-up, nothing scored yet;")
@@ -150,9 +150,9 @@ def test_elsewhere_watch_draws_after_every_epoch_and_says_how_far_it_is(displaye
 def test_a_runs_newest_images_stand_beside_its_curve_on_the_axes_of_the_whole_run(tmp_path, displayed, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     drawn = []
-    monkeypatch.setattr(notebook, "Picture", lambda figure, alt: drawn.append(figure.axes))
+    monkeypatch.setattr(display, "Picture", lambda figure, alt: drawn.append(figure.axes))
     setup = tiny_setup(epochs=3)
-    notebook.watch(Run(setup, tmp_path / "run"), setup.config, 0.998)
+    display.watch(Run(setup, tmp_path / "run"), setup.config, 0.998)
     assert [len(axes) for axes in drawn] == 4 * [2]
     for _, curve in drawn:
         assert curve.get_xlim() == (-0.5, 3.5) and curve.get_ylim() == (0, 102)  # one warm-up epoch, then 1 to 3
@@ -164,7 +164,7 @@ import os, sys
 os.environ["NAYER_RUNS"] = {runs!r}
 sys.path.insert(0, {tests!r})
 from tiny import tiny_setup
-from nayer_lib.notebook import watch
+from nayer_notebooks.display import watch
 from nayer_lib.runs.run import Run
 
 setup = tiny_setup(epochs=12, student_steps=40, rounds=4)
@@ -213,7 +213,7 @@ def test_a_cell_that_is_interrupted_and_run_again_goes_on_to_the_same_student(tm
 
 def test_the_environment_is_what_python_and_torch_say(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    told = notebook.environment()
+    told = display.environment()
     assert told["Python"] == platform.python_version() and told["torch"] == torch.__version__
     assert told["CPU"] == f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}"
     assert (told["GPU"], told["Colab"], told["profiles"]) == ("none that torch can use", "no", "quick")
@@ -224,33 +224,33 @@ def test_with_a_gpu_every_profile_makes_sense_and_colab_is_seen(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     monkeypatch.setitem(sys.modules, "google.colab", object())
-    told = notebook.environment()
+    told = display.environment()
     assert (told["GPU"], told["Colab"]) == ("Some GPU", "yes")
     assert told["profiles"].split(", ") == list(PROFILES)
 
 
 def test_apples_gpu_is_named_as_one_that_is_not_used(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert notebook.environment()["GPU"] == "Apple's, not supported"
+    assert display.environment()["GPU"] == "Apple's, not supported"
 
 
 def test_where_linux_does_not_tell_its_memory_the_total_or_nothing_is_told(monkeypatch):
     monkeypatch.setattr(Path, "is_file", lambda _: False)
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2_000_000, "SC_PAGE_SIZE": 4096}.__getitem__, raising=False)
-    assert notebook.environment()["memory"] == "8.2 GB in all"
+    assert display.environment()["memory"] == "8.2 GB in all"
     monkeypatch.delattr(os, "sysconf")
-    assert notebook.environment()["memory"] == "unknown"
+    assert display.environment()["memory"] == "unknown"
 
 
 def test_table_8_as_released_has_no_difference_and_the_text_those_of_d1_to_d13():
-    assert notebook.table8_differences(make_config("cifar10-wrn40_2-wrn16_2", "released", "full")) == ""
-    lines = notebook.table8_differences(make_config("cifar10-wrn40_2-wrn16_2", "paper", "full")).splitlines()
+    assert display.table8_differences(make_config("cifar10-wrn40_2-wrn16_2", "released", "full")) == ""
+    lines = display.table8_differences(make_config("cifar10-wrn40_2-wrn16_2", "paper", "full")).splitlines()
     assert {line.split()[0] for line in lines} == set(VARIANTS["paper"]) | {"variant"}
 
 
 def test_the_differences_from_table_8_are_told_a_line_a_field():
     config = make_config()
-    lines = notebook.table8_differences(config).splitlines()
+    lines = display.table8_differences(config).splitlines()
     assert [line.split() for line in lines] == [
         [name, str(value), "released:", str(getattr(NayerConfig(), name))]
         for name, value in [("profile", "quick"), *order(PROFILES["quick"])]
@@ -264,6 +264,6 @@ def order(changes: dict) -> list[tuple]:
 
 
 def test_overrides_show_among_the_differences():
-    told = notebook.table8_differences(tiny_config(alpha_bn=0.0, memory_size=10))
+    told = display.table8_differences(tiny_config(alpha_bn=0.0, memory_size=10))
     assert re.search(r"^alpha_bn +0.0   released: 10.0$", told, re.M)
     assert re.search(r"^memory_size +10   released: None$", told, re.M)

@@ -8,9 +8,10 @@ import math
 import statistics
 from typing import TYPE_CHECKING
 
-from ..errors import unknown
-from ..runs.statistics import by_config
+from nayer_lib.errors import unknown
+
 from .lines import Ablation, Line, Measure, metric
+from .statistics import by_config
 
 if TYPE_CHECKING:
     import pandas
