@@ -13,12 +13,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from nayer_notebooks.exercises import one_line  # noqa: E402
-
 from nayer_lib.algorithm1 import algorithm1  # noqa: E402
 from nayer_lib.config import make_config  # noqa: E402
 from nayer_lib.distill import prepare  # noqa: E402
 from nayer_lib.runs.card import device_name  # noqa: E402
+from nayer_notebooks.exercises import one_line  # noqa: E402
 
 KEPT = ROOT / "data" / "one_line.json"
 SEEDS, BUDGET = (0, 1, 2), {"epochs": 8, "warmup_rounds": 2}

@@ -107,9 +107,8 @@ def cifar10_folder(test_data, tmp_path_factory) -> Path:
 @pytest.fixture
 def card() -> dict:
     """A finished run of the quick profile on digits, as it was kept."""
-    from nayer_notebooks.statistics import seedless
-
     from nayer_lib.config import make_config
     from nayer_lib.runs.card import card_config, kept_cards
+    from nayer_notebooks.statistics import seedless
 
     return next(card for card in kept_cards() if seedless(card_config(card)) == make_config("digits"))

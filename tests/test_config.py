@@ -7,7 +7,6 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nayer_notebooks import paper
 
 from nayer_lib import files
 from nayer_lib.base_config import QUANTISATION, NayerConfig
@@ -24,6 +23,7 @@ from nayer_lib.config import (
 )
 from nayer_lib.errors import UserError
 from nayer_lib.methods import METHODS
+from nayer_notebooks import paper
 
 IDS = [f"D{i}" for i in range(1, 14)]
 DIVERGING = {field for row in DIVERGENCES.values() for field in row}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
 from nayer_notebooks.exercises import Wrong
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from nayer_notebooks.demo import demo
-from nayer_notebooks.display import profile, table8_differences
 
 import nayer_lib
 from nayer_lib.config import make_config
@@ -19,6 +17,8 @@ from nayer_lib.ranks import find_ranks
 from nayer_lib.runs.launch import run_sweep
 from nayer_lib.runs.sweep import Sweep
 from nayer_lib.text.encoders import encode
+from nayer_notebooks.demo import demo
+from nayer_notebooks.display import profile, table8_differences
 
 TEXT = ("sentence_transformers", "open_clip", "gensim", "huggingface_hub")
 OPTIONAL = (*TEXT, "accelerate", "papermill", "nbconvert", "nbformat", "IPython", "jupyter", "ray")

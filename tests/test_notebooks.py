@@ -13,10 +13,10 @@ from pathlib import Path
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from nayer_notebooks.tables import NAMES
 
 from nayer_lib.methods import METHODS
 from nayer_lib.methods.with_data import WithData
+from nayer_notebooks.tables import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))

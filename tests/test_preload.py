@@ -20,7 +20,7 @@ threads = len(os.listdir("/proc/self/task"))
 if os.fork():
     os.wait()
 else:
-    main(_command(tiny_config(), Path(sys.argv[1]), "test")[3:])
+    main(_command(tiny_config(), Path(sys.argv[1]), "test", ())[3:])
     late = sorted(set(sys.modules) - start)
     found = {"threads": threads, "cuda": torch.cuda._is_in_bad_fork(), "start": len(start), "late": late}
     print(json.dumps(found))
@@ -43,6 +43,6 @@ def test_a_run_finds_what_it_needs_and_nothing_that_a_fork_would_break(tmp_path,
 
 def test_ctrl_c_while_it_imports_is_not_told(tmp_path):
     """The sweep itself tells it."""
-    (tmp_path / "seaborn.py").write_text("raise KeyboardInterrupt")
+    (tmp_path / "sklearn.py").write_text("raise KeyboardInterrupt")
     done = python("import nayer_lib.preload", path=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import render
-from nayer_notebooks import paper
-from nayer_notebooks.rule import SMALL
 from result_tables import NEAR
 
 from nayer_lib import cli
 from nayer_lib.methods import METHODS
 from nayer_lib.runs.card import kept_cards
 from nayer_lib.runs.sweep import read_sweep
+from nayer_notebooks import paper
+from nayer_notebooks.rule import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

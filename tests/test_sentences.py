@@ -7,12 +7,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nayer_notebooks import paper
-from nayer_notebooks.ablations import BY_STEM, lines_of
-from nayer_notebooks.lines import DECIDED
 
 from nayer_lib.config import make_config
 from nayer_lib.runs.card import kept_cards
+from nayer_notebooks import paper
+from nayer_notebooks.ablations import BY_STEM, lines_of
+from nayer_notebooks.lines import DECIDED
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("0[3-7]*.ipynb"))

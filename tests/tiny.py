@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nayer_notebooks.statistics import Cell, cells
 from PIL import Image
 
 from nayer_lib import cli, files
 from nayer_lib.config import Config, fields_of, make_config
 from nayer_lib.distill import Setup, distill, prepare
 from nayer_lib.methods import KINDS
+from nayer_notebooks.statistics import Cell, cells
 
 TINY = {
     "noise_dim": 16,

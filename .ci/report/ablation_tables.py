@@ -5,10 +5,6 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from nayer_notebooks.ablations import ABLATIONS, BY_STEM, lines_of
-from nayer_notebooks.lines import MORE, Ablation, Line, metric
-from nayer_notebooks.rule import RUNS, Contrast
-from nayer_notebooks.statistics import Cell, by_config
 from result_tables import accuracy, clocks, fill, markdown, number
 
 from nayer_lib.config import DIVERGENCES
@@ -17,6 +13,10 @@ from nayer_lib.files import data_dir
 from nayer_lib.methods import KINDS
 from nayer_lib.methods.inversion import Inversion
 from nayer_lib.runs.sweep import Sweep
+from nayer_notebooks.ablations import ABLATIONS, BY_STEM, lines_of
+from nayer_notebooks.lines import MORE, Ablation, Line, metric
+from nayer_notebooks.rule import RUNS, Contrast
+from nayer_notebooks.statistics import Cell, by_config
 
 ORDER = ("reproduced", "partly", "shows", "does not show", "not", "gain", "loss", "no effect", "open")
 WORDS = ("row", "against", "word", "device")  # columns to the left; the others are numbers

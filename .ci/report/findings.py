@@ -3,9 +3,10 @@
 from typing import NamedTuple
 
 from ablation_tables import difference_in_words, more_or_less
+from result_tables import fill, markdown
+
 from nayer_notebooks.ablations import lines_of
 from nayer_notebooks.rule import RUNS_ALONE
-from result_tables import fill, markdown
 
 STEPS = "steps to CE < 1"
 COLUMNS = ("question", "problem", "row, against", "difference [95 %]", "n", "word", "what would overturn it")

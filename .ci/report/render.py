@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from ablation_tables import ablations_page, with_effects
 from findings import findings_page
-from nayer_notebooks import paper
-from nayer_notebooks.plots import learning_curve, new_figure
-from nayer_notebooks.statistics import seedless
 from result_tables import bench_table, column_of, fill, full_cells, results_table, setting, tables_page
 
 from nayer_lib import files
 from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
 from nayer_lib.runs.card import card_config, kept_cards
+from nayer_notebooks import paper
+from nayer_notebooks.plots import learning_curve, new_figure
+from nayer_notebooks.statistics import seedless
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

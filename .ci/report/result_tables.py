@@ -4,13 +4,12 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from nayer_notebooks import paper
-from nayer_notebooks.rule import LEVEL, RUNS, SMALL
-from nayer_notebooks.statistics import Cell, cells, seedless
-
 from nayer_lib.config import PRESETS, Config, make_config
 from nayer_lib.errors import UserError
 from nayer_lib.methods import KINDS
+from nayer_notebooks import paper
+from nayer_notebooks.rule import LEVEL, RUNS, SMALL
+from nayer_notebooks.statistics import Cell, cells, seedless
 
 # Our part of a row: heading -> how the column is aligned.
 OURS = {"ours: last epoch": "--:", "gap [95 %]": "--:", "word": "---", "teacher": "--:"}

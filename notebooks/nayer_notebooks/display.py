@@ -53,10 +53,13 @@ def profile() -> str:
 
 
 def show(thing: Any) -> None:
-    """Print the source of a function or class in the cell: the library is the text book."""
+    """Print the source of a function or class in the cell, and where it stands: the library is the text book."""
     from IPython.display import Code, display
 
-    display(Code(textwrap.dedent(inspect.getsource(thing)), language="python"))
+    lines, first = inspect.getsourcelines(thing)
+    path = Path(inspect.getfile(thing))
+    where = f"# {'/'.join(path.parts[-2:])}, lines {first} to {first + len(lines) - 1}" if path.is_file() else ""
+    display(Code(f"{where}\n{textwrap.dedent(''.join(lines))}".lstrip(), language="python"))
 
 
 def table(

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from nayer_notebooks import paper
 from test_ranks import connected
 from tiny import same, tiny_setup
 
@@ -10,6 +9,7 @@ from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.mad import MAD
+from nayer_notebooks import paper
 
 
 def tiny_mad(**overrides) -> MAD:

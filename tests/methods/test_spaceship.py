@@ -6,7 +6,6 @@ import warnings
 
 import pytest
 import torch
-from nayer_notebooks import paper
 from tiny import run_all, same, tiny_setup
 from torch import nn
 
@@ -21,6 +20,7 @@ from nayer_lib.methods import terms
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.spaceship import SpaceshipNet, exchange
 from nayer_lib.runs.forecast import held
+from nayer_notebooks import paper
 
 NAMES = [str(k) for k in range(10)]
 NETWORKS = ["wrn16_1", "resnet20", "resnet18", "vgg11"]

@@ -11,11 +11,6 @@ from pathlib import Path
 import ablation_tables
 import pytest
 from ablation_tables import with_effects
-from nayer_notebooks import paper
-from nayer_notebooks.ablations import ABLATIONS, BY_STEM, frame, lines_of
-from nayer_notebooks.lines import PROBLEMS
-from nayer_notebooks.rule import FREEDOM, LEVEL, RUNS, RUNS_ALONE, SMALL, UNEQUAL
-from nayer_notebooks.statistics import by_config
 
 from nayer_lib import files
 from nayer_lib.classifiers.teacher import teacher_path
@@ -28,6 +23,11 @@ from nayer_lib.runs.forecast import budget
 from nayer_lib.runs.sweep import Sweep, arm_cards
 from nayer_lib.text.lte_pool import pool_path
 from nayer_lib.text.prompts import PROMPTS
+from nayer_notebooks import paper
+from nayer_notebooks.ablations import ABLATIONS, BY_STEM, frame, lines_of
+from nayer_notebooks.lines import PROBLEMS
+from nayer_notebooks.rule import FREEDOM, LEVEL, RUNS, RUNS_ALONE, SMALL, UNEQUAL
+from nayer_notebooks.statistics import by_config
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "ablations.md").read_text(encoding="utf-8")
 SWEEPS = {(stem, dataset): s for stem, ablation in BY_STEM.items() for dataset, s in ablation.sweeps().items()}

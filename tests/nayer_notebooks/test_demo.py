@@ -8,11 +8,11 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from nayer_notebooks.demo import NOTEBOOK, demo
 from tiny import read_json, tiny_setup
 
 from nayer_lib.errors import UserError
 from nayer_lib.runs.run import Run
+from nayer_notebooks.demo import NOTEBOOK, demo
 
 
 @pytest.fixture(autouse=True)

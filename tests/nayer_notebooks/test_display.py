@@ -1,6 +1,7 @@
 """The helpers of the notebooks, without one: what they display is caught."""
 
 import base64
+import inspect
 import io
 import os
 import platform
@@ -12,8 +13,6 @@ import pytest
 import torch
 from bs4 import BeautifulSoup
 from IPython.core.formatters import DisplayFormatter
-from nayer_notebooks import display
-from nayer_notebooks.plots import new_figure
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
@@ -24,7 +23,11 @@ from nayer_lib.config import PROFILES, VARIANTS, make_config
 from nayer_lib.distill import distill
 from nayer_lib.errors import UserError
 from nayer_lib.generator.noisy_layer import NoisyLayer
+from nayer_lib.losses import classification
 from nayer_lib.runs.run import Run
+from nayer_notebooks import display
+from nayer_notebooks.exercises import one_line
+from nayer_notebooks.plots import new_figure
 
 
 class Handle:
@@ -76,7 +79,17 @@ def test_show_displays_the_source_as_it_stands_in_the_library(displayed):
     display.show(distill)
     first, second = displayed
     assert "def redraw(self" in first.data and "self.weight.normal_" in first.data
-    assert second.data.startswith("def distill(") and second.language == "python"
+    where, line, *_ = second.data.splitlines()
+    assert line.startswith("def distill(") and second.language == "python"
+    first, last = map(int, re.fullmatch(r"# nayer_lib/distill\.py, lines (\d+) to (\d+)", where).groups())
+    source = Path(inspect.getfile(distill)).read_text(encoding="utf-8").splitlines()
+    assert source[first - 1 : last] == second.data.splitlines()[1:]
+
+
+def test_show_displays_a_function_that_stands_in_no_file_as_it_is(displayed):
+    display.show(one_line(classification, "return", "return 2 *"))
+    [shown] = displayed
+    assert shown.data.startswith("def classification(") and "return 2 *" in shown.data
 
 
 def test_a_table_has_a_title_units_a_dash_for_what_is_missing_and_the_rules_words_in_colour(displayed):
@@ -165,6 +178,7 @@ os.environ["NAYER_RUNS"] = {runs!r}
 sys.path.insert(0, {tests!r})
 from tiny import tiny_setup
 from nayer_notebooks.display import watch
+from nayer_lib.losses import classification
 from nayer_lib.runs.run import Run
 
 setup = tiny_setup(epochs=12, student_steps=40, rounds=4)

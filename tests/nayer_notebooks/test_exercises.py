@@ -4,11 +4,11 @@ import inspect
 
 import pytest
 import torch
-from nayer_notebooks.exercises import Wrong, check, one_line
 from tiny import tiny_setup
 
 from nayer_lib.algorithm1 import algorithm1
 from nayer_lib.errors import UserError
+from nayer_notebooks.exercises import Wrong, check, one_line
 
 
 @pytest.mark.parametrize(

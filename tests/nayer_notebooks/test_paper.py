@@ -2,9 +2,9 @@
 
 import pandas as pd
 import pytest
-from nayer_notebooks import paper
 
 from nayer_lib.errors import UserError
+from nayer_notebooks import paper
 
 ROWS = {1: 16 * 12, 2: 11 * 3, 3: 10, 4: 2 * 4, 5: 2 * 4, 6: 7, 7: 11, 8: 4, 9: 4 * 5, 10: 2 * 7 + 1, 11: 2 * 7}
 W162, W161 = ("wrn40_2", "wrn16_2"), ("wrn40_2", "wrn16_1")

@@ -6,6 +6,8 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+
+from nayer_lib.methods.base import SynthesisReport
 from nayer_notebooks.plots import (
     CROSS_ENTROPY,
     accuracy_against,
@@ -30,8 +32,6 @@ from nayer_notebooks.plots import (
     scatter,
     shares,
 )
-
-from nayer_lib.methods.base import SynthesisReport
 
 NAMES = ("zero", "one")
 

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nayer_notebooks.rule import Contrast, contrasts
 from scipy import stats
+
+from nayer_notebooks.rule import Contrast, contrasts
 
 RNG = np.random.default_rng(0)
 

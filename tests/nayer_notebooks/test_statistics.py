@@ -4,10 +4,10 @@ import dataclasses
 import statistics
 
 import pytest
-from nayer_notebooks.statistics import cells
 from tiny import like
 
 from nayer_lib.compute import Compute
+from nayer_notebooks.statistics import cells
 
 # --- cells: what may be averaged
 

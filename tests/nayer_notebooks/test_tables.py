@@ -2,12 +2,12 @@
 
 import pandas as pd
 import pytest
-from nayer_notebooks import ablations
-from nayer_notebooks.tables import SHORT, measured, named, short
 from tiny import like
 
 from nayer_lib.generator.latents import COLUMNS
 from nayer_lib.runs.card import kept_cards
+from nayer_notebooks import ablations
+from nayer_notebooks.tables import SHORT, measured, named, short
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import pytest
 import render
 import result_tables
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from nayer_notebooks import paper
-from nayer_notebooks.plots import new_figure
 
 from nayer_lib.config import make_config
 from nayer_lib.runs.card import kept_cards
+from nayer_notebooks import paper
+from nayer_notebooks.plots import new_figure
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tables.md").read_text(encoding="utf-8")
 COLUMNS = list(dict.fromkeys((row.dataset, row.teacher, row.student) for row in paper.rows(1)))

@@ -3,8 +3,6 @@
 import dataclasses
 
 import pytest
-from nayer_notebooks import paper
-from nayer_notebooks.statistics import cells, seedless
 from result_tables import OURS, fill, gap, markdown, ours, reached, results_table
 from tiny import cell_of, like, tiny_config
 
@@ -12,6 +10,8 @@ from nayer_lib import files
 from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
 from nayer_lib.runs.card import kept_cards
+from nayer_notebooks import paper
+from nayer_notebooks.statistics import cells, seedless
 
 # --- our part of a row
 

@@ -7,7 +7,6 @@ import warnings
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nayer_notebooks.statistics import cells
 from tiny import copy_data, over, tiny_setup
 
 from nayer_lib import __version__, files
@@ -27,6 +26,7 @@ from nayer_lib.runs.card import (
 from nayer_lib.runs.forecast import projected
 from nayer_lib.runs.run import Run
 from nayer_lib.runs.sweep import Sweep, arm_cards
+from nayer_notebooks.statistics import cells
 
 
 @pytest.fixture
