@@ -63,6 +63,12 @@ def _of_student(cell: Cell, entry: str, times: float = 1.0) -> float:
     return statistics.mean(times * card["quantised"][entry] for card in cell.cards)
 
 
+SPEED: dict[str, Column] = {
+    "rounds that reach it": lambda cell: _mean(cell, ".0%", "convergence", "1.0", "success"),
+    "steps to CE < 0.1": lambda cell: _steps(cell, "0.1"),
+    "within / across rounds": _diversity,
+    "judge's score": lambda cell: _mean(cell, ".2f", "classifier_score", "mean"),
+}
 COLUMNS: dict[str, dict[str, Column]] = {
     "table3": {
         "paper: steps to CE < 0.1": "steps",
@@ -77,12 +83,8 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "score": lambda cell: _mean(cell, ".2f", "classifier_score", "mean"),
         "within / across rounds": _diversity,
     },
-    "speed": {
-        "rounds that reach it": lambda cell: _mean(cell, ".0%", "convergence", "1.0", "success"),
-        "steps to CE < 0.1": lambda cell: _steps(cell, "0.1"),
-        "within / across rounds": _diversity,
-        "judge's score": lambda cell: _mean(cell, ".2f", "classifier_score", "mean"),
-    },
+    "speed": SPEED,
+    "first_rounds": SPEED,
     "table9": {
         "drop from the teacher": lambda cell: f"{cell.mean - cell.teacher:+.2f}",
         "before learning": lambda cell: f"{_of_student(cell, 'accuracy_before_learning', 100):.1f}",

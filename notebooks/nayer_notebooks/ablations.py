@@ -167,6 +167,13 @@ ABLATIONS = (
         measures=STEPS,
         headline="steps to CE < 1",
     ),
+    Ablation(
+        "first_rounds",
+        "Convergence in a generator's first rounds",
+        lambda name: {"NAYER": "LTE", "Z": "NAYER"}.get(name, name),
+        measures=STEPS,
+        headline="steps to CE < 1",
+    ),
     Ablation("table9", "Table 9 on a laptop problem", lambda name: f"NAYER, {name.rpartition(', ')[2]}"),
     Ablation("divergences", "D1 to D13", lambda name: "released"),
     Ablation(
