@@ -1016,7 +1016,7 @@ MAY_DIFFER = {  # by the first word of a file's name
     "published": TURNS | {"method", "protocol", "student_batch"},
     "hour": TURNS,
     "speed": {"latent"},
-    "first_rounds": {"latent"},
+    "first": {"latent"},  # first_rounds
     "controls": {"latent", "embedding", "encoder"},
     "paper": {"variant", *(field for row in DIVERGENCES.values() for field in row)},
 }
