@@ -160,6 +160,8 @@ CHOICES = {  # field -> what a sentence calls it, and its values
     "embedding": ("embedding", EMBEDDINGS),
     "keep": ("choice for keep", ("best", "last")),
     "weight_scale": ("weight scale", ("channel", "tensor")),
+    "noise": ("kind of noise", ("uniform", "gaussian", "gaussian_unclipped")),
+    "teacher_statistics": ("choice for teacher_statistics", ("batch", "running")),
     "quantised_bn": ("choice for quantised_bn", ("frozen", "train")),
 }
 

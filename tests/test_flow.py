@@ -25,7 +25,7 @@ methods.base methods.terms methods.round methods.inversion methods.live
 methods.nayer methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt methods.dfq_choi methods.mad
 methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr
 methods.moments methods.equalisation methods.rounding methods.dfq_nagel methods.zeroq methods.zaq
-methods.with_data methods
+methods.noise methods.with_data methods
 config checkpoint distill plots
 runs.lock runs.interrupts runs.entries runs.card runs.measured runs.run
 runs.rule runs.statistics runs.forecast runs.sweep runs.launch

@@ -11,6 +11,7 @@ from .kakr import KAKRGR, KAKRMB
 from .mad import MAD
 from .mbdfkd import MBDFKD
 from .nayer import Nayer
+from .noise import Noise
 from .prekd import PREKD
 from .rounding import Rounding
 from .spaceship import SpaceshipNet
@@ -39,6 +40,7 @@ METHODS = {
     "zaq": ZAQ,
 }
 
-# What stands below and above them: a quantised student that learns nothing, and a student that learns from real images.
-CONTROLS = {"rounding": Rounding, "with_data": WithData}
+# What stands below and above them: a quantised student that learns nothing, a student that learns from noise, and one
+# that learns from real images.
+CONTROLS = {"rounding": Rounding, "noise": Noise, "with_data": WithData}
 KINDS = METHODS | CONTROLS
