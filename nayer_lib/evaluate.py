@@ -73,13 +73,17 @@ class Evaluator:
     Args:
         batch: images at a time; None: `at_once`.
 
+    Attributes:
+        classifier: the teacher itself, also where the method has it as a black box: nothing that is asked here counts.
+        teacher: its scores.
+
     Raises:
         UserError: a label that the teacher has no class for.
     """
 
     def __init__(self, teacher: Classifier, split: Split, batch: int | None = None):
         self.classes = len(teacher.class_names)
-        self.split = split.checked(self.classes)
+        self.classifier, self.split = teacher, split.checked(self.classes)
         self.batch = min(batch or at_once(split.images), len(split.labels))
         self.teacher_logits = self.logits(teacher)
         self.teacher = self.score(self.teacher_logits)

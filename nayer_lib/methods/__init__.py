@@ -15,6 +15,7 @@ from .noise import Noise
 from .prekd import PREKD
 from .rounding import Rounding
 from .spaceship import SpaceshipNet
+from .stealing import Stealing
 from .with_data import WithData
 from .zaq import ZAQ
 from .zeroq import ZeroQ
@@ -38,6 +39,7 @@ METHODS = {
     "zeroq": ZeroQ,
     "dfq_nagel": DFQNagel,
     "zaq": ZAQ,
+    "stealing": Stealing,
 }
 
 # What stands below and above them: a quantised student that learns nothing, a student that learns from noise, and one

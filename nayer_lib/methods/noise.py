@@ -46,12 +46,13 @@ class Noise(NoSynthesis):
     """Eq. 6 on fresh noise in every step.
 
     Raises:
-        UserError: a teacher without BatchNorm that is asked to use the batch's statistics.
+        UserError: a teacher without BatchNorm, or a black box, that is asked to use the batch's statistics.
     """
 
     name = "noise"
     citation = "Raikwar & Mishra 2022"
     config_class = NoiseConfig
+    black_box = True
     published = {"noise": "gaussian_unclipped", "epochs": 5, "student_steps": 196, "student_batch": 256}
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
@@ -62,7 +63,8 @@ class Noise(NoSynthesis):
         if config.teacher_statistics == "batch":
             if not self.teacher.batch_norms():
                 raise UserError(
-                    "this teacher has no BatchNorm to use a batch's statistics: set teacher_statistics=running."
+                    "this teacher shows no BatchNorm that could use a batch's statistics: set "
+                    "teacher_statistics=running."
                 )
             self._answering = with_batch_statistics(self.teacher)
 

@@ -30,6 +30,7 @@ class WithData(NoSynthesis):
     published = {}
     reads_images = True
     makes_images = False
+    black_box = True
 
     def __init__(
         self,
