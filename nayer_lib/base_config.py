@@ -12,6 +12,7 @@ from .files import text_hash
 from .generator.latents import EMBEDDINGS, LATENTS
 
 PROTOCOLS = ("equal", "published")
+ANSWERS = ("logits", "probabilities", "labels")  # of a black box
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class NayerConfig(GeneratorConfig):
 QUANTISATION = "weight_bits activation_bits edge_bits weight_scale quantised_bn range_momentum".split()
 BITS = "weight_bits activation_bits edge_bits".split()
 FEWEST_BITS, MOST_BITS = 2, 16  # symmetric weights of one bit would have one level
-OPTIONAL = "warmup_rounds generator_life memory_size".split()  # counts that None switches off
+OPTIONAL = "warmup_rounds generator_life memory_size budget".split()  # counts that None switches off
 POSITIVE = "latent_beta generator_lr student_lr temperature".split()
 BELOW_ONE = "range_momentum bn_momentum student_momentum".split()
 NAME_BYTES = 50  # a run's id holds four names, and a file's name may have 255 bytes
@@ -160,6 +161,9 @@ CHOICES = {  # field -> what a sentence calls it, and its values
     "embedding": ("embedding", EMBEDDINGS),
     "keep": ("choice for keep", ("best", "last")),
     "weight_scale": ("weight scale", ("channel", "tensor")),
+    "noise": ("kind of noise", ("uniform", "gaussian", "gaussian_unclipped")),
+    "answers": ("kind of answers", ANSWERS),
+    "teacher_statistics": ("choice for teacher_statistics", ("batch", "running")),
     "quantised_bn": ("choice for quantised_bn", ("frozen", "train")),
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from .classifiers.black_box import BlackBox
 from .classifiers.check import check_teacher
 from .classifiers.quantised import quantisation_of, quantised
 from .classifiers.teacher import Classifier, load_teacher, make_classifier
@@ -150,6 +151,11 @@ def prepare(
     ranks = ranks or find_ranks(device)
     if isinstance(teacher, torch.nn.Module) and not isinstance(teacher, Classifier):
         raise UserError("a teacher is a Classifier: wrap yours as Classifier(net, class_names, mean, std).")
+    if isinstance(teacher, BlackBox):
+        raise UserError(
+            "a black box is made by the method stealing, of a teacher that is whole, as evaluation needs it: pass the "
+            "teacher itself."
+        )
     if test is None:
         dataset(config.dataset)  # an unknown name is told first
     if not isinstance(teacher, Classifier):

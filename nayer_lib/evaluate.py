@@ -1,4 +1,9 @@
-"""Scores on real test images, for teacher and student alike, in the same run."""
+"""Scores on real test images, for teacher and student alike, in the same run.
+
+There are two ways to score. With running statistics an image's answer depends on that image alone: every accuracy of
+this kit, unless it says otherwise. With the statistics of the test batch the score is transductive: an answer depends
+on the other test images in its batch, and so on their order and on the batch's size. The two are never compared.
+"""
 
 import math
 import warnings
@@ -9,9 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .classifiers.folding import with_batch_statistics
 from .classifiers.teacher import Classifier
 from .datasets import Split
+from .errors import unknown
 from .losses import kl_per_image
+
+STATISTICS = ("running", "batch")
 
 
 @dataclass(frozen=True)
@@ -61,19 +70,35 @@ class Evaluator:
 
     A teacher that scores badly is warned about.
 
+    Args:
+        batch: images at a time; None: `at_once`.
+
+    Attributes:
+        classifier: the teacher itself, also where the method has it as a black box: nothing that is asked here counts.
+        teacher: its scores.
+
     Raises:
         UserError: a label that the teacher has no class for.
     """
 
     def __init__(self, teacher: Classifier, split: Split, batch: int | None = None):
         self.classes = len(teacher.class_names)
-        self.split, self.batch = split.checked(self.classes), batch
+        self.classifier, self.split = teacher, split.checked(self.classes)
+        self.batch = min(batch or at_once(split.images), len(split.labels))
         self.teacher_logits = self.logits(teacher)
         self.teacher = self.score(self.teacher_logits)
         self._warn(teacher.accuracy.get(split.name))
 
-    def logits(self, classifier: Classifier) -> Tensor:
-        """(N, K) logits in eval mode; the classifier's mode is restored."""
+    def logits(self, classifier: Classifier, statistics: str = "running") -> Tensor:
+        """(N, K) logits in eval mode; the classifier's mode is restored, and no buffer of it moves.
+
+        Args:
+            statistics: which BatchNorm uses, its "running" ones or those of each "batch" of test images: transductive.
+        """
+        if statistics not in STATISTICS:
+            raise unknown("choice of statistics", statistics, STATISTICS)
+        if statistics == "batch":
+            return in_batches(with_batch_statistics(classifier), self.split.images, self.batch)
         was_training = classifier.training
         classifier.eval()
         rows = in_batches(classifier, self.split.images, self.batch)
@@ -94,9 +119,9 @@ class Evaluator:
             predictions=predictions.cpu(),
         )
 
-    def __call__(self, classifier: Classifier) -> Scores:
-        """Score a classifier."""
-        return self.score(self.logits(classifier))
+    def __call__(self, classifier: Classifier, statistics: str = "running") -> Scores:
+        """Score a classifier, with its running statistics or, transductively, with those of each test "batch"."""
+        return self.score(self.logits(classifier, statistics))
 
     def _warn(self, stated: float | None) -> None:
         """Warn of a teacher within ten points of chance, or more than five below what its file states.

@@ -88,8 +88,11 @@ class Pool:
         self.added += len(labels)
         self._order = self._order[:0]
 
-    def draw(self, n: int, rng: torch.Generator, column: int = 0) -> tuple[Tensor, Tensor]:
-        """One tensor of n rows, (n, ...), and their labels: Algorithm 1, line 13.
+    def draw(self, n: int, rng: torch.Generator, *columns: int) -> tuple[Tensor, ...]:
+        """Tensors of n rows, (n, ...) each, and their labels: Algorithm 1, line 13.
+
+        Args:
+            columns: which of a row's tensors; by default the first.
 
         Raises:
             UserError: the memory is empty.
@@ -100,7 +103,8 @@ class Pool:
             shuffle = torch.randperm(self._count, generator=rng, device=self._order.device)
             self._order = torch.cat([self._order, shuffle])
         chosen, self._order = self._order[:n], self._order[n:]
-        return self._rows[column].index_select(0, chosen), self._labels.index_select(0, chosen)
+        drawn = [self._rows[column] for column in columns or (0,)] + [self._labels]
+        return tuple(column.index_select(0, chosen) for column in drawn)
 
     def _grow(self, needed: int) -> None:
         """Make room for `needed` rows by doubling: the mean cost of adding a row is constant."""

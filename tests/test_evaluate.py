@@ -155,3 +155,66 @@ def test_features_are_what_the_head_reads(batch, monkeypatch):
     assert told.shape == (5, 4) and not told.requires_grad
     assert torch.allclose(told, net[:3]((images.float() / 255 - 0.5) / 0.25), atol=1e-6)
     assert torch.equal(features(Classifier(net, NAMES, (0.5,), (0.25,)), images.float() / 255), told)
+
+
+# --- the second way to score: with the statistics of the test batch
+
+
+def with_batch_norm() -> tuple[Classifier, Split]:
+    """A classifier whose running statistics are not those of the images, and 40 images, labelled by it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 4, 3))
+    images = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8)
+    classifier = Classifier(net, NAMES, (0.5,), (0.25,)).eval()
+    return classifier, Split(images, classifier(images / 255).argmax(1))
+
+
+def shuffled(split: Split) -> tuple[Split, torch.Tensor]:
+    order = torch.randperm(len(split.labels), generator=torch.Generator().manual_seed(1))
+    return Split(split.images[order], split.labels[order]), order
+
+
+def test_a_batchs_statistics_are_those_of_its_own_images():
+    classifier, split = with_batch_norm()
+    logits = Evaluator(classifier, split, 40).logits(classifier, "batch")
+    conv, _, *rest = classifier.net
+    maps = conv((split.images / 255 - 0.5) / 0.25)
+    var, mean = torch.var_mean(maps, (0, 2, 3), correction=0, keepdim=True)
+    assert torch.allclose(logits, nn.Sequential(*rest)((maps - mean) / (var + 1e-5).sqrt()), atol=1e-5)
+
+
+def test_scored_by_batch_an_answer_depends_on_the_other_images_and_with_running_statistics_it_does_not():
+    classifier, split = with_batch_norm()
+    other, order = shuffled(split)
+    logits = {
+        statistics: [Evaluator(classifier, part, 10).logits(classifier, statistics) for part in (split, other)]
+        for statistics in ("running", "batch")
+    }
+    assert torch.allclose(logits["running"][0][order], logits["running"][1], atol=1e-6)
+    assert (logits["batch"][0][order] - logits["batch"][1]).abs().max() > 0.1
+    by_size = [Evaluator(classifier, split, batch).logits(classifier, "batch") for batch in (10, 20)]
+    assert (by_size[0] - by_size[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+@pytest.mark.parametrize("training", [True, False])
+def test_scoring_moves_no_buffer_and_no_mode(statistics, training):
+    classifier, split = with_batch_norm()
+    classifier.train(training)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    assert "net.1.num_batches_tracked" in before
+    Evaluator(classifier, split, 10)(classifier, statistics)
+    assert all(torch.equal(before[name], value) for name, value in classifier.state_dict().items())
+    assert {module.training for module in classifier.modules()} == {training}
+    assert classifier.net[1].running_mean is not None
+
+
+def test_without_batch_norm_both_scores_are_equal():
+    student = predicting(0, 0, 2, 1, 1, 0)
+    evaluate = Evaluator(TEACHER, SPLIT, 4)
+    assert torch.equal(evaluate.logits(student, "running"), evaluate.logits(student, "batch"))
+
+
+def test_an_unknown_way_to_score_is_refused():
+    with pytest.raises(UserError, match="unknown choice of statistics 'test'.*running, batch"):
+        Evaluator(TEACHER, SPLIT)(TEACHER, "test")

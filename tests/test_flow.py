@@ -21,15 +21,16 @@ text.labels text.prompts text.hub text.corpora text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks generator.vae
 base_config
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers.mobilenet classifiers
-classifiers.checkpoints classifiers.folding classifiers.quantised classifiers.teacher classifiers.check
+classifiers.checkpoints classifiers.folding classifiers.quantised classifiers.teacher classifiers.black_box
+classifiers.check
 compute steps ranks classifiers.training
 image_files datasets augment losses memory evaluate geometry embeddings metrics
 algorithm1
 methods.base methods.terms methods.round methods.inversion methods.live
-methods.nayer methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt methods.dfq_choi methods.mad
-methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr
+methods.nayer methods.stealing methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt methods.dfq_choi
+methods.mad methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr
 methods.moments methods.equalisation methods.rounding methods.dfq_nagel methods.zeroq methods.zaq
-methods.with_data methods
+methods.noise methods.with_data methods
 config checkpoint distill
 runs.lock runs.interrupts runs.entries runs.card runs.measured runs.run
 runs.forecast runs.sweep runs.launch

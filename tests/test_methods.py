@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tiny import QUANTISED, over, run_all, same, through_a_file, tiny_config, ti
 
 from nayer_lib.base_config import QUANTISATION
 from nayer_lib.classifiers.quantised import layers
-from nayer_lib.classifiers.teacher import load_teacher
+from nayer_lib.classifiers.teacher import Classifier, load_teacher
 from nayer_lib.compute import Compute
 from nayer_lib.config import fields_of, make_config
 from nayer_lib.datasets import Split, load_split
@@ -55,6 +56,7 @@ class Ran:
     """A run that has ended, for every test that only looks at it: its epochs, what it left, images after each epoch."""
 
     setup: Setup
+    teacher: Classifier  # whole, also where the method has it as a black box
     epochs: list[Epoch]
     outcome: tuple
     images: list[int]
@@ -67,7 +69,7 @@ def ran(name) -> Ran:
     for epoch in distill(setup.method, setup.evaluate):
         epochs.append(epoch)
         images.append(len(setup.method.memory))
-    return Ran(setup, epochs, copy.deepcopy(outcome(setup)), images)
+    return Ran(setup, setup.evaluate.classifier, epochs, copy.deepcopy(outcome(setup)), images)
 
 
 def test_it_says_what_it_is(name):
@@ -96,7 +98,7 @@ def test_its_images_are_bytes_to_look_at_and_in_0_to_1_when_drawn(name, making, 
 
 
 def test_the_teacher_is_left_as_it_was(ran):
-    teacher, before = ran.setup.method.teacher, load_teacher("digits", ran.setup.method.config.teacher)
+    teacher, before = ran.teacher, load_teacher("digits", ran.setup.method.config.teacher)
     assert any(key.endswith("running_mean") for key in before.state_dict())  # buffers too, and the count of batches
     assert same(before.state_dict(), teacher.state_dict())
     assert not any(module.training for module in teacher.modules())
@@ -136,6 +138,7 @@ OTHER = {"student": "wrn10_1", "encoder": "doc2vec", "prompt": "p2", "latent": "
     "edge_bits": 8,
     "weight_scale": "tensor",
     "quantised_bn": "train",
+    "answers": "labels",
 }
 # What a field needs beside it to decide anything.
 BESIDE = {"latent_beta": {"latent": "sum_lte"}, "latent_concat": {"latent": "cat_lte"}} | {
@@ -145,6 +148,7 @@ BESIDE = {"latent_beta": {"latent": "sum_lte"}, "latent_concat": {"latent": "cat
 BESIDE |= dict.fromkeys(QUANTISATION, {"student": "wrn10_1", "weight_bits": 4})
 SMALL_RATE = {"student_lr": 1e-3}  # at the usual ones a quantised student diverges
 NAMES = {"method", "dataset", "teacher"}  # they say what is built
+LIMITS = {"budget"}  # it only says when a run stops
 LABELS = {"protocol", "variant", "profile"}  # they say where the other values come from; `fastest` compiles no "quick"
 
 
@@ -175,7 +179,7 @@ def test_every_field_of_its_config_changes_the_run_or_is_refused(name):
     busy, dead = over(BUSY | bits, {"method": name}), []
     usual = run(busy)
     fixed = set() if name in MAKING else {"seed"}  # what makes no images may draw nothing
-    for field in sorted(fields_of(name) - NAMES - LABELS - fixed):
+    for field in sorted(fields_of(name) - NAMES - LIMITS - LABELS - fixed):
         beside = busy | BESIDE.get(field, {}) | (over(SMALL_RATE, {"method": name}) if field in QUANTISATION else {})
         value = getattr(make_config("digits", **beside), field)
         before = run(beside) if field in BESIDE else usual
@@ -265,7 +269,8 @@ def test_its_adversarial_term_is_there_against_a_student_that_is_not_the_teacher
 def test_its_memory_is_bounded_where_the_config_says_so(name):
     setup = tiny_setup(method=name, memory_size=30)
     epochs = run_all(setup)
-    assert [epoch.images for epoch in epochs] == [20, 30, 30]
+    made = itertools.accumulate(sum(report.images for report in epoch.rounds) for epoch in epochs)
+    assert [epoch.images for epoch in epochs] == [min(30, count) for count in made] and epochs[-1].images == 30
     assert all(len(column) == 30 for column in setup.method.memory.rows)
     assert setup.method.memory.rounds.min() > 0  # the oldest left
 

@@ -1,9 +1,11 @@
-"""BatchNorm in eval mode is a scale and a shift, which a convolution before it can take over."""
+"""BatchNorm in eval mode is a scale and a shift, which a convolution before it can take over; or it is given the
+statistics of each batch."""
 
 import copy
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def fold_batch_norms(net: nn.Module) -> nn.Module:
@@ -30,3 +32,15 @@ def give_biases(net: nn.Module) -> None:
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is None:
             layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
+
+
+def with_batch_statistics(network: nn.Module) -> nn.Module:
+    """A copy of a network in eval mode in which torch's BatchNorm takes mean and variance from the batch before it.
+
+    It has no running statistics, so a pass moves no buffer, neither of the copy nor of the network.
+    """
+    result = copy.deepcopy(network).eval()
+    for layer in result.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.running_mean = layer.running_var = None  # without them torch normalises by the batch, also in eval
+    return result

@@ -73,6 +73,11 @@ class Classifier(nn.Module):
                 layer.training = False
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights and images lie."""
+        return self._mean.device
+
     def head(self) -> nn.Linear | nn.Conv2d:
         """Its last linear layer or 1x1 convolution with K outputs: features (B, d) -> logits (B, K).
 
@@ -110,7 +115,7 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def ends_in_pooling(self, image_shape: tuple[int, int, int]) -> bool:
         """Whether the head reads the mean over places of `pooled`'s output after a ReLU, tried on (C, H, W) images."""
-        training, device = self.training, next(self.parameters()).device
+        training, device = self.training, self.device
         images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
         with tapped([self.eval().pooled()]) as maps:
             features = self(images, return_features=True)[1]

@@ -11,9 +11,11 @@ from .kakr import KAKRGR, KAKRMB
 from .mad import MAD
 from .mbdfkd import MBDFKD
 from .nayer import Nayer
+from .noise import Noise
 from .prekd import PREKD
 from .rounding import Rounding
 from .spaceship import SpaceshipNet
+from .stealing import Stealing
 from .with_data import WithData
 from .zaq import ZAQ
 from .zeroq import ZeroQ
@@ -37,8 +39,10 @@ METHODS = {
     "zeroq": ZeroQ,
     "dfq_nagel": DFQNagel,
     "zaq": ZAQ,
+    "stealing": Stealing,
 }
 
-# What stands below and above them: a quantised student that learns nothing, and a student that learns from real images.
-CONTROLS = {"rounding": Rounding, "with_data": WithData}
+# What stands below and above them: a quantised student that learns nothing, a student that learns from noise, and one
+# that learns from real images.
+CONTROLS = {"rounding": Rounding, "noise": Noise, "with_data": WithData}
 KINDS = METHODS | CONTROLS

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import losses
 from ..augment import crop_and_flip
 from ..base_config import Config
+from ..classifiers.black_box import BlackBox
 from ..classifiers.teacher import Classifier
 from ..compute import Compute, fix_shapes, folded
 from ..datasets import DataSet, dataset
@@ -25,6 +26,10 @@ from ..steps import Graphs, Running, Step
 
 class NonFiniteLoss(UserError):
     """A loss became NaN or infinite; the sentence names the term. What was saved before is whole."""
+
+
+class Paused(UserError):
+    """An epoch cannot begin, and nothing of it has happened: the run is saved, and goes on as the sentence says."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,14 @@ class Batch(NamedTuple):
         labels: (B,) the images' pseudo-labels; None if they have none.
         source: where the images come from, e.g. "memory".
         replayed: how many of the images, the last ones, come from a memory beside fresh ones.
+        answers: (B, K) the teacher's logits, where they are kept with the images; None: it is asked in the step.
     """
 
     images: Tensor
     labels: Tensor | None
     source: str
     replayed: int = 0
+    answers: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,7 @@ class Method:
         reads_images: whether it learns from real images: a control, and no data-free method.
         needs_bits: whether the method is for quantised students alone.
         makes_images: whether it makes any.
+        black_box: whether answers are all that it needs of its teacher.
         compilable: whether torch.compile can take the student's loss: not a loss that contains gradients.
         config: of this process's part of the run, with its share of the batches.
         rng: this process's random numbers.
@@ -112,8 +120,9 @@ class Method:
             their labels; None: nothing is traced.
 
     Raises:
-        UserError: other classes than the teacher's; a student that is not quantised where it has to be; a batch or a
-            memory that the ranks cannot share; steps that the device cannot do.
+        UserError: other classes than the teacher's; a black box where more than answers is needed; a student that is
+            not quantised where it has to be; a batch or a memory that the ranks cannot share; steps that the device
+            cannot do.
     """
 
     name: ClassVar[str]
@@ -125,6 +134,7 @@ class Method:
     reads_images: ClassVar[bool] = False
     needs_bits: ClassVar[bool] = False
     makes_images: ClassVar[bool] = True
+    black_box: ClassVar[bool] = False
     compilable: ClassVar[bool] = True
 
     def __init__(
@@ -139,13 +149,17 @@ class Method:
     ):
         if teacher.class_names != student.class_names:
             raise UserError("teacher and student must have the same class names in the same order.")
+        if isinstance(teacher, BlackBox) and not self.black_box:
+            raise UserError(
+                f"{self.name} needs its teacher's gradient or layers, which a black box does not give: take stealing."
+            )
         if self.needs_bits and student.quantisation is None:
             raise UserError(f"{self.name} makes a quantised student: give weight_bits, from 2 to 16.")
         self.ranks = ranks or Ranks()
         self.config = config = self.ranks.local(config)
         self.teacher, self.student, self.table = teacher.freeze(), student, table
         self.facts = facts or dataset(config.dataset)
-        self.device = next(teacher.parameters()).device
+        self.device = teacher.device
         compute = compute or Compute()
         compute.check(self.device, self.ranks.size)
         self.running = Running(compute, self.device, (type(self), dataclasses.replace(config, seed=0)))
@@ -173,7 +187,11 @@ class Method:
     # Phase 1.
 
     def begin_epoch(self, epoch: int) -> None:
-        """Called once before an epoch's first synthesis, epochs counted from 0."""
+        """Called once before an epoch's first synthesis, epochs counted from 0.
+
+        Raises:
+            Paused: the epoch cannot begin; nothing has changed.
+        """
 
     def synthesize(self, epoch: int) -> SynthesisReport:
         """One synthesis round: Algorithm 1, lines 5-11."""
@@ -218,7 +236,7 @@ class Method:
     def _student_loss(self, batch: Batch) -> Tensor:
         with self.compute.autocast(self.device):
             with torch.no_grad():
-                teacher_logits = self._answering(batch.images)
+                teacher_logits = self._answering(batch.images) if batch.answers is None else batch.answers
             student_logits = self.student(batch.images)
         return self.student_loss(batch, teacher_logits.float(), student_logits.float())
 

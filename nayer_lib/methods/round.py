@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import losses
 from ..augment import draw_pixels, take
+from ..classifiers.teacher import Classifier
 from ..generator.networks import Generator
 from ..steps import Graphs, Step
 from .base import Method, NonFiniteLoss, SynthesisReport
@@ -29,7 +30,8 @@ class SynthesisBatch:
         generated: (B, C, H, W) the generator's images.
         images: (B, C, H, W) the networks' input: the generator's images, cropped and flipped if synthesis augments.
         labels: (B,) the pseudo-labels; of a live generator, which has none, the teacher's predictions.
-        t, s: (B, K) logits of teacher and student; s is None in steps without an adversarial term.
+        t, s: (B, K) logits of the network that is asked, which is the teacher, and of the student; s is None in steps
+            without an adversarial term.
         features: (B, d) the teacher's pooled features; None unless the method asks for them.
         view: what `draw_view` drew for this step.
     """
@@ -104,6 +106,11 @@ class Rounds(Method):
     def values(self, batch: SynthesisBatch) -> list[Tensor]:
         """The unweighted terms, scalars, in the order of `terms`; the adversarial one is 0 where `batch.s` is None."""
         raise NotImplementedError
+
+    @property
+    def asked(self) -> Classifier:
+        """The network that a round's images are made for: the teacher."""
+        return self.teacher
 
     def draw_view(self, batch: int) -> Tensor | tuple[Tensor, ...]:
         """The random numbers of `view`: by default those of the data set's crop and flip."""
@@ -210,7 +217,7 @@ class Rounds(Method):
         with self.compute.autocast(self.device):
             generated = self.generator(entering)  # Eq. 4
             images = generated if view is None else self.view(generated, view)
-            answer = self.teacher(images, return_features=self.asks_features)
+            answer = self.asked(images, return_features=self.asks_features)
             s = self.student(images).float() if adversarial else None
         t, features = (x.float() for x in answer) if self.asks_features else (answer.float(), None)
         batch = SynthesisBatch(generated, images, self.labels_of(entering, t), t, s, features, view)

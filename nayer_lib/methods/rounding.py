@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..base_config import Config
-from .base import Batch, Method
+from .base import Batch, Method, SynthesisReport
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,14 @@ class NoSynthesisConfig(Config):
     augment_synthesis: ClassVar[bool] = False
 
 
+class NoSynthesis(Method):
+    """A method without synthesis rounds."""
+
+    def synthesize(self, epoch: int) -> SynthesisReport:
+        """Nothing to make."""
+        return SynthesisReport(steps=0, images=0, ce_per_step=[], bn=0.0, adv=0.0, seconds=0.0)
+
+
 @dataclass(frozen=True)
 class RoundingConfig(NoSynthesisConfig):
     """Neither synthesis nor learning: one epoch with one step that does nothing."""
@@ -47,7 +55,7 @@ class RoundingConfig(NoSynthesisConfig):
     range_momentum: ClassVar[float] = 0.1
 
 
-class Rounding(Method):
+class Rounding(NoSynthesis):
     """A quantised student that does not learn. Not one of METHODS, but the control below them."""
 
     name = "rounding"

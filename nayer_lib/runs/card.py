@@ -22,6 +22,7 @@ import torch
 from .. import __version__, files
 from ..base_config import check
 from ..checkpoint import Checkpoint
+from ..classifiers.black_box import BlackBox
 from ..classifiers.quantised import kib, layers
 from ..compute import compute_of
 from ..config import Config, fields_of
@@ -66,10 +67,11 @@ def new_card(setup: Setup, run_id: str) -> dict:
             "sha256": files.tensors_hash({"images": split.images, "labels": split.labels}),
         },
         "teacher": {
-            "sha256": files.tensors_hash(method.teacher.net.state_dict()),
+            "sha256": files.tensors_hash(evaluate.classifier.net.state_dict()),
             "accuracy": evaluate.teacher.accuracy,
         },
         **({"quantised": of_quantised(setup)} if method.student.quantisation else {}),
+        **of_black_box(setup),
         "lte": setup.pool and setup.pool.header,
         "commit": commit(),
         "registration": os.environ.get(REGISTRATION) or None,
@@ -99,6 +101,18 @@ def of_quantised(setup: Setup) -> dict:
         "kib_float": as_float,
         "accuracy_before_learning": setup.evaluate(student).accuracy,
     }
+
+
+def of_black_box(setup: Setup) -> dict:
+    """A card's entry on a teacher that is a black box: how it answers, and the images that it was asked about so far.
+
+    "asked" counts those of the method, on all ranks; the evaluation asks about the test images, once and uncounted.
+    """
+    method = setup.method
+    if not isinstance(method.teacher, BlackBox):
+        return {}
+    asked = {"asked": method.ranks.size * method.teacher.asked, "asked_by_evaluation": len(setup.evaluate.split.labels)}
+    return {"black_box": {"answers": method.teacher.answers, **asked}}
 
 
 def how_computed(method) -> dict:

@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 
-from ..classifiers.teacher import load_judge
+from ..classifiers.teacher import Classifier, load_judge
 from ..errors import MissingFile
 from ..evaluate import in_batches
 from ..methods.base import Method
@@ -13,12 +13,13 @@ SCORED = 1000  # newest images that the judge scores
 CE_THRESHOLDS = (0.1, 0.5, 1.0)  # nats; Table 3's is the first, which small problems may never reach
 
 
-def convergence_and_diversity(method: Method, rounds: list[list[float]]) -> dict:
+def convergence_and_diversity(method: Method, rounds: list[list[float]], teacher: Classifier) -> dict:
     """Convergence over the rounds after warm-up; diversity of the newest images in this rank's memory, or of what a
     live generator makes.
 
     Args:
         rounds: L_CE per step of each of those rounds; without any nothing is measured.
+        teacher: the one that was distilled, whole.
     """
     if not rounds:
         return {}
@@ -30,24 +31,24 @@ def convergence_and_diversity(method: Method, rounds: list[list[float]]) -> dict
     if shown.rounds is not None:
         images = (shown.images, shown.labels, shown.rounds)
         found["diversity"] = _no_nan(diversity(*images))
-        found["feature_diversity"] = _no_nan(feature_diversity(*images, method.teacher))
+        found["feature_diversity"] = _no_nan(feature_diversity(*images, teacher))
     return found
 
 
-def judged(method: Method) -> dict:
+def judged(method: Method, teacher: Classifier) -> dict:
     """A judge's score of those images, and Figure 5's curves from the last epoch's rounds; without a judge nothing.
 
     Raises:
         UserError: the judge's file is damaged, or the judge is the distilled teacher.
     """
     try:
-        judge = load_judge(method.config.dataset, method.teacher).to(method.device)
+        judge = load_judge(method.config.dataset, teacher).to(method.device)
     except MissingFile:
         return {}
     score = classifier_score(in_batches(judge, method.examples().images[-SCORED:]), splits=1)
     found = {"classifier_score": dataclasses.asdict(score) | {"judge": judge.name}}
     if method.trace:
-        found["by_step"] = by_step(*zip(*method.trace, strict=True), judge, method.teacher)
+        found["by_step"] = by_step(*zip(*method.trace, strict=True), judge, teacher)
     return found
 
 

@@ -18,13 +18,15 @@ from ..compute import compute_of
 from ..distill import Epoch, Setup, distill
 from ..errors import UserError
 from ..memory import newest_of_each
-from .card import card_config, how_computed, new_card, new_id, read_card
+from ..methods.base import Paused
+from .card import card_config, how_computed, new_card, new_id, of_black_box, read_card
 from .lock import lock, unlock
 from .measured import convergence_and_diversity, judged
 
 CURVE = ("epoch", "images", "ce_first", "ce_last", "student_loss", "accuracy", "agreement", "kl", "nll", "seconds")
 PHASES = ("synthesis", "student", "evaluation")
 CUT_OFF = "metrics and picture: the process ended while they were made"
+EXTENSIBLE = {"budget"}  # fields that only say when a run has to stop: it may be resumed with another value
 REPLACED = ("card.json", "curve.csv", "student.safetensors", "images.png", STATE)  # files written by `files.replacing`
 
 
@@ -124,8 +126,7 @@ class Run:
                 due = method.ranks.size == 1 and now - saved > self.save_after * took
                 self.stopped = bool(left) and (self._stop or late)
                 if left and (self.stopped or due):
-                    progress = {"card": self.card, "seconds": self._seconds, "rounds": self._rounds}
-                    self._checkpoint.save(method, progress)
+                    self._save()
                     saved = time.perf_counter()
                     took = saved - now
                 if not left:
@@ -144,6 +145,11 @@ class Run:
                 f"{max(2, config.generator_batch // 2)} student_batch={max(1, config.student_batch // 2)}, is the next "
                 "to try. What was saved before is whole."
             ) from error
+        except Paused as error:
+            status = f"stopped: {error}"
+            if method.ranks.size == 1:
+                self._save()
+            raise
         except UserError as error:
             status = f"failed: {error}"
             raise
@@ -166,6 +172,11 @@ class Run:
         """
         self._stop = True
 
+    def _save(self) -> None:
+        """Save the state between two epochs."""
+        progress = {"card": self.card, "seconds": self._seconds, "rounds": self._rounds}
+        self._checkpoint.save(self.setup.method, progress)
+
     def _resume(self) -> None:
         """Take up card, clocks and state of the run in this folder, if it is this one; with no state, start over."""
         begun = read_card(self.folder)
@@ -183,7 +194,7 @@ class Run:
         card["compute"] = dataclasses.asdict(compute_of(card))  # it may be older than the switches of today
         # Read as configs: a field that is newer than the card has the value that the run began with.
         here, there = (dataclasses.asdict(card_config(c)) for c in (new, card))
-        differs = [name for name in here if here[name] != there.get(name)]
+        differs = [name for name in here if here[name] != there.get(name) and name not in EXTENSIBLE]
         differs += [what for what in ("lte", "test_split") if new[what] != card[what]]
         if new["teacher"]["sha256"] != card["teacher"]["sha256"]:  # its accuracy may differ by a device's rounding
             differs.append("teacher")
@@ -201,6 +212,8 @@ class Run:
             )
         self.card = card | {"resumed": [*card.get("resumed", []), len(card["curve"])], "status": "running"}
         self.card |= {name: new[name] for name in changed}
+        if here != there:  # it goes on with more of what is extensible
+            self.card |= {name: new[name] for name in ("config", "config_sha256")}
         self._seconds, self._rounds = progress["seconds"], progress["rounds"]
 
     def _record(self, epoch: Epoch) -> None:
@@ -216,7 +229,7 @@ class Run:
         if epoch.scores:
             row |= {name: getattr(epoch.scores, name) for name in ("accuracy", "agreement", "kl", "nll")}
         self.card["curve"].append(row)
-        self.card |= how_computed(self.setup.method)
+        self.card |= how_computed(self.setup.method) | of_black_box(self.setup)
         try:
             _add_rows(self.folder / "curve.csv", [row])
         except OSError as error:
@@ -246,15 +259,15 @@ class Run:
         self.card |= {"status": "finished", "seconds": self._seconds, "problems": [CUT_OFF]}
         self._write_card()
         problems = []
-        method = self.setup.method
-        steps = {
-            "saved state": self._checkpoint.remove,
-            "metrics": lambda: self._measure(convergence_and_diversity(method, self._rounds)),
-            "score by a judge": lambda: self._measure(judged(method)),
+        method, teacher = self.setup.method, self.setup.evaluate.classifier
+        steps = {"saved state": self._checkpoint.remove, "transductive score": self._score_transductively}
+        of_images = {
+            "metrics": lambda: self._measure(convergence_and_diversity(method, self._rounds, teacher)),
+            "score by a judge": lambda: self._measure(judged(method, teacher)),
             "picture": self._draw_images,
         }
-        if not method.makes_images:
-            steps = {"saved state": self._checkpoint.remove}
+        if method.makes_images:
+            steps |= of_images
         for what, step in steps.items():
             try:
                 step()
@@ -266,6 +279,15 @@ class Run:
         del self.card["problems"]
         if problems:
             self.card["problems"] = problems
+
+    def _score_transductively(self) -> None:
+        """Beside the headline, and never in its place: the accuracy with the statistics of each test batch."""
+        evaluate = self.setup.evaluate
+        self.card["transductive"] = {
+            "accuracy": evaluate(self.setup.method.student, "batch").accuracy,
+            "statistics": "each test batch's own",
+            "batch": evaluate.batch,
+        }
 
     def _measure(self, found: dict) -> None:
         if self._rounds:

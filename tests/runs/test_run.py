@@ -139,12 +139,13 @@ def test_the_headline_is_the_last_epoch_and_the_best_is_labelled(finished):
 
 def test_the_best_epoch_is_not_the_last_when_the_last_is_worse(tmp_path):
     setup = tiny_setup(epochs=3)
-    real, accuracies = setup.evaluate.score, iter([0.4, 0.6, 0.5])
+    real, accuracies = setup.evaluate.score, iter([0.4, 0.6, 0.5, 0.7])  # the fourth is transductive
     run = Run(setup, tmp_path / "run")
     setup.evaluate.score = lambda logits: dataclasses.replace(real(logits), accuracy=next(accuracies))
     list(run)
     card = read_card(run.folder)
     assert (card["accuracy_last"], card["accuracy_best"], card[BEST]) == (0.5, 0.6, 2)
+    assert card["transductive"]["accuracy"] == 0.7
 
 
 def test_the_saved_student_scores_what_the_card_says(finished):
