@@ -88,8 +88,11 @@ class Pool:
         self.added += len(labels)
         self._order = self._order[:0]
 
-    def draw(self, n: int, rng: torch.Generator, column: int = 0) -> tuple[Tensor, Tensor]:
-        """One tensor of n rows, (n, ...), and their labels: Algorithm 1, line 13.
+    def draw(
+        self, n: int, rng: torch.Generator, column: int = 0, oldest_last: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """One tensor of n rows, (n, ...), and their labels: Algorithm 1, line 13. With `oldest_last` the same rows, in
+        the order of the rounds that made them.
 
         Raises:
             UserError: the memory is empty.
@@ -100,6 +103,8 @@ class Pool:
             shuffle = torch.randperm(self._count, generator=rng, device=self._order.device)
             self._order = torch.cat([self._order, shuffle])
         chosen, self._order = self._order[:n], self._order[n:]
+        if oldest_last:
+            chosen = chosen[self._rounds[chosen].argsort(descending=True, stable=True)]
         return self._rows[column].index_select(0, chosen), self._labels.index_select(0, chosen)
 
     def _grow(self, needed: int) -> None:
