@@ -23,7 +23,7 @@ image_files datasets augment losses memory evaluate geometry metrics
 algorithm1
 methods.base methods.terms methods.round methods.inversion methods.live
 methods.nayer methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt methods.dfq_choi methods.mad
-methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr
+methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr methods.nayer_plus
 methods.moments methods.equalisation methods.rounding methods.dfq_nagel methods.zeroq methods.zaq
 methods.with_data methods
 config checkpoint distill plots

@@ -11,6 +11,7 @@ from .kakr import KAKRGR, KAKRMB
 from .mad import MAD
 from .mbdfkd import MBDFKD
 from .nayer import Nayer
+from .nayer_plus import NayerPlus
 from .prekd import PREKD
 from .rounding import Rounding
 from .spaceship import SpaceshipNet
@@ -37,6 +38,7 @@ METHODS = {
     "zeroq": ZeroQ,
     "dfq_nagel": DFQNagel,
     "zaq": ZAQ,
+    "nayer_plus": NayerPlus,
 }
 
 # What stands below and above them: a quantised student that learns nothing, and a student that learns from real images.
