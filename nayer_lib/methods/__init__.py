@@ -1,6 +1,7 @@
 """Every method behind one seam (`base.Method`): a new paper is its file, one line of METHODS and its test."""
 
 from .cmi import CMI
+from .cpnet import CPNet
 from .dafl import DAFL
 from .deepinv import DeepInversion
 from .dfad import DFAD
@@ -39,6 +40,7 @@ METHODS = {
     "dfq_nagel": DFQNagel,
     "zaq": ZAQ,
     "nayer_plus": NayerPlus,
+    "cpnet": CPNet,
 }
 
 # What stands below and above them: a quantised student that learns nothing, and a student that learns from real images.
