@@ -117,7 +117,7 @@ def test_what_is_common_reaches_the_arms_that_read_it(write):
     ],
 )
 def test_a_field_that_no_run_would_read_is_refused(write, common, arms):
-    with pytest.raises(UserError, match="deepinv does not read latent: of all methods nayer do"):
+    with pytest.raises(UserError, match="deepinv does not read latent: of all methods nayer, nayer_plus, cpnet do"):
         read_sweep(write({"preset": "digits", "seeds": [0], "common": common, "arms": arms}))
 
 
@@ -1018,6 +1018,8 @@ MAY_DIFFER = {  # by the first word of a file's name
     "speed": {"latent"},
     "controls": {"latent", "embedding", "encoder"},
     "paper": {"variant", *(field for row in DIVERGENCES.values() for field in row)},
+    "nayer": {"method", "exchange", "retention", "ema"},
+    "cpnet": {"method", "coupled_generator", "alpha_x", "cutmix", "jitter", "alpha_align", "embedding"},
 }
 SHARED = "dataset teacher student profile protocol variant epochs warmup_epochs rounds warmup_rounds".split()
 SHARED += "generator_steps generator_batch student_steps student_batch memory_size".split()  # by all methods of a sweep
@@ -1049,7 +1051,11 @@ def test_arms_have_three_seeds_or_more_and_differ_in_nothing_but_what_the_sweep_
 
 def test_the_registered_sweeps_have_seeds_that_nobody_has_seen():
     registered = {path.stem: read_sweep(path) for path in OWN if read_sweep(path).primary}
-    assert set(registered) == {"speed_cifar10", "controls_cifar10", "paper_cifar10", "table9_digits"}
+    assert set(registered) == {"speed_cifar10", "controls_cifar10", "paper_cifar10", "table9_digits"} | {
+        "nayer_plus_digits",
+        "cpnet_digits",
+        "cpnet_cifar10",
+    }
     for read in registered.values():
         assert {config.seed for _, config in read.runs()} <= set(range(10, 30)) and read.split == "test"
 
