@@ -153,7 +153,8 @@ BITS = "weight_bits activation_bits edge_bits".split()
 FEWEST_BITS, MOST_BITS = 2, 16  # symmetric weights of one bit would have one level
 OPTIONAL = "warmup_rounds generator_life memory_size budget".split()  # counts that None switches off
 POSITIVE = "latent_beta generator_lr student_lr temperature".split()
-BELOW_ONE = "range_momentum bn_momentum student_momentum".split()
+BELOW_ONE = "range_momentum bn_momentum student_momentum ema".split()
+SHARES = "exchange_rate exchange cutmix jitter".split()
 NAME_BYTES = 50  # a run's id holds four names, and a file's name may have 255 bytes
 CHOICES = {  # field -> what a sentence calls it, and its values
     "protocol": ("protocol", PROTOCOLS),
@@ -210,6 +211,8 @@ def _check(name: str, default: object, value: object) -> None:
         must = None if off or whole and value >= 1 else "be a whole number from 1 up"
     elif name in BELOW_ONE:
         must = None if 0 <= number < 1 else "lie in [0, 1)"
+    elif name in SHARES:
+        must = None if 0 <= number <= 1 else "lie in [0, 1]"
     elif name in POSITIVE:
         must = None if 0 < number < math.inf else "be a positive number"
     elif isinstance(default, float):

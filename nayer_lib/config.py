@@ -24,6 +24,7 @@ from .base_config import PROTOCOLS, Config, check
 from .errors import UserError, unknown
 from .methods import KINDS
 from .methods.live import LiveConfig
+from .methods.nayer import Nayer
 
 # Rows of Table 8. The digit sets are ours: CIFAR-10's row with small networks and an encoder that works offline; other
 # differences were chosen on their validation part.
@@ -188,7 +189,7 @@ def make_config(
     overrides = {name: tuple(v) if isinstance(v, list) else v for name, v in overrides.items()}  # JSON has no tuples
     schedule = KINDS[method].published if protocol == "published" else {}
     row = PRESETS[preset]
-    if method != "nayer":  # other methods take Table 8's names and counts, not its weights and rates
+    if not issubclass(KINDS[method], Nayer):  # others take Table 8's names and counts, not its weights and rates
         kept = {"student_lr"} if "weight_bits" in row else set()  # not Table 8's: every quantised student's
         taken = fields_of(method) - {name for name in row.keys() - kept if re.match(r"alpha_|.*_lr$", name)}
         row = {name: value for name, value in row.items() if name in taken}

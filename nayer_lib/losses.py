@@ -95,15 +95,20 @@ class BatchNormLoss:
         self.last = [tuple(x.detach() for x in self._batch[i]) for i in range(len(self.layers))]
         self._batch = {}
 
+    def mixed(self, i: int) -> tuple[Tensor, Tensor]:
+        """(v', mu') of layer i in the teacher's last pass: the batch's statistics, mixed with the memory."""
+        var, mean = self._batch[i]
+        if self.momentum:
+            old_var, old_mean = self.memory[i]
+            var = (1 - self._share) * var + self._share * old_var
+            mean = (1 - self._share) * mean + self._share * old_mean
+        return var, mean
+
     def __call__(self) -> Tensor:
         """The loss of the teacher's last pass, a scalar."""
         total = []
         for i, layer in enumerate(self.layers):
-            var, mean = self._batch[i]
-            if self.momentum:
-                old_var, old_mean = self.memory[i]
-                var = (1 - self._share) * var + self._share * old_var
-                mean = (1 - self._share) * mean + self._share * old_mean
+            var, mean = self.mixed(i)
             total += [torch.linalg.vector_norm(layer.running_var - var)]
             total += [torch.linalg.vector_norm(layer.running_mean - mean)]
         return torch.stack(total).sum()

@@ -88,11 +88,12 @@ class Pool:
         self.added += len(labels)
         self._order = self._order[:0]
 
-    def draw(self, n: int, rng: torch.Generator, *columns: int) -> tuple[Tensor, ...]:
+    def draw(self, n: int, rng: torch.Generator, *columns: int, oldest_last: bool = False) -> tuple[Tensor, ...]:
         """Tensors of n rows, (n, ...) each, and their labels: Algorithm 1, line 13.
 
         Args:
             columns: which of a row's tensors; by default the first.
+            oldest_last: the same rows, in the order of the rounds that made them, the newest first.
 
         Raises:
             UserError: the memory is empty.
@@ -103,6 +104,8 @@ class Pool:
             shuffle = torch.randperm(self._count, generator=rng, device=self._order.device)
             self._order = torch.cat([self._order, shuffle])
         chosen, self._order = self._order[:n], self._order[n:]
+        if oldest_last:
+            chosen = chosen[self._rounds[chosen].argsort(descending=True, stable=True)]
         drawn = [self._rows[column] for column in columns or (0,)] + [self._labels]
         return tuple(column.index_select(0, chosen) for column in drawn)
 

@@ -18,7 +18,7 @@ LIBRARY = """
 nayer_lib
 errors files
 text.labels text.prompts text.hub text.corpora text.encoders text.lte_pool
-generator.noisy_layer generator.latents generator.networks generator.vae
+generator.noisy_layer generator.latents generator.networks generator.vae generator.coupled
 base_config
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers.mobilenet classifiers
 classifiers.checkpoints classifiers.folding classifiers.quantised classifiers.teacher classifiers.black_box
@@ -28,7 +28,8 @@ image_files datasets augment losses memory evaluate geometry embeddings metrics
 algorithm1
 methods.base methods.terms methods.round methods.inversion methods.live
 methods.nayer methods.stealing methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt methods.dfq_choi
-methods.mad methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr
+methods.mad methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr methods.nayer_plus
+methods.cpnet
 methods.moments methods.equalisation methods.rounding methods.dfq_nagel methods.zeroq methods.zaq
 methods.noise methods.with_data methods
 config checkpoint distill

@@ -167,6 +167,16 @@ def test_a_label_stays_with_its_image(counts, capacity, n):
     assert images.flatten().tolist() == labels.tolist()
 
 
+@pytest.mark.parametrize("capacity", [None, 40])
+def test_the_oldest_come_last_where_that_is_asked_for_and_are_the_same_rows(capacity):
+    images, labels = filled([20, 20, 20], capacity).draw(30, seeded(), oldest_last=True)
+    assert images.flatten().tolist() == labels.tolist()
+    rounds = [label // 20 for label in labels.tolist()]
+    assert rounds == sorted(rounds, reverse=True) and len(set(rounds)) > 1
+    _, plain = filled([20, 20, 20], capacity).draw(30, seeded())
+    assert labels.tolist() != plain.tolist() and labels.sort().values.tolist() == plain.sort().values.tolist()
+
+
 def test_draws_are_shuffled_by_the_generator_alone():
     def drawn(seed):
         torch.manual_seed(seed + 1)

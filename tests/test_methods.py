@@ -132,6 +132,7 @@ OTHER = {"student": "wrn10_1", "encoder": "doc2vec", "prompt": "p2", "latent": "
     "reset_after": 1.0,
     "vae_share": 1.0,
     "exchange_rate": 0.0,
+    "exchange": 0.0,
     "crm_largest_map": 4,
     "weight_bits": 3,
     "activation_bits": 3,
@@ -145,8 +146,10 @@ BESIDE = {"latent_beta": {"latent": "sum_lte"}, "latent_concat": {"latent": "cat
     "nayer_noise_dim": {"nayer_generator": True},
     "keep": {"generator_lr": 0.5, "generator_steps": 8},  # steps that overshoot: the last is not the best
 }
+NAYERS_G = {"coupled_generator": False, "alpha_x": 0.0}  # CPNet has another
+BESIDE |= dict.fromkeys(("generator_width", "generator_layout", "spectral_norm"), NAYERS_G)
 BESIDE |= dict.fromkeys(QUANTISATION, {"student": "wrn10_1", "weight_bits": 4})
-SMALL_RATE = {"student_lr": 1e-3}  # at the usual ones a quantised student diverges
+SMALL_RATE = {"student_lr": 1e-3, "retention": 1e-3}  # at the usual ones a quantised student diverges
 NAMES = {"method", "dataset", "teacher"}  # they say what is built
 LIMITS = {"budget"}  # it only says when a run stops
 LABELS = {"protocol", "variant", "profile"}  # they say where the other values come from; `fastest` compiles no "quick"
@@ -180,7 +183,8 @@ def test_every_field_of_its_config_changes_the_run_or_is_refused(name):
     usual = run(busy)
     fixed = set() if name in MAKING else {"seed"}  # what makes no images may draw nothing
     for field in sorted(fields_of(name) - NAMES - LIMITS - LABELS - fixed):
-        beside = busy | BESIDE.get(field, {}) | (over(SMALL_RATE, {"method": name}) if field in QUANTISATION else {})
+        needed = BESIDE.get(field, {}) | (SMALL_RATE if field in QUANTISATION else {})
+        beside = busy | over(needed, {"method": name})
         value = getattr(make_config("digits", **beside), field)
         before = run(beside) if field in BESIDE else usual
         if equal(before, run(beside | {field: another(field, value)})):
@@ -325,7 +329,7 @@ def test_it_runs_in_16_bits(name, making, precision):
     assert setup.method.examples().images.float().std() > 1
 
 
-BITS = {"student": "wrn10_1", "weight_bits": 3, "activation_bits": 3, "student_lr": 1e-3}
+BITS = {"student": "wrn10_1", "weight_bits": 3, "activation_bits": 3} | SMALL_RATE
 
 
 def rounded(name: str, **options) -> Setup:

@@ -1,6 +1,7 @@
 """Every method behind one seam (`base.Method`): a new paper is its file, one line of METHODS and its test."""
 
 from .cmi import CMI
+from .cpnet import CPNet
 from .dafl import DAFL
 from .deepinv import DeepInversion
 from .dfad import DFAD
@@ -11,6 +12,7 @@ from .kakr import KAKRGR, KAKRMB
 from .mad import MAD
 from .mbdfkd import MBDFKD
 from .nayer import Nayer
+from .nayer_plus import NayerPlus
 from .noise import Noise
 from .prekd import PREKD
 from .rounding import Rounding
@@ -39,6 +41,8 @@ METHODS = {
     "zeroq": ZeroQ,
     "dfq_nagel": DFQNagel,
     "zaq": ZAQ,
+    "nayer_plus": NayerPlus,
+    "cpnet": CPNet,
     "stealing": Stealing,
 }
 

@@ -15,6 +15,7 @@ takes the inner step with its own images. Apart from L_S their code (gaurav104/L
 the schedule: twice the turns, half the images.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,13 +28,24 @@ from .mbdfkd import MBDFKD, MBDFKDConfig
 from .prekd import PREKD, PREKDConfig
 from .replay import Replay
 
+Loss = Callable[[Tensor, Tensor], Tensor]  # of logits of teacher and student, (B, K) each, to a scalar
 
-def retention(student: nn.Module, new: Tensor, t_new: Tensor, old: Tensor, t_old: Tensor, rate: float) -> Tensor:
+
+def retention(
+    student: nn.Module,
+    new: Tensor,
+    t_new: Tensor,
+    old: Tensor,
+    t_old: Tensor,
+    rate: float,
+    loss: Loss = terms.logit_distance,
+) -> Tensor:
     """L(theta', x_mem), a scalar whose gradient goes through theta'; the student's buffers are left alone.
 
     Args:
         new, old: images (B, C, H, W) to acquire and to retain; t_new, t_old: the teacher's logits (B, K) on them.
         rate: of the inner step.
+        loss: L, from the logits of teacher and student.
     """
     theta = dict(student.named_parameters())
 
@@ -41,10 +53,24 @@ def retention(student: nn.Module, new: Tensor, t_new: Tensor, old: Tensor, t_old
         buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
         return functional_call(student, parameters | buffers, (images,))
 
-    acquisition = terms.logit_distance(t_new, answer(theta, new))
+    acquisition = loss(t_new, answer(theta, new))
     gradients = torch.autograd.grad(acquisition, list(theta.values()), create_graph=True)
     moved = {name: p - rate * g for (name, p), g in zip(theta.items(), gradients, strict=True)}
-    return terms.logit_distance(t_old, answer(moved, old))
+    return loss(t_old, answer(moved, old))
+
+
+def retaining(
+    joint: Tensor, student: nn.Module, batch: Batch, t: Tensor, rate: float, loss: Loss = terms.logit_distance
+) -> Tensor:
+    """L_S from the joint loss, its second term: `retention` on the batch's replayed images, if it has any, is added.
+
+    t are the teacher's logits (B, K); rate and loss are those of `retention`.
+    """
+    if not batch.replayed:
+        return joint
+    parts = [len(batch.images) - batch.replayed, batch.replayed]
+    (new, old), (t_new, t_old) = batch.images.split(parts), t.split(parts)
+    return joint + retention(student, new, t_new, old, t_old, rate, loss)
 
 
 class Bilevel(Replay):
@@ -56,11 +82,7 @@ class Bilevel(Replay):
     def student_loss(self, batch: Batch, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
         """L_S, in 32 bits but for the joint pass: the inner gradient is not scaled."""
         joint = super().student_loss(batch, teacher_logits, student_logits)
-        if not batch.replayed:
-            return joint
-        parts = [len(batch.images) - batch.replayed, batch.replayed]
-        (new, old), (t_new, t_old) = batch.images.split(parts), teacher_logits.split(parts)
-        return joint + retention(self.student, new, t_new, old, t_old, self.config.inner_lr)
+        return retaining(joint, self.student, batch, teacher_logits, self.config.inner_lr)
 
 
 @dataclass(frozen=True)

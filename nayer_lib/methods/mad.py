@@ -20,7 +20,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import losses
 from ..errors import UserError
@@ -28,6 +28,16 @@ from .base import Batch
 from .dfq_choi import DFQChoi, DFQChoiConfig
 from .live import Live
 from .round import parameter_bytes
+
+
+@torch.no_grad()
+def follow(slow: nn.Module, network: nn.Module, ema: float) -> None:
+    """slow <- ema * slow + (1 - ema) * network, BatchNorm statistics too; counts of batches are copied."""
+    for old, new in zip(slow.state_dict().values(), network.state_dict().values(), strict=True):
+        if old.is_floating_point():
+            old.lerp_(new, 1 - ema)
+        else:
+            old.copy_(new)
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class MAD(Live):
         slow: G~, in eval mode.
 
     Raises:
-        UserError: `ema` not in [0, 1), or a student batch that cannot be halved.
+        UserError: a student batch that cannot be halved.
     """
 
     name = "MAD"
@@ -56,20 +66,13 @@ class MAD(Live):
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
-        if config.ema >= 1:
-            raise UserError(f"ema must lie in [0, 1), not {config.ema!r}: with 1 the slow generator never moves.")
         if self.config.student_batch < 2:
             raise UserError("MAD's student sees two halves of a batch: raise student_batch to 2 or more a process.")
         self.slow = copy.deepcopy(self.generator).eval().requires_grad_(False)
 
-    @torch.no_grad()
     def after_update(self) -> None:
-        """G~ follows G, its BatchNorm statistics too; counts of batches are copied."""
-        for old, new in zip(self.slow.state_dict().values(), self.generator.state_dict().values(), strict=True):
-            if old.is_floating_point():
-                old.lerp_(new, 1 - self.config.ema)
-            else:
-                old.copy_(new)
+        """G~ follows G."""
+        follow(self.slow, self.generator, self.config.ema)
 
     def sample(self, n: int) -> Batch:
         """n freshly generated images: of G, then of G~, which count as `replayed`."""

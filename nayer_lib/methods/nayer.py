@@ -56,8 +56,11 @@ class Nayer(Inversion):
         super().begin_epoch(epoch)
         life = self.config.generator_life
         if life is not None and epoch > 0 and (epoch - self.config.warmup_epochs) % life == 0:
-            # In place: steps compiled or captured for the old generator serve the new one.
-            self.generator.load_state_dict(self._new_generator().state_dict())
+            self.rebuild()
+
+    def rebuild(self) -> None:
+        """A new generator, in place: steps compiled or captured for the old one serve the new one."""
+        self.generator.load_state_dict(self._new_generator().state_dict())
 
     def begin_round(self) -> None:
         """Redraw the noisy layer; a fresh Adam."""

@@ -41,6 +41,7 @@ from ..classifiers.teacher import Classifier, tapped
 from ..errors import UserError
 from ..evaluate import in_batches
 from ..generator.latents import Noise
+from ..generator.networks import Generator
 from ..memory import Memory, Pool
 from . import terms
 from .base import Batch, Examples
@@ -54,6 +55,21 @@ def exchange(maps: Tensor, rate: float, rng: torch.Generator) -> Tensor:
     happens = torch.rand((), generator=rng, device=maps.device) < rate
     kept = torch.rand(maps.shape[:2], generator=rng, device=maps.device).argsort(1) < maps.shape[1] // 2
     return torch.where((happens & ~kept)[:, :, None, None], maps.flip(0), maps)
+
+
+def exchange_layers(network: Generator) -> list[int]:
+    """The places in G of the layers whose outputs are exchanged: the BatchNorm after its Linear, the LeakyReLU behind
+    each of its first two convolutions.
+
+    Raises:
+        UserError: another generator than that of the released layout up to 64 px.
+    """
+    if not isinstance(network.layers[2], nn.BatchNorm2d):  # after Linear and Unflatten
+        raise UserError(
+            "features are exchanged at three layers of the generator for up to 64 px: take generator_layout=released "
+            "and images of at most 64 px."
+        )
+    return [2, *(i for i, layer in enumerate(network.layers) if isinstance(layer, nn.LeakyReLU))]
 
 
 @dataclass(frozen=True)
@@ -80,8 +96,7 @@ class SpaceshipNet(Inversion):
         layers: the places of the three layers in G.
 
     Raises:
-        UserError: another generator than that of the released layout up to 64 px; networks whose maps do not pair up;
-            exchange_rate above 1.
+        UserError: another generator than that of the released layout up to 64 px; networks whose maps do not pair up.
     """
 
     name = "SpaceshipNet"
@@ -95,22 +110,11 @@ class SpaceshipNet(Inversion):
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
         size, width, r = self.facts.size, config.generator_width, config.noise_dim
-        if config.generator_layout != "released" or size > 64:
-            raise UserError(
-                "SpaceshipNet exchanges what three layers of the generator for up to 64 px give: take "
-                "generator_layout=released and images of at most 64 px."
-            )
-        if config.exchange_rate > 1:
-            raise UserError(f"exchange_rate must lie in [0, 1], not {config.exchange_rate!r}.")
         self._check_maps()
         batch = self.config.generator_batch
         self.generator = self.build(lambda: nn.Sequential(Noise(r, batch), self.network(r)))
         self.optimizers = [self.adam(self.generator[1].parameters(), config.generator_lr)]
-        norms, activations = (
-            [i for i, layer in enumerate(self.generator[1].layers) if isinstance(layer, kind)]
-            for kind in (nn.BatchNorm2d, nn.LeakyReLU)
-        )
-        self.layers = [norms[0], *activations[:2]]
+        self.layers = exchange_layers(self.generator[1])
         shapes = [(width, size // 4, size // 4), (width, size // 2, size // 2), (width // 2, size, size)]
         self.memory = Pool([(shape, torch.float16) for shape in shapes], self.device, self.memory.capacity)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -167,3 +167,15 @@ def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """
     similarity = query @ key.detach().T / temperature
     return F.cross_entropy(similarity, torch.arange(len(query), device=query.device), reduction="none")
+
+
+def recoloured(f: Tensor, var: Tensor, mean: Tensor, norm: nn.Module) -> Tensor:
+    """f~ of f (B, C, H, W), a constant: statistics var and mean (C,) become the running ones of its BatchNorm layer."""
+    var, mean, to_var, to_mean = (x.view(-1, 1, 1) for x in (var, mean, norm.running_var, norm.running_mean))
+    return ((f.float() - mean) * ((to_var + norm.eps) / (var + norm.eps)).sqrt() + to_mean).detach()
+
+
+def head_inverse(weight: Tensor) -> Tensor:
+    """W+ (K, d): the pseudo-inverse of the transposed head W (K, d), singular values of at least 0.1."""
+    u, singular, v = torch.linalg.svd(weight, full_matrices=False)
+    return u / singular.clamp(min=0.1) @ v

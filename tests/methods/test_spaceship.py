@@ -350,7 +350,7 @@ def test_a_network_without_pooling_is_refused_for_cam():
     assert between(*pair, alpha_cam=0.0).student_step(Batch(noise(4, 3, 32), None, "test")).isfinite()
 
 
-@pytest.mark.parametrize("options", [{"generator_layout": "paper"}, {"size": 68}])
+@pytest.mark.parametrize("options", [{"generator_layout": "paper"}, {"size": 80}])
 def test_another_generator_is_refused(options):
     with pytest.raises(UserError, match="generator_layout=released and images of at most 64 px"):
         between("wrn10_half", "wrn10_half", **options)

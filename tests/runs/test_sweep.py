@@ -117,7 +117,7 @@ def test_what_is_common_reaches_the_arms_that_read_it(write):
     ],
 )
 def test_a_field_that_no_run_would_read_is_refused(write, common, arms):
-    with pytest.raises(UserError, match="deepinv does not read latent: of all methods nayer, stealing do"):
+    with pytest.raises(UserError, match="deepinv does not read latent: of all methods nayer, .* do"):
         read_sweep(write({"preset": "digits", "seeds": [0], "common": common, "arms": arms}))
 
 
@@ -950,8 +950,113 @@ def test_what_is_no_card_of_this_kit_stays_in_a_kept_sweep(write, tmp_path, monk
     read, finished = read_sweep(write(SPEC, "latents.json")), card_of(tiny_config(seed=0), accuracy_last=0.5)
     save_card(no_runs, finished)
     path, newer = tmp_path / "data" / "runs" / "latents.jsonl", finished | {"versions": {"nayer_lib": "99.0"}}
-    path.write_text(f"    on_cifar10 = {f"{name}_cifar10" for name in ("speed", "first_rounds", "controls", "paper")}
-    on_digits = {f"{name}_digits" for name in ("table9", "noise", "black_box")}
+    path.write_text(f"<<<<<<< HEAD\n{json.dumps(newer)}\n")
+    with pytest.warns(UserWarning, match="left out"):
+        keep_sweep(read)
+    assert path.read_text().splitlines() == [json.dumps(finished), "<<<<<<< HEAD", json.dumps(newer)]
+    path.write_bytes(b"\xff")
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(UserError, match="cannot be read as a run card"):
+        keep_sweep(read)
+    assert path.read_bytes() == b"\xff"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_sweep_that_is_killed_has_kept_what_it_finished(write, tmp_path, monkeypatch, no_runs, jobs):
+    """With two at a time, what ends later does not hold back what ended before it."""
+    monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))
+    path, late = tmp_path / "data" / "runs" / "latents.jsonl", []
+
+    def kept() -> int:
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def until_kept(count):
+        deadline = time.monotonic() + 20
+        while kept() < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        late.extend([count] if kept() < count else [])
+
+    def run(arm, config, *_):
+        if config.seed:
+            until_kept(2)
+            raise KeyboardInterrupt
+        if jobs == 2 and arm == "text":
+            until_kept(1)
+        save_card(no_runs, card_of(config))
+
+    monkeypatch.setattr(launch, "_run", run)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(read_sweep(write(SPEC, "latents.json")), jobs, keep=True)
+    assert not late and kept() == 2
+
+
+# --- the kit's own files
+
+
+OWN = sorted((files.data_dir() / "sweeps").glob("*.json"))
+TURNS = set("repeats rounds warmup_rounds warmup_epochs epochs epochs_include_warmup".split())
+TURNS |= {"generator_steps", "generator_batch", "student_steps"}  # trade places in a live method's equal budget
+RATES = {"method", "generator_lr", "inner_lr", "vae_lr"}
+MAY_DIFFER = {  # by the first word of a file's name
+    "latents": {"latent", "latent_beta"},
+    "embeddings": {"latent", "embedding"},
+    "eq5": {"alpha_cls", "alpha_bn", "alpha_adv", "bn_momentum"},
+    "table3": {"latent", "latent_beta", "generator_life"},
+    "table4": {"encoder", "embedding"},
+    "table5": {"prompt"},
+    # All on the same bits; ZeroQ makes one batch in many steps, and what does not learn takes no steps.
+    "table9": TURNS | {"method", "weight_bits", "activation_bits", "student_lr", "student_batch", "fine_tune"},
+    "table10": {"memory_size"},
+    "table11": {"method", "generator_steps", "nayer_generator"},
+    "divergences": {"variant", *(field for row in DIVERGENCES.values() for field in row)},
+    "redraw": {"latent", "alpha_adv"},
+    "figure5": {"latent", "method", "alpha_adv"},
+    "methods": RATES | TURNS | {"alpha_bn"},  # a control
+    "rates": RATES | TURNS,
+    "rates3": RATES | {"latent"},
+    "published": TURNS | {"method", "protocol", "student_batch"},
+    "hour": TURNS,
+    "speed": {"latent"},
+    "first": {"latent"},  # first_rounds
+    "controls": {"latent", "embedding", "encoder"},
+    # What makes no images has no rounds, and stealing no warm-up.
+    "noise": TURNS | {"method", "noise", "teacher_statistics"},
+    "black": TURNS | {"method", "latent", "embedding", "answers"},
+    "paper": {"variant", *(field for row in DIVERGENCES.values() for field in row)},
+    "nayer": {"method", "exchange", "retention", "ema"},
+    "cpnet": {"method", "coupled_generator", "alpha_x", "cutmix", "jitter", "alpha_align", "embedding"},
+}
+SHARED = "dataset teacher student profile protocol variant epochs warmup_epochs rounds warmup_rounds".split()
+SHARED += "generator_steps generator_batch student_steps student_batch memory_size".split()  # by all methods of a sweep
+
+
+def test_the_kit_has_sweeps():
+    assert {"latents_digits", "methods_digits", "eq5_digits"} <= {path.stem for path in OWN}
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
+def test_arms_have_three_seeds_or_more_and_differ_in_nothing_but_what_the_sweep_is_about(path):
+    read = read_sweep(path)
+    seeds = [[config.seed for config in configs] for configs in read.arms.values()]
+    shared = min(seeds, key=len)  # some arms have more
+    assert len({*shared}) == len(shared) >= (3 if read.split == "test" else 1)  # to report
+    assert all(own[: len(shared)] == shared and len({*own}) == len(own) for own in seeds)
+    firsts = [dataclasses.asdict(configs[0]) for configs in read.arms.values()]
+    for (config, *_), fields in zip(read.arms.values(), firsts, strict=True):
+        if config.method == "spaceship" and config.memory_size >= config.total_rounds * config.generator_batch:
+            fields["memory_size"] = None  # its bound holds all that is made
+    allowed = MAY_DIFFER[path.stem.split("_")[0]]
+    for method in {config["method"] for config in firsts}:
+        own = [config for config in firsts if config["method"] == method]
+        for name in own[0].keys() - allowed:  # so also all counts and sizes, networks, rates and the data set
+            assert len({str(config[name]) for config in own}) == 1, name
+    for name in set(SHARED) - allowed:
+        assert len({str(config.get(name)) for config in firsts}) == 1, name  # a method may keep no memory
+
+
+def test_the_registered_sweeps_have_seeds_that_nobody_has_seen():
+    registered = {path.stem: read_sweep(path) for path in OWN if read_sweep(path).primary}
+    on_cifar10 = {f"{name}_cifar10" for name in ("speed", "first_rounds", "controls", "paper", "cpnet")}
+    on_digits = {f"{name}_digits" for name in ("table9", "noise", "black_box", "nayer_plus", "cpnet")}
     assert set(registered) == on_cifar10 | on_digits
     for read in registered.values():
         assert {config.seed for _, config in read.runs()} <= set(range(10, 30)) and read.split == "test"
