@@ -58,6 +58,12 @@ def _images(cell: Cell) -> str:
     return f"{config.repeats * config.distillation_epochs * config.student_steps * config.student_batch} fresh"
 
 
+def _transductive(cell: Cell) -> str:
+    """The accuracy in percent with the statistics of each test batch, and the images of a batch."""
+    scores = [card["transductive"] for card in cell.cards]
+    return f"{statistics.mean(100 * score['accuracy'] for score in scores):.1f} (batches of {scores[0]['batch']})"
+
+
 def _of_student(cell: Cell, entry: str, times: float = 1.0) -> float:
     """The mean of an entry of the cards about their quantised student."""
     return statistics.mean(times * card["quantised"][entry] for card in cell.cards)
@@ -85,6 +91,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
     },
     "speed": SPEED,
     "first_rounds": SPEED,
+    "noise": {"by each test batch's own statistics (transductive)": _transductive},
     "table9": {
         "drop from the teacher": lambda cell: f"{cell.mean - cell.teacher:+.2f}",
         "before learning": lambda cell: f"{_of_student(cell, 'accuracy_before_learning', 100):.1f}",

@@ -1,4 +1,5 @@
-"""The ablations as views of the cards of sweeps: Tables 3, 4, 5, 9, 10 and 11 of the paper, Eq. 5's terms, D1-D13.
+"""The ablations as views of the cards of sweeps: Tables 3, 4, 5, 9, 10 and 11 of the paper, Eq. 5's terms, D1-D13, and
+what came after the paper.
 
 A file data/sweeps/<stem>_<data set>.json holds the arms of one table on one problem. An arm that answers a printed row
 bears that row's name; the other arms are ours. What the tables are about stands in docs/ablations.md.
@@ -114,6 +115,12 @@ def _memory_name(row) -> str:
     return row.method if row.method == "SOTA" else f"{row.method}, {size}"
 
 
+def _against_text(name: str) -> str:
+    """Of a black box what enters G is compared with text, labels with logits, and these with the white box."""
+    other = {"text, logits": "NAYER, white box", "text, labels": "text, logits"}.get(name)
+    return other or (name if name.endswith("white box") else f"text, {name.partition(', ')[2]}")
+
+
 UNTUNED = "untuned: no word"
 
 
@@ -175,6 +182,10 @@ ABLATIONS = (
         headline="steps to CE < 1",
     ),
     Ablation("table9", "Table 9 on a laptop problem", lambda name: f"NAYER, {name.rpartition(', ')[2]}"),
+    Ablation("noise", "Noise in place of a generator", lambda name: "NAYER"),
+    Ablation("nayer_plus", "NAYER+, the paper's future work", lambda name: "NAYER"),
+    Ablation("cpnet", "CPNet, taken apart", lambda name: "all" if name == "all but the coupling" else "NAYER"),
+    Ablation("black_box", "A teacher that only answers", _against_text),
     Ablation("divergences", "D1 to D13", lambda name: "released"),
     Ablation(
         "methods",
