@@ -45,8 +45,8 @@ from .round import SynthesisBatch
 
 
 @torch.no_grad()
-def nodes(teacher: Classifier, image_shape: tuple[int, int, int]) -> tuple[list[nn.Module], list[tuple[int, int]]]:
-    """The BatchNorm layers whose inputs are the nodes, and channels and side of these maps, from deep to shallow.
+def nodes(teacher: Classifier, image_shape: tuple[int, int, int]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Places in `batch_norms` of layers whose inputs are the nodes, and those maps' channels and side, deep to shallow.
 
     In a network that ends in a BatchNorm, as wide ResNets do, that one and each stage's first; else each stage's last.
     Of equal shapes the deepest alone: so WRN-40-2, ResNet-34 and VGG-11 have the authors' nodes. A `UserError` says
@@ -64,7 +64,7 @@ def nodes(teacher: Classifier, image_shape: tuple[int, int, int]) -> tuple[list[
     sides = [*(shape[-1] for shape in found), image_shape[-1]]
     if not found or any(len(shape) != 3 for shape in found) or any(b % a for a, b in pairwise(sides)):
         raise UserError("this teacher has no maps to couple G to: set coupled_generator=False and alpha_x=0.")
-    return [*found.values()], [(shape[0], shape[-1]) for shape in found]
+    return [known.index(norm) for norm in found.values()], [(shape[0], shape[-1]) for shape in found]
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ class CPNet(Nayer):
     @contextmanager
     def watched(self) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
         """G's maps, and the teacher's at the nodes, where L_X compares them."""
-        blocks, norms = (self.generator[1].blocks, self.nodes) if self.config.alpha_x else ([], [])
-        with tapped(blocks) as made, tapped(norms, inputs=True) as seen:
+        blocks, places = (self.generator[1].blocks, self.nodes) if self.config.alpha_x else ([], [])
+        with tapped(blocks) as made, tapped([self.bn_loss.layers[i] for i in places], inputs=True) as seen:
             yield made, seen
 
     def values(self, batch: SynthesisBatch) -> list[Tensor]:
@@ -142,8 +142,8 @@ class CPNet(Nayer):
         x = align = batch.t.new_zeros(())
         if self.config.alpha_x:
             made, seen = self.caught  # every step starts with none, so it is compiled once
-            mixed = [self.bn_loss.mixed(self.bn_loss.layers.index(norm)) for norm in self.nodes]
-            targets = [terms.recoloured(seen.pop(k), *mixed[k], norm) for k, norm in enumerate(self.nodes)]
+            norms = [(*self.bn_loss.mixed(i), self.bn_loss.layers[i]) for i in self.nodes]
+            targets = [terms.recoloured(seen.pop(k), *norm) for k, norm in enumerate(norms)]
             x = sum(F.mse_loss(made.pop(k).float(), target) for k, target in enumerate(targets))
         if self.config.alpha_align and batch.s is not None:
             align = F.cosine_similarity(batch.features - self._aligned[batch.labels], self._shift).abs().mean()

@@ -170,9 +170,9 @@ def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
 
 
 def recoloured(f: Tensor, var: Tensor, mean: Tensor, norm: nn.Module) -> Tensor:
-    """f~ of f (B, C, H, W), a constant: statistics var and mean (C,) become the running ones of its BatchNorm layer."""
+    """f (B, C, H, W) with a BatchNorm layer's running statistics in place of var and mean (C,), without gradient."""
     var, mean, to_var, to_mean = (x.view(-1, 1, 1) for x in (var, mean, norm.running_var, norm.running_mean))
-    return ((f.float() - mean) * ((to_var + norm.eps) / (var + norm.eps)).sqrt() + to_mean).detach()
+    return ((f.float() - mean) * ((to_var + 1e-5) / (var + 1e-5)).sqrt() + to_mean).detach()
 
 
 def head_inverse(weight: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """CPNet: a generator coupled to the teacher, mixed views, features aligned with labels; each off is NAYER."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch.nn import functional as F
 
 from nayer_lib.augment import jitter
 from nayer_lib.classifiers.teacher import Classifier, make_classifier, tapped
+from nayer_lib.compute import Compute
 from nayer_lib.config import TABLE8, fields_of, make_config
+from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError
 from nayer_lib.generator.coupled import CoupledGenerator
 from nayer_lib.methods import terms
@@ -66,8 +69,8 @@ AUTHORS = {
 def test_the_nodes_of_the_authors_teachers_are_theirs(name):
     teacher = network(name)
     names = {id(module): key for key, module in teacher.net.named_modules()}
-    norms, shapes = nodes(teacher, (3, 32, 32))
-    assert dict(zip((names[id(norm)] for norm in norms), shapes, strict=True)) == AUTHORS[name]
+    places, shapes = nodes(teacher, (3, 32, 32))
+    assert dict(zip((names[id(teacher.batch_norms()[i])] for i in places), shapes, strict=True)) == AUTHORS[name]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,8 @@ def test_the_nodes_of_the_authors_teachers_are_theirs(name):
 )
 def test_the_generators_maps_have_the_nodes_shapes(name, size, channels):
     teacher = network(name, channels)
-    norms, shapes = nodes(teacher, (channels, size, size))
+    places, shapes = nodes(teacher, (channels, size, size))
+    norms = [teacher.batch_norms()[i] for i in places]
     assert len(norms) == len(set(shapes)) >= 3
     generator = CoupledGenerator(7, shapes, channels, size)
     with torch.no_grad(), tapped(generator.blocks) as x, tapped(norms, inputs=True) as f:
@@ -85,15 +89,6 @@ def test_the_generators_maps_have_the_nodes_shapes(name, size, channels):
         teacher(images)
     assert images.shape == (2, channels, size, size) and images.min() >= 0 and images.max() <= 1
     assert all(x[k].shape == f[k].shape for k in range(len(norms)))
-
-
-def test_the_coupled_generator_is_built_of_linear_doublings_and_convolutions():
-    generator = CoupledGenerator(7, [(8, 2), (6, 4), (4, 4)], 1, 8)
-    kinds = [[type(layer) for layer in block] for block in generator.blocks]
-    assert kinds[0] == [nn.Linear, nn.Unflatten, nn.BatchNorm2d]
-    assert kinds[1] == kinds[2] == [nn.Upsample, nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU]
-    assert [block[0].scale_factor for block in (*generator.blocks[1:], generator.end)] == [2, 1, 2]
-    assert generator.end[1].bias is not None and generator.blocks[1][1].bias is None
 
 
 def test_a_teacher_without_maps_to_couple_to_is_refused():
@@ -123,19 +118,8 @@ def test_what_needs_something_else_says_so(options, sentence):
 # --- L_X
 
 
-def test_recoloured_maps_have_the_running_statistics():
-    norm, f = nn.BatchNorm2d(4), torch.randn(6, 4, 3, 3, generator=seeded()) * 2 + 1
-    norm.running_mean.copy_(torch.tensor([0.0, 1.0, -2.0, 5.0]))
-    norm.running_var.copy_(torch.tensor([1.0, 4.0, 0.25, 9.0]))
-    f = f.requires_grad_()
-    var, mean = torch.var_mean(f, (0, 2, 3), correction=0)
-    target = terms.recoloured(f, var, mean, norm)
-    torch.testing.assert_close(target.mean((0, 2, 3)), norm.running_mean, atol=1e-5, rtol=0)
-    torch.testing.assert_close(target.var((0, 2, 3), correction=0), norm.running_var, atol=1e-3, rtol=0)
-    by_hand = (f - mean.view(-1, 1, 1)) / var.sqrt().view(-1, 1, 1) * norm.running_var.sqrt().view(-1, 1, 1)
-    torch.testing.assert_close(target, by_hand.detach() + norm.running_mean.view(-1, 1, 1), atol=1e-4, rtol=1e-3)
-    assert not target.requires_grad
-    assert terms.recoloured(torch.zeros(2, 4, 3, 3), torch.zeros(4), torch.zeros(4), norm).isfinite().all()
+def norms_of(method: CPNet) -> list[nn.Module]:
+    return [method.teacher.batch_norms()[i] for i in method.nodes]
 
 
 def looked(method: CPNet, adversarial: bool = True):
@@ -145,7 +129,7 @@ def looked(method: CPNet, adversarial: bool = True):
     values = method.values
     method.values = lambda batch: seen.append(batch) or values(batch)
     drawn, blocks = method.draw_view(20), method.generator[1].blocks
-    with tapped(blocks) as x, tapped(method.nodes, True) as f, method.bn_loss.armed(), method.watched() as caught:
+    with tapped(blocks) as x, tapped(norms_of(method), True) as f, method.bn_loss.armed(), method.watched() as caught:
         method.caught = caught
         loss, found, _ = method._objective(labels, drawn, adversarial)
     return seen[0], dict(zip(method.terms, found, strict=True)), loss, [x[k] for k in range(len(x))], f
@@ -155,7 +139,7 @@ def test_l_x_by_hand_and_its_gradient_reaches_g_alone():
     method = made(alpha_cls=0.0, alpha_bn=1e-12, alpha_adv=0.0)
     _, found, _, x, f = looked(method)
     expected = 0
-    for k, norm in enumerate(method.nodes):
+    for k, norm in enumerate(norms_of(method)):
         var, mean = torch.var_mean(f[k], (0, 2, 3), correction=0, keepdim=True)
         target = (f[k] - mean) / (var + norm.eps).sqrt() * (norm.running_var + norm.eps).sqrt().view(-1, 1, 1)
         expected = expected + (x[k] - target.detach() - norm.running_mean.view(-1, 1, 1)).square().mean()
@@ -238,19 +222,6 @@ def test_cutmix_with_probability_0_draws_nothing_and_is_the_plain_view():
 # --- L_align
 
 
-@pytest.mark.parametrize("name", ["wrn16_1", "resnet20", "vgg11"])
-def test_the_heads_inverse_undoes_it_where_no_singular_value_is_clamped(name):
-    weight = torch.randn(10, network(name).head().weight.shape[1], generator=seeded())
-    assert torch.linalg.svdvals(weight).min() > 0.1
-    torch.testing.assert_close(terms.head_inverse(weight) @ weight.T, torch.eye(10), atol=1e-5, rtol=0)
-    torch.testing.assert_close(terms.head_inverse(weight), torch.linalg.pinv(weight.T), atol=1e-5, rtol=0)
-
-
-def test_small_singular_values_count_as_a_tenth():
-    weight = torch.diag(torch.tensor([2.0, 0.05]))
-    torch.testing.assert_close(terms.head_inverse(weight), torch.diag(torch.tensor([0.5, 10.0])))
-
-
 def test_l_align_by_hand():
     method = made()
     batch, found, loss, _, _ = looked(method)
@@ -282,3 +253,20 @@ def test_l_align_is_off_where_l_kl_is():
     method.begin_epoch(0)
     assert method.synthesize(0).extra["L_align"] == 0  # the warm-up
     assert method.synthesize(method.config.total_epochs - 1).extra["L_align"] > 0
+
+
+# --- compiled steps
+
+
+@pytest.mark.slow
+def test_its_synthesis_is_compiled(monkeypatch):
+    """Through dynamo and its backward pass, code generation left out."""
+    original, plain = torch.compile, made()
+    plain.synthesize(0)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: original(function, backend="aot_eager", dynamic=False))
+    method = prepare(plain.config, device="cpu", compute=Compute(steps="compiled")).method
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's own, where the teacher's features are read
+        method.synthesize(0)
+    assert method.running.reason == "" and method.compute.steps == "compiled"
+    torch.testing.assert_close(method.memory.images.float(), plain.memory.images.float(), rtol=0, atol=2)
