@@ -5,15 +5,16 @@ Images are made for the student, which costs no question, and the teacher is ask
     L   = alpha_cls * CE(s, y) + alpha_ie * sum over classes c of q_c log q_c        over G and Z
     L_S = KL(answer || s), as Eq. 6; where the answers are labels, CE(s, label)      over S
 
-s are the student's logits and q its mean prediction over the batch. This is the scheme of IDEAL (Zhang et al. 2023,
-"IDEAL: Query-Efficient Data-Free Learning from Black-Box Models", ICLR), which starts a generator of z over in each
-round and has hard labels alone; here it is NAYER's generator with everything that can enter it, so that text can be
-compared with what has no meaning. Of other papers' ways, gradients estimated by questions (DFME, MAZE) and a second
-student whose disagreement is sought (DisGUIDE, Dual Students), none is here.
+s are the student's logits and q its mean prediction over the batch. The scheme is that of IDEAL (Zhang et al. 2023,
+"IDEAL: Query-Efficient Data-Free Learning from Black-Box Models", ICLR), of which we read the abstract alone: no
+question while images are made, one for each image afterwards. The terms are our choice, DAFL's second one among them,
+and the generator is NAYER's with everything that can enter it, so that text can be compared with what has no meaning.
+Of other papers' ways, gradients estimated by questions (DFME, MAZE) and a second student whose disagreement is sought
+(DisGUIDE, Dual Students), none is here.
 
 The memory M keeps the answer with each image, as made: the student sees it cropped and mirrored with the same answer,
 and a run asks about as many images as it makes. There is no warm-up, since images for a student that learned nothing
-are worth little. The weights of IDEAL's CIFAR-10 are not known to us: those here are guesses, tried on digits.
+are worth little. Both weights are guesses, tried on digits.
 """
 
 from dataclasses import dataclass

@@ -112,30 +112,31 @@ def test_a_run_asks_about_as_many_images_as_it_makes_and_its_card_says_so(tmp_pa
 
 
 def test_a_budget_that_does_not_last_stops_the_run_between_two_epochs_and_more_of_it_goes_on(tmp_path):
-    whole = Run(stealing(budget=1000), tmp_path / "whole")
+    whole = Run(stealing(epochs=3, budget=1000), tmp_path / "whole")
     list(whole)
-    run = Run(stealing(budget=79), tmp_path / "run", save_after=1e9)
+    run = Run(stealing(epochs=3, budget=119), tmp_path / "run", save_after=1e9)  # saves after the first epoch alone
     sentence = (
-        "the budget of 79 images does not last: the teacher was asked about 40, and epoch 1 needs 40 more. Resume the "
+        "the budget of 119 images does not last: the teacher was asked about 80, and epoch 2 needs 40 more. Resume the "
         "run with a larger budget."
     )
     with pytest.raises(UserError) as caught:
         list(run)
     assert str(caught.value) == sentence
     card = read_card(run.folder)
-    assert card["status"] == f"stopped: {sentence}" and card["black_box"]["asked"] == 40 and len(card["curve"]) == 1
+    assert card["status"] == f"stopped: {sentence}" and card["black_box"]["asked"] == 80 and len(card["curve"]) == 2
 
-    again = Run(stealing(budget=79), tmp_path / "run", resume=True)
+    again = Run(stealing(epochs=3, budget=119), tmp_path / "run", resume=True)
+    assert len(again.card["curve"]) == 2
     with pytest.raises(UserError, match="does not last"):
         list(again)
-    larger = stealing(budget=1000)
+    larger = stealing(epochs=3, budget=1000)
     assert len(list(Run(larger, tmp_path / "run", resume=True))) == 1
     assert same(larger.method.state_dict(), whole.setup.method.state_dict())
     card = read_json(tmp_path / "run" / "card.json")
-    assert card["status"] == "finished" and card["black_box"]["asked"] == 80
+    assert card["status"] == "finished" and card["black_box"]["asked"] == 120
     assert card["config"]["budget"] == 1000 and card["config_sha256"] == larger.config.hash
     with pytest.raises(UserError, match="is finished"):
-        Run(stealing(budget=1000), tmp_path / "run", resume=True)
+        Run(stealing(epochs=3, budget=1000), tmp_path / "run", resume=True)
 
 
 def test_only_the_budget_may_differ_in_a_run_that_goes_on(tmp_path):
