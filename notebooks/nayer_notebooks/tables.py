@@ -36,9 +36,16 @@ def short(name: str) -> str:
 
 
 def named(frame: "pandas.DataFrame") -> "pandas.DataFrame":
-    """`ablations.frame` with the notebooks' names, and beside them what the paper calls a row that it prints."""
+    """`ablations.frame` with the notebooks' names, and beside them what the paper calls a row that it prints.
+
+    A registered contrast of two other rows, which is a line of its own, is named by both.
+    """
+    import pandas as pd
+
     made = frame.rename(index=short)
     made["against"] = [short(name) for name in frame["against"]]
+    both = made.index + ", against " + pd.Index(made["against"])
+    made.index = made.index.where(~made.index.duplicated(), both)
     made.insert(0, "in the paper", frame.index.where(frame["paper"].notna(), ""))
     return made
 

@@ -36,6 +36,11 @@ def test_the_papers_name_stands_in_a_column_of_its_own():
     assert list(frame["against"]) == ["", "K-to-1", "K-to-1"]
 
 
+def test_a_further_contrast_of_a_row_is_named_by_both():
+    rows = {"paper": [90.14, 13.52, 13.52], "against": ["NAYER(Kto1)", "NAYER(Kto1)", "Z"]}
+    assert list(named(pd.DataFrame(rows, index=["Z", "LTE", "LTE"])).index) == ["z", "LTE", "LTE, against z"]
+
+
 def test_a_metric_is_the_mean_over_the_seeds_of_an_arm_of_which_all_have_it():
     [line] = [line for line in ablations.lines_of("eq5", "digits", kept_cards()) if line.name == "no L_BN"]
     card = line.cell.cards[0]
