@@ -30,10 +30,10 @@ FINDINGS = (
     Finding("Is NAYER faster than noise? Steps to CE < 1", "speed", "cifar10", "Z", "NAYER", "more seeds"),
     Finding("LTE's steps to CE < 1 on digits", "table3", "digits", "LTE", "NAYER(Kto1)", CIFAR, STEPS),
     Finding("Noise's steps to CE < 1 on digits", "table3", "digits", "Z", "NAYER(Kto1)", CIFAR, STEPS),
-    Finding("Does the student collapse with constant inputs?", "table3", "digits", "LTE", "NAYER(Kto1)", CIFAR),
+    Finding("Do constant inputs teach less?", "table3", "digits", "LTE", "NAYER(Kto1)", CIFAR),
     Finding("Is plain noise as good as the noisy layer?", "table3", "digits", "Z", "NAYER(Kto1)", CIFAR),
     Finding("Does redrawing the K-to-1 layer matter?", "table3", "digits", "NAYER(woRI)", "NAYER(Kto1)", CIFAR),
-    Finding("Is a head an image better than one for K?", "table3", "digits", "NAYER(1to1)", "NAYER(Kto1)", CIFAR),
+    Finding("Is K-to-1 as accurate as 1-to-1?", "table3", "digits", "NAYER(1to1)", "NAYER(Kto1)", CIFAR),
     Finding(
         *("Does redrawing one layer matter where nothing else varies?", "redraw", "digits"),
         *("one layer, redrawn, no L_KL", "one layer, kept, no L_KL", TEN),

@@ -141,7 +141,7 @@ class Ablation:
         rows = self.rows(dataset)
         names = [*rows, *(arm for arm in sweep.arms if arm not in rows)]
         asked = {name: found.get(seedless(sweep.arms[name][0]), []) if name in sweep.arms else [] for name in names}
-        asked = {name: [own for cell in cells if (own := _registered(cell, sweep))] for name, cells in asked.items()}
+        asked = {name: [own for cell in cells if (own := _own(cell, sweep, name))] for name, cells in asked.items()}
         ran = {name: {cell.protocol: cell for cell in cells} for name, cells in asked.items()}
         pairs = [(name, self.against(name)) for name in names]
         pairs += [pair for pair in sweep.primary if not {pair, pair[::-1]} & {*pairs}]
@@ -184,13 +184,14 @@ class Ablation:
         return {self.headline: ACCURACY, **self.measures}
 
 
-def _registered(cell: Cell, sweep: Sweep) -> Cell | None:
-    """The runs of a cell that are a sweep's: of its split and, where it registered contrasts, of its registration."""
+def _own(cell: Cell, sweep: Sweep, arm: str) -> Cell | None:
+    """The runs of a cell that are an arm's: of its split and seeds and, where contrasts were registered, of these."""
     if split_of(cell.cards[0]) != sweep.split:
         return None
-    if not sweep.registration:
-        return cell
-    own = [card for card in cell.cards if sweep.registration in (card.get("registration") or "")]
+    seeds = {config.seed for config in sweep.arms[arm]}
+    own = [card for card in cell.cards if card["config"]["seed"] in seeds]
+    if sweep.registration:
+        own = [card for card in own if sweep.registration in (card.get("registration") or "")]
     return replace(cell, cards=own) if own else None
 
 

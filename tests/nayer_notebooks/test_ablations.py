@@ -6,6 +6,7 @@ import json
 import random
 import re
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import ablation_tables
@@ -25,12 +26,15 @@ from nayer_lib.text.lte_pool import pool_path
 from nayer_lib.text.prompts import PROMPTS
 from nayer_notebooks import paper
 from nayer_notebooks.ablations import ABLATIONS, BY_STEM, frame, lines_of
-from nayer_notebooks.lines import PROBLEMS
+from nayer_notebooks.lines import PROBLEMS, Ablation
 from nayer_notebooks.rule import FREEDOM, LEVEL, RUNS, RUNS_ALONE, SMALL, UNEQUAL
 from nayer_notebooks.statistics import by_config
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "ablations.md").read_text(encoding="utf-8")
 SWEEPS = {(stem, dataset): s for stem, ablation in BY_STEM.items() for dataset, s in ablation.sweeps().items()}
+_TABLE3 = SWEEPS["table3", "digits"]
+_ARMS = {arm: [dataclasses.replace(c[0], seed=seed) for seed in range(10)] for arm, c in _TABLE3.arms.items()}
+SWEEPS["table3", "digits"] = dataclasses.replace(_TABLE3, arms=_ARMS, primary=(), registration=None)
 CONTROLS = {
     "table3": {"one layer, redrawn", "LTE, G kept", "NAYER(woRI), G kept", "NAYER(Kto1), G kept"},
     "table4": {"orthogonal", "permuted text", "two-hot"},
@@ -290,9 +294,20 @@ def ten(mean: float) -> list[float]:
 @pytest.fixture
 def sweep() -> Sweep:
     """Table 3 on digits, with ten seeds."""
-    made = SWEEPS["table3", "digits"]
-    arms = {arm: [dataclasses.replace(c[0], seed=seed) for seed in range(10)] for arm, c in made.arms.items()}
-    return dataclasses.replace(made, arms=arms)
+    return SWEEPS["table3", "digits"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_registration() -> Iterator[None]:
+    """What is made up here is no registered run: of Table 3 on digits the arms alone are read from its file."""
+    real = Ablation.sweeps
+
+    def sweeps(ablation: Ablation) -> dict[str, Sweep]:
+        return real(ablation) | ({"digits": SWEEPS["table3", "digits"]} if ablation.stem == "table3" else {})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ablation, "sweeps", sweeps)
+        yield
 
 
 def test_a_row_has_its_difference_with_interval_p_ratio_and_word(run, sweep):
@@ -366,6 +381,14 @@ def test_a_registered_table_counts_its_own_runs_and_speaks_when_all_are_there(ru
     assert speed["ours"]["NAYER"] == pytest.approx(9) and speed["diff"]["NAYER"] == pytest.approx(6)
 
 
+def test_a_table_holds_the_runs_of_its_own_seeds(run):
+    """Another table may run an equal config with other seeds."""
+    configs = SWEEPS["eq5", "digits"].arms["all terms"]
+    cards = [run(config, 0.9) for config in configs] + [run(dataclasses.replace(configs[0], seed=29), 0.1)]
+    line = next(line for line in lines_of("eq5", "digits", cards) if line.name == "all terms")
+    assert line.cell.last == pytest.approx(len(configs) * [90])
+
+
 def test_a_registered_contrast_of_two_other_rows_is_a_line_of_its_own(run, sweep):
     sweep = dataclasses.replace(sweep, primary=(("LTE", "Z"), ("NAYER(Kto1)", "LTE")), registration="a b")
     arms = {"NAYER(Kto1)": ten(0.97), "Z": ten(0.93), "LTE": ten(0.95)}
@@ -405,7 +428,7 @@ def test_table_3_has_convergence_and_diversity(run):
         diversity = {"within": within, "across": 0.25}
         return {"convergence": {"0.1": never, "0.5": never, "1.0": reached}, "diversity": diversity}
 
-    configs = SWEEPS["table3", "digits"].arms["LTE"]
+    configs = SWEEPS["table3", "digits"].arms["LTE"][:3]
     seen = [metrics(10.0, 0.5, 0.1), metrics(20.0, 1.0, 0.2), metrics(None, 0.0, 0.3)]
     row = row_of(
         ablations_page([run(c, 0.9, metrics=m) for c, m in zip(configs, seen, strict=True)]), "Table 3", "digits", "LTE"
