@@ -106,11 +106,11 @@ def test_what_algorithm_1_does_not_have_is_refused(overrides, teacher):
 
 def test_it_is_made_of_the_papers_parts_alone():
     parts = "text generator classifiers losses memory augment datasets base_config errors".split()
-    assert {name.split(".")[0] for name in imports("algorithm1")} <= set(parts)
+    assert {name.split(".")[1] for name in imports("nayer_lib.algorithm1")} <= set(parts)
 
 
 def test_it_fits_on_a_page_and_names_every_line_of_the_paper():
-    lines = FILES["algorithm1"].read_text(encoding="utf-8").splitlines()
+    lines = FILES["nayer_lib.algorithm1"].read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120 and max(map(len, lines)) <= 88
     numbers = [int(line[-2:]) for line in lines if line[-4:-2] == "# " and len(line) == 88]
     assert numbers == sorted(numbers) and set(numbers) == set(range(1, 15))
