@@ -53,6 +53,14 @@ FINDINGS = (
     ),
     Finding("Does momentum in L_BN matter (D8)?", "divergences", "digits", "D8", "released", TEN),
     *(
+        Finding(asks, "nayer_plus", "digits", row, "NAYER", "another reading of B.7; CIFAR-10 images")
+        for asks, row in {
+            "Does feature exchange help NAYER, the paper's future work?": "exchange",
+            "Does retention?": "retention",
+            "Do all three, momentum with them?": "all three",
+        }.items()
+    ),
+    *(
         Finding(asks, "table9", "digits", f"{row}, W2A4", "NAYER, W2A4", "a cell of Table 9")
         for asks, row in {
             "Weights on three levels: what does rounding alone lose against NAYER?": "rounding alone",

@@ -169,7 +169,8 @@ def results_table(cards: list[dict]) -> str:
         part = dict(zip(OURS, ours(cell, _printed(c)), strict=True))
         head = [c.dataset, f"{c.teacher} → {c.student}", setting(c).removeprefix("NAYER, ")]
         if _printed(c) is None:
-            if cell or c.profile == "hour":
+            longer = any(one.epochs > c.epochs and replace(one, epochs=c.epochs) == seedless(c) for one in run)
+            if (cell or c.profile == "hour") and not longer:  # a sweep may run a preset with fewer epochs
                 own.append([*head, *(part[heading] for heading in plain)])
         elif cell or (c.dataset, c.student) in NOT_RUN_SHOWN:
             of_paper.append((cell, [*head, number(_printed(c)), *(part[heading] for heading in beside)]))
