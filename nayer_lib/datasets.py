@@ -114,10 +114,11 @@ class Split:
         elif images.dtype != torch.uint8:
             raise UserError(f"images are uint8 from 0 to 255, or floats in [0, 1], not {images.dtype}.")
         labels = labels.long()
-        if labels.min() < 0:
-            raise UserError(f"the test labels count the classes from 0, and one is {labels.min()}.")
-        if labels.max() >= classes:
-            raise UserError(f"the test labels go up to {labels.max()}, the teacher has {classes} classes.")
+        least, most = labels.min().item(), labels.max().item()
+        if least < 0:
+            raise UserError(f"the test labels count the classes from 0, and one is {least}.")
+        if most >= classes:
+            raise UserError(f"the test labels go up to {most}, the teacher has {classes} classes.")
         return Split(images, labels, self.name)
 
     def to(self, device: torch.device | str) -> "Split":

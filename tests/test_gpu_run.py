@@ -326,6 +326,7 @@ def bare_python(tmp_path_factory) -> Path:
     if not uv:
         pytest.skip("no uv: NAYER_GPU_PYTHON may name the Python of an environment with torch 2.11 and without tyro")
     names = "torch==2.11.0 torchvision==0.26.0 numpy safetensors filelock scikit-learn matplotlib pandas seaborn tqdm"
+    names += " statsmodels"
     python = folder / "bin" / "python"
     for words in (["venv", "-q", folder], ["pip", "install", "-q", "--python", python, *names.split()]):
         done = subprocess.run([uv, *words], capture_output=True, text=True)

@@ -43,7 +43,7 @@ TINY = {
     "seeds": [1],
     "arms": {"z": {"latent": "noise"}},
     "copy_every": 1,
-    "save_every": 0,
+    "save_after": 0,
 }
 
 

@@ -110,7 +110,7 @@ def state(job: Job) -> dict:
 
     go_on(old, config.warmup_epochs)
     folder.mkdir(exist_ok=True)
-    Checkpoint(folder).save(old, {})
+    Checkpoint(folder).save(old, {"card": {}, "seconds": 0.0, "rounds": 0})
     checkpoint = Checkpoint(folder)
     checkpoint.load(new, checkpoint.read())
     told = {name: go_on(method, config.warmup_epochs + 1) for name, method in (("went on", old), ("loaded", new))}
@@ -215,7 +215,7 @@ def row(job: Job) -> None:
     config = job.config(job.profile, seed=job.seed, epochs=job.epochs, **job.arm)
     setup = job.setup(config, job.steps)
     minutes = max(0, job.until - time.time()) / 60
-    run = Run(setup, Path(job.folder), resume=True, save_every=job.save_every, max_minutes=minutes)
+    run = Run(setup, Path(job.folder), resume=True, save_after=job.save_after, max_minutes=minutes)
     signal.signal(signal.SIGTERM, lambda *_: run.stop())
 
     def copy_out() -> None:
