@@ -246,7 +246,7 @@ def test_graphs_that_are_wrong_or_slower_are_not_taken(driver, worker, graphs):
     assert results(one)["row"] == "done: student 90.00 %, E = 100, eager"
 
 
-@pytest.mark.parametrize("epoch, expected", [(10.0, "done: student 90.00 %, E = 51,"), (60.0, "skipped: E = 100 ")])
+@pytest.mark.parametrize("epoch, expected", [(10.0, "done: student 90.00 %, E = 54,"), (60.0, "skipped: E = 100 ")])
 def test_a_row_that_would_take_too_long_has_fewer_epochs_from_the_start_or_is_not_begun(
     driver, worker, epoch, expected
 ):

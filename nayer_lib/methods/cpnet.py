@@ -142,8 +142,8 @@ class CPNet(Nayer):
         x = align = batch.t.new_zeros(())
         if self.config.alpha_x:
             made, seen = self.caught  # every step starts with none, so it is compiled once
-            norms = [(*self.bn_loss.mixed(i), self.bn_loss.layers[i]) for i in self.nodes]
-            targets = [terms.recoloured(seen.pop(k), *norm) for k, norm in enumerate(norms)]
+            mixed, layers = self.bn_loss.mixed(), self.bn_loss.layers
+            targets = [terms.recoloured(seen.pop(k), *mixed[i], layers[i]) for k, i in enumerate(self.nodes)]
             x = sum(F.mse_loss(made.pop(k).float(), target) for k, target in enumerate(targets))
         if self.config.alpha_align and batch.s is not None:
             align = F.cosine_similarity(batch.features - self._aligned[batch.labels], self._shift).abs().mean()
