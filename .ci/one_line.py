@@ -23,7 +23,7 @@ KEPT = ROOT / "data" / "one_line.json"
 SEEDS, BUDGET = (0, 1, 2), {"epochs": 8, "warmup_rounds": 2}
 EDITS = {
     "no redraw": ("Z.redraw(rng, norm=config.redraw_norm)", "pass"),
-    "random vectors for the text": ("P = table", "P = torch.randn(table.shape, generator=rng)"),
+    "random vectors for the text": ("P = table", "P = torch.randn(table.shape, generator=rng, device=device)"),
     "a plus before L_KL": ("- a_adv * L_KL", "+ a_adv * L_KL"),
     "no L_BN": (" + a_bn * L_BN", ""),
     "a memory of the last round": ("config.memory_size", "B"),

@@ -88,8 +88,8 @@ def fastest(device: torch.device, processes: int = 1, profile: str = "full", **g
 
     A GPU computes in 16 bits, channels last. A CPU is measured for a second, once a process: some CPUs have fast units
     for bfloat16, others are many times slower with it. Several processes, which must agree, and the profile "quick",
-    whose equal runs are to be equal bit by bit, compute plainly on a CPU. Steps are eager: graphs have not been tried
-    on a GPU yet, and on a CPU torch.compile gained nothing over channels last.
+    whose equal runs are to be equal bit by bit, compute plainly on a CPU. Steps are eager: of graphs only NAYER's have
+    been tried on a GPU (docs/speed.md), and on a CPU torch.compile gained nothing over channels last.
     """
     if device.type == "cuda":
         bf16 = torch.cuda.get_device_capability(device) >= (8, 0)  # a T4 has none

@@ -6,23 +6,20 @@ what stands between a page's markers is written anew: its prose is its own.
 """
 
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ablation_tables import ablations_page, with_effects
 from findings import findings_page
-from result_tables import bench_table, column_of, fill, full_cells, results_table, setting, tables_page
+from result_tables import bench_table, column_of, fill, full_cells, results_table, tables_page
 
 from nayer_lib import files
 from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
 from nayer_lib.runs.card import card_config, kept_cards
 from nayer_notebooks import paper
-from nayer_notebooks.plots import learning_curve, new_figure
+from nayer_notebooks.plots import accuracy_against_time, learning_curve, new_figure
 from nayer_notebooks.statistics import seedless
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def pages(kept: list[dict]) -> dict[str, str]:
@@ -69,47 +66,22 @@ def draw_results(cards: list[dict], path: Path) -> None:
 
 def draw_figure_1(cards: list[dict], path: Path) -> None:
     """docs/figure1.png: the paper's points from Table 2, and our full runs of its pair, where there are any."""
-    figure, axes = new_figure(columns=2, width=5.5, height=4.5)
+    figure, axes = new_figure(columns=2, width=4.5, height=4)
     rows = [row for row in paper.rows(2) if row.hours]
     for ax, column in zip(axes, dict.fromkeys(map(column_of, rows)), strict=True):
-        printed: dict[str, list[tuple[float, float]]] = {}
+        points: dict[str, list[tuple[float, float, float]]] = {}
         for row in rows:
             if column_of(row) == column:
-                printed.setdefault(row.method, []).append((row.hours, row.accuracy))
-        measured = {
-            f"{setting(cell.config)}, {cell.device}": (cell.seconds("total") / 3600, cell.mean, cell.spread)
-            for cell in full_cells(cards)
-            if column_of(cell.config) == column
-        }
-        accuracy_against_hours(ax, printed, measured)
-        ax.set_title("{}: {} → {} (paper: one A100)".format(*column))
+                points.setdefault(row.method, []).append((row.hours, row.accuracy, math.nan))
+        for cell in full_cells(cards):
+            if column_of(cell.config) == column:
+                spread = math.nan if cell.spread is None else cell.spread
+                name = f"ours, E = {cell.config.epochs}, {cell.device.split(' (')[0]}"
+                points[name] = [(cell.seconds("total") / 3600, cell.mean, spread)]
+        accuracy_against_time(ax, "hours of a run (paper: on an A100)", points)
+        ax.set_title("{}: {} → {}".format(*column))
     with files.replacing(path) as temporary:
         figure.savefig(temporary, format="png")
-
-
-def accuracy_against_hours(
-    ax: "Axes", printed: dict[str, list[tuple[float, float]]], ours: dict[str, tuple[float, float, float | None]]
-) -> None:
-    """Accuracy in percent against hours of training (Fig. 1).
-
-    Args:
-        printed: method -> the paper's (hours, accuracy): hollow, named beside the last, joined where there are several.
-        ours: what was run -> (hours, accuracy, standard deviation over seeds or None): filled, named in a legend.
-    """
-    from matplotlib.ticker import LogLocator
-
-    for name, points in printed.items():
-        ax.plot(*zip(*points, strict=True), "o-", fillstyle="none", markersize=7)
-        ax.annotate(name, points[-1], xytext=(0, 7), textcoords="offset points", ha="center", size=9)
-    for (name, (hours, accuracy, spread)), marker in zip(ours.items(), "sD^vP*X" * len(ours), strict=False):
-        ax.errorbar(hours, accuracy, spread, fmt=marker, capsize=3, markersize=8, label=f"ours: {name}")
-    ax.set(xlabel="hours of training", ylabel="test accuracy (%)", xscale="log")
-    if ours:
-        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.minorticks_off()
-    ax.margins(0.12)
 
 
 def main() -> None:

@@ -53,7 +53,8 @@ def _logarithmic(ax: "Axes", direction: str) -> "Axes":
 
     ax.set(**{f"{direction}scale": "log"})
     axis = getattr(ax, f"{direction}axis")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < 100 * low else (1,)))
     axis.set_major_formatter("{x:g}")
     ax.minorticks_off()
     return ax

@@ -384,6 +384,6 @@ def test_list_tells_for_every_teacher_of_tables_1_and_9_where_it_is_or_how_to_co
     assert told["imagenet", "resnet50"].startswith("convertible from torchvision's")
     for dataset, network in table9:
         assert told[dataset, network].startswith("trainable: ")
-    assert "convertible from checkpoints/pretrained/cifar10_wrn40_2.pth of Fast-Datafree" in said
+    assert "convertible from checkpoints/pretrained/cifar100_wrn40_2.pth of Fast-Datafree" in said
     assert "cifar100_resnet18.pth" not in said  # that project has the teachers of Table 1 alone
     assert len({len(line) - len(line.lstrip()) for line in lines if line.startswith(" ")}) == 1  # one column
