@@ -148,6 +148,10 @@ SLIPS = {
     "round-write": ("2 ** (bits - 1) - 1", "2**bits - 1", "expected"),
     "equal-write": (".sqrt() / r1", ".sqrt() / r2", "expected"),
     "speedup-write": ("sum(ratios) / len(ratios)", "sum(slow[n] for n in hours) / sum(hours.values())", "expected"),
+    "batch-norm-write": ("correction=0", "correction=1", "expected"),
+    "mix-write": ("(1 - share) * own + share * other", "share * own + (1 - share) * other", "expected"),
+    "half-write": ("math.log(0.5)", "math.log(2)", "expected"),
+    "questions-write": ("E * S * b", "S * b", "expected"),
 }
 
 

@@ -60,6 +60,21 @@ FINDINGS = (
             "Do all three, momentum with them?": "all three",
         }.items()
     ),
+    Finding(
+        "Is noise enough in place of a generator?",
+        "noise",
+        "digits",
+        "Gaussian unclipped, T by batch",
+        "NAYER",
+        "another recipe; by each test batch's own statistics it stands far higher (docs/ablations.md)",
+    ),
+    *(
+        Finding(asks, "black_box", "digits", row, against, "another budget of questions; CIFAR-10 images")
+        for asks, row, against in (
+            ("What does a teacher that only answers cost?", "text, logits", "NAYER, white box"),
+            ("Are meaningless vectors worse than text there?", "orthogonal, logits", "text, logits"),
+        )
+    ),
     *(
         Finding(asks, "table9", "digits", f"{row}, W2A4", "NAYER, W2A4", "a cell of Table 9")
         for asks, row in {

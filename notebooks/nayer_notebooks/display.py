@@ -57,7 +57,7 @@ def show(thing: Any) -> None:
     from IPython.display import Code, display
 
     lines, first = inspect.getsourcelines(thing)
-    path = Path(inspect.getfile(thing))
+    path = Path(inspect.getfile(inspect.unwrap(thing)))  # of a decorated function, as its source
     where = f"# {'/'.join(path.parts[-2:])}, lines {first} to {first + len(lines) - 1}" if path.is_file() else ""
     display(Code(f"{where}\n{textwrap.dedent(''.join(lines))}".lstrip(), language="python"))
 

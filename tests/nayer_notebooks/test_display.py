@@ -19,6 +19,7 @@ from PIL import Image
 from tiny import tiny_config, tiny_setup
 
 from nayer_lib.base_config import NayerConfig
+from nayer_lib.classifiers.black_box import BlackBox
 from nayer_lib.config import PROFILES, VARIANTS, make_config
 from nayer_lib.distill import distill
 from nayer_lib.errors import UserError
@@ -84,6 +85,8 @@ def test_show_displays_the_source_as_it_stands_in_the_library(displayed):
     first, last = map(int, re.fullmatch(r"# nayer_lib/distill\.py, lines (\d+) to (\d+)", where).groups())
     source = Path(inspect.getfile(distill)).read_text(encoding="utf-8").splitlines()
     assert source[first - 1 : last] == second.data.splitlines()[1:]
+    display.show(BlackBox.forward)  # decorated: not the decorator's file
+    assert displayed[-1].data.startswith("# classifiers/black_box.py, lines ")
 
 
 def test_show_displays_a_function_that_stands_in_no_file_as_it_is(displayed):
