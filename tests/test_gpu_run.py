@@ -19,6 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import read_json
 
+from nayer_lib.classifiers.teacher import make_classifier, save_classifier
+from nayer_lib.datasets import dataset
+
 ROOT = Path(__file__).resolve().parents[1]
 GPU = ROOT / ".ci" / "gpu"
 seconds = st.floats(0.01, 1000)
@@ -310,6 +313,28 @@ def test_without_a_teacher_there_is_no_row(driver):
     one = driver()
     one.run(("row",))
     assert results(one)["row"].startswith("skipped: there is no teacher")
+
+
+# --- what is computed
+
+
+def test_state_and_row_are_computed_with_the_kit_as_it_is(tmp_path, monkeypatch):
+    """A CPU's share of the rehearsal, fast enough for every day: what it calls of the kit may not change unseen."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    work, tiny, facts = module("work"), module("rehearse").TINY, dataset("cifar10")
+    save_classifier(
+        tmp_path / "teacher.safetensors", make_classifier("wrn10_1", facts.class_names, facts.mean, facts.std, 0)
+    )
+    images = np.random.default_rng(0).integers(256, size=(20, 3, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / "test.npz", images=images, labels=np.arange(20) % 10)
+    keep = {"card.json": "card.json", "student.safetensors": "student.safetensors"}
+    given = run.COUNTS | tiny | {"set": tiny["set"] | {"encoder": "sbert"}, "work": tmp_path, "carried": True}
+    given |= {"profile": "full", "seed": 0, "epochs": 2, "arm": {}, "steps": "eager", "until": time.time() + 600}
+    work.parts(work.Job(**given, names=["steps", "state"], out=tmp_path / "smoke.json"))
+    assert not [part for part in read_json(tmp_path / "smoke.json").values() if "failed" in part]
+    work.row(work.Job(**given, folder=tmp_path / "row", out=tmp_path, keep=keep))
+    assert read_json(tmp_path / "card.json")["status"] == "finished"
+    assert (tmp_path / "student.safetensors").is_file()
 
 
 # --- all of it
