@@ -102,8 +102,8 @@ def test_lte_builds_a_pool_that_distill_finds(clone, capsys):
         (["distill", "--set", "epochs=2+"], "epochs must be a whole number from 1 up, not '2+'"),
         (["distill", "--method", "nayr"], "unknown method 'nayr'"),
         (
-            ["distill", "--preset", "cifar10-wrn40_2-wrn16_2"],
-            "no teacher for cifar10/wrn40_2: run `python -m nayer_lib",
+            ["distill", "--preset", "cifar100-wrn40_2-wrn16_2"],
+            "no teacher for cifar100/wrn40_2: run `python -m nayer_lib",
         ),
         (["distill", "--teacher", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["distill", "--teacher", __file__], "is not a classifier of this kit, which are safetensors"),

@@ -60,6 +60,13 @@ FINDINGS = (
             "Do all three, momentum with them?": "all three",
         }.items()
     ),
+    *(
+        Finding(asks, "cpnet", "digits", row, against, CIFAR)
+        for asks, row, against in (
+            ("Do CPNet's five changes help NAYER?", "all", "NAYER"),
+            ("Is the coupling what they do it by?", "all but the coupling", "all"),
+        )
+    ),
     Finding(
         "Is noise enough in place of a generator?",
         "noise",
