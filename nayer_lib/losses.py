@@ -34,8 +34,8 @@ class _Statistics16(torch.autograd.Function):
     """`statistics` of maps in 16 bits, as E[x^2] - E[x]^2, summed in 32 bits without a copy of the maps in 32 bits.
 
     The error, where the mean is large, is smaller than the maps' rounding. The gradient, 2 (x - mean) / n of the
-    variance and 1 / n of the mean, takes two passes over the maps; autograd's own took ten, a seventh of a synthesis
-    step on a GPU.
+    variance and 1 / n of the mean, takes two passes over the maps: autograd's own takes one for each operation of the
+    two formulas, most of them in 32 bits.
     """
 
     @staticmethod

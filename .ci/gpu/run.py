@@ -60,7 +60,7 @@ COUNTS = {
     "scored": None,  # test images; None: all
     "batch": 400,  # of the plain loop beside ours
     "repeats": 7,  # of three synthesis steps and a student step; with those that warm up fifty steps of the plain loop
-    "training": {"standin": 8, "teacher": 165},  # seconds, a fifth of those left at most: 100 epochs on an H200
+    "training": {"standin": 8, "teacher": 165},  # seconds, a fifth of those left at most
     "epochs": {"full": (20, 100), "lab": (6, 25)},  # of the warm-up, and E
     "seeds": (1, 2),
     "arms": {
