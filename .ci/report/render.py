@@ -76,7 +76,7 @@ def draw_figure_1(cards: list[dict], path: Path) -> None:
         for cell in full_cells(cards):
             if column_of(cell.config) == column:
                 spread = math.nan if cell.spread is None else cell.spread
-                name = f"ours, E = {cell.config.epochs}, {cell.device.split(' (')[0]}"
+                name = f"ours, E = {cell.config.epochs}, {cell.device.split(' (')[0].removeprefix('NVIDIA ')}"
                 points[name] = [(cell.seconds("total") / 3600, cell.mean, spread)]
         accuracy_against_time(ax, "hours of a run (paper: on an A100)", points)
         ax.set_title("{}: {} → {}".format(*column))
