@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .classifiers.teacher import Classifier, check_judge
+from .classifiers.judge import check_judge
+from .classifiers.teacher import Classifier
 from .errors import UserError
 from .evaluate import features, in_batches, in_unit_range
 from .generator.noisy_layer import NoisyLayer

@@ -22,6 +22,7 @@ from nayer_lib.config import make_config
 from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods.base import NonFiniteLoss
+from nayer_lib.runs import run as run_module
 from nayer_lib.runs.card import read_card, resumable
 from nayer_lib.runs.interrupts import asks_to
 from nayer_lib.runs.run import CUT_OFF, Run
@@ -284,7 +285,7 @@ def failing(*_, **__):
     [
         ("nayer_lib.runs.run.convergence_and_diversity", "metrics"),
         ("nayer_lib.runs.run.judged", "score by a judge"),
-        ("nayer_lib.runs.run.newest_of_each", "picture"),
+        ("nayer_lib.runs.run.draw_images", "picture"),
         ("nayer_lib.checkpoint.Checkpoint.remove", "saved state"),
     ],
 )
@@ -310,7 +311,7 @@ def test_the_run_is_finished_before_its_last_epoch_is_yielded(tmp_path, whole):
 def test_a_process_that_is_killed_after_the_last_epoch_is_finished_and_its_card_says_what_is_missing(tmp_path, whole):
     def killed() -> None:
         run = started(tmp_path / "run")
-        run._draw_images = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        run_module.draw_images = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         list(run)
 
     running = multiprocessing.get_context("fork").Process(target=killed)

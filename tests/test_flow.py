@@ -21,8 +21,8 @@ text.labels text.prompts text.hub text.corpora text.encoders text.lte_pool
 generator.noisy_layer generator.latents generator.networks generator.vae generator.coupled
 base_config
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers.mobilenet classifiers
-classifiers.checkpoints classifiers.folding classifiers.quantised classifiers.teacher classifiers.black_box
-classifiers.check
+classifiers.checkpoints classifiers.folding classifiers.quantised classifiers.teacher classifiers.judge
+classifiers.black_box classifiers.check
 compute steps ranks classifiers.training
 image_files datasets augment losses memory evaluate geometry embeddings metrics
 algorithm1
@@ -33,7 +33,7 @@ methods.cpnet
 methods.moments methods.equalisation methods.rounding methods.dfq_nagel methods.zeroq methods.zaq
 methods.noise methods.with_data methods
 config checkpoint distill
-runs.lock runs.interrupts runs.entries runs.card runs.measured runs.run
+runs.lock runs.interrupts runs.entries runs.card runs.new_card runs.measured runs.run
 runs.forecast runs.sweep runs.launch
 cli.common cli.lte cli.teacher cli preload __main__
 """

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nayer_lib.classifiers.teacher import Classifier, load_judge, load_teacher
+from nayer_lib.classifiers.judge import load_judge
+from nayer_lib.classifiers.teacher import Classifier, load_teacher
 from nayer_lib.datasets import load_split
 from nayer_lib.errors import UserError
 from nayer_lib.evaluate import in_batches

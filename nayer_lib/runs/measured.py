@@ -1,11 +1,17 @@
-"""What is measured of a run after its last epoch: convergence, diversity, and a judge's score."""
+"""What is measured and drawn of a run after its last epoch: convergence, diversity, a judge's score, its images."""
 
 import dataclasses
 import statistics
+from pathlib import Path
 
-from ..classifiers.teacher import Classifier, load_judge
+import torch
+
+from .. import files
+from ..classifiers.judge import load_judge
+from ..classifiers.teacher import Classifier
 from ..errors import MissingFile
-from ..evaluate import in_batches
+from ..evaluate import Evaluator, in_batches
+from ..memory import newest_of_each
 from ..methods.base import Method
 from ..metrics import by_step, classifier_score, convergence, diversity, feature_diversity
 
@@ -50,6 +56,23 @@ def judged(method: Method, teacher: Classifier) -> dict:
     if method.trace:
         found["by_step"] = by_step(*zip(*method.trace, strict=True), judge, teacher)
     return found
+
+
+def transductive(method: Method, evaluate: Evaluator) -> dict:
+    """Beside the headline, and never in its place: the student's accuracy with the statistics of each test batch."""
+    accuracy = evaluate(method.student, "batch").accuracy
+    return {"accuracy": accuracy, "statistics": "each test batch's own", "batch": evaluate.batch}
+
+
+def draw_images(method: Method, path: Path) -> None:
+    """A PNG file with a row of the newest ten images for each of the first ten classes."""
+    from torchvision.utils import save_image
+
+    shown, classes = method.examples(), min(10, len(method.teacher.class_names))
+    images = newest_of_each(shown.images, shown.labels, classes, 10)
+    larger = torch.nn.functional.interpolate(images, scale_factor=max(1, 64 // images.shape[2]))
+    with files.replacing(path) as temporary:
+        save_image(larger, temporary, nrow=10, pad_value=1.0, format="png")
 
 
 def _no_nan(measured) -> dict:

@@ -17,11 +17,11 @@ from ..classifiers.teacher import save_classifier
 from ..compute import compute_of
 from ..distill import Epoch, Setup, distill
 from ..errors import UserError
-from ..memory import newest_of_each
 from ..methods.base import Paused
-from .card import card_config, how_computed, new_card, new_id, of_black_box, read_card
+from .card import card_config, new_id, read_card
 from .lock import lock, unlock
-from .measured import convergence_and_diversity, judged
+from .measured import convergence_and_diversity, draw_images, judged, transductive
+from .new_card import how_computed, new_card, of_black_box
 
 CURVE = ("epoch", "images", "ce_first", "ce_last", "student_loss", "accuracy", "agreement", "kl", "nll", "seconds")
 PHASES = ("synthesis", "student", "evaluation")
@@ -260,11 +260,14 @@ class Run:
         self._write_card()
         problems = []
         method, teacher = self.setup.method, self.setup.evaluate.classifier
-        steps = {"saved state": self._checkpoint.remove, "transductive score": self._score_transductively}
+        steps = {
+            "saved state": self._checkpoint.remove,
+            "transductive score": lambda: self.card.update(transductive=transductive(method, self.setup.evaluate)),
+        }
         of_images = {
             "metrics": lambda: self._measure(convergence_and_diversity(method, self._rounds, teacher)),
             "score by a judge": lambda: self._measure(judged(method, teacher)),
-            "picture": self._draw_images,
+            "picture": lambda: draw_images(method, self.folder / "images.png"),
         }
         if method.makes_images:
             steps |= of_images
@@ -280,31 +283,12 @@ class Run:
         if problems:
             self.card["problems"] = problems
 
-    def _score_transductively(self) -> None:
-        """Beside the headline, and never in its place: the accuracy with the statistics of each test batch."""
-        evaluate = self.setup.evaluate
-        self.card["transductive"] = {
-            "accuracy": evaluate(self.setup.method.student, "batch").accuracy,
-            "statistics": "each test batch's own",
-            "batch": evaluate.batch,
-        }
-
     def _measure(self, found: dict) -> None:
         if self._rounds:
             self.card["metrics"] = self.card.get("metrics", {}) | found
 
     def _write_card(self) -> None:
         files.write_text(self.folder / "card.json", json.dumps(self.card, indent=1) + "\n")
-
-    def _draw_images(self) -> None:
-        """images.png: a row of the newest ten images for each of the first ten classes."""
-        from torchvision.utils import save_image
-
-        shown, classes = self.setup.method.examples(), min(10, len(self.setup.method.teacher.class_names))
-        images = newest_of_each(shown.images, shown.labels, classes, 10)
-        larger = torch.nn.functional.interpolate(images, scale_factor=max(1, 64 // images.shape[2]))
-        with files.replacing(self.folder / "images.png") as temporary:
-            save_image(larger, temporary, nrow=10, pad_value=1.0, format="png")
 
 
 def _add_rows(path: Path, rows: list[dict]) -> None:

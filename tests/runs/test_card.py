@@ -13,17 +13,9 @@ from nayer_lib import __version__, files
 from nayer_lib.classifiers.teacher import load_classifier
 from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
-from nayer_lib.runs.card import (
-    NewerCard,
-    card_config,
-    keep,
-    kept_cards,
-    local_cards,
-    new_card,
-    read_card,
-    resumable,
-)
+from nayer_lib.runs.card import NewerCard, card_config, keep, kept_cards, local_cards, read_card, resumable
 from nayer_lib.runs.forecast import projected
+from nayer_lib.runs.new_card import new_card
 from nayer_lib.runs.run import Run
 from nayer_lib.runs.sweep import Sweep, arm_cards
 from nayer_notebooks.statistics import cells

@@ -19,8 +19,8 @@ from nayer_lib.config import fields_of, make_config
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.methods.base import NonFiniteLoss
 from nayer_lib.metrics import convergence, diversity
-from nayer_lib.runs import card as cards
-from nayer_lib.runs.card import card_config, keep, kept_cards, local_cards, read_card
+from nayer_lib.runs.card import card_config, device_name, keep, kept_cards, local_cards, read_card
+from nayer_lib.runs.new_card import commit
 from nayer_lib.runs.run import CURVE, Run
 
 BEST = "best_epoch (chosen on the test set)"
@@ -183,29 +183,29 @@ def test_a_folder_among_the_runs_names_its_run_so_that_keep_finds_it(clone):
 
 
 def test_the_device_is_told_by_its_name(monkeypatch):
-    assert re.search(r"\(\d+ cores\)$", cards.device_name(torch.device("cpu")))
+    assert re.search(r"\(\d+ cores\)$", device_name(torch.device("cpu")))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
-    assert cards.device_name(torch.device("cuda", 1)) == "GPU 1"
+    assert device_name(torch.device("cuda", 1)) == "GPU 1"
 
 
 def test_outside_a_git_clone_the_commit_is_what_the_environment_says(clone, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(clone.parent))
     monkeypatch.delenv("NAYER_COMMIT", raising=False)
-    assert cards.commit() == ""
+    assert commit() == ""
     monkeypatch.setenv("NAYER_COMMIT", "ad1efa0+")
-    assert cards.commit() == "ad1efa0+"
+    assert commit() == "ad1efa0+"
     monkeypatch.setenv("PATH", "")  # no git at all
-    assert cards.commit() == "ad1efa0+"
+    assert commit() == "ad1efa0+"
     monkeypatch.delenv("NAYER_COMMIT")
-    assert cards.commit() == ""
+    assert commit() == ""
 
 
 def test_in_a_clone_the_commit_is_gits_whatever_the_environment_says(monkeypatch):
-    said = cards.commit()
+    said = commit()
     if not said:
         pytest.skip("no git, or no clone")
     monkeypatch.setenv("NAYER_COMMIT", "another")
-    assert cards.commit() == said
+    assert commit() == said
 
 
 # --- a run that does not

@@ -1,0 +1,102 @@
+"""The card of a run at its beginning: what it runs, on what, and with what."""
+
+import dataclasses
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import torch
+
+from .. import __version__, files
+from ..classifiers.black_box import BlackBox
+from ..classifiers.quantised import kib, layers
+from ..distill import Setup
+from ..methods.base import Method
+from .card import REGISTRATION, device_name
+
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "safetensors")
+
+
+def new_card(setup: Setup, run_id: str) -> dict:
+    """The card of a run that starts now: what it runs, on what, and with what."""
+    method, evaluate = setup.method, setup.evaluate
+    config, split, processes = setup.config, evaluate.split, method.ranks.size
+    return {
+        "id": run_id,
+        "status": "running",
+        "started": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "config": dataclasses.asdict(config),
+        "config_sha256": config.hash,
+        "test_split": {
+            "split": split.name,
+            "images": len(split.labels),
+            "sha256": files.tensors_hash({"images": split.images, "labels": split.labels}),
+        },
+        "teacher": {
+            "sha256": files.tensors_hash(evaluate.classifier.net.state_dict()),
+            "accuracy": evaluate.teacher.accuracy,
+        },
+        **({"quantised": of_quantised(setup)} if method.student.quantisation else {}),
+        **of_black_box(setup),
+        "lte": setup.pool and setup.pool.header,
+        "commit": commit(),
+        "registration": os.environ.get(REGISTRATION) or None,
+        "versions": {
+            "nayer_lib": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
+        "device": device_name(method.device) + (f", {processes} processes" if processes > 1 else ""),
+        "processes": processes,
+        **how_computed(method),
+        "threads": torch.get_num_threads(),
+        "curve": [],
+    }
+
+
+def of_quantised(setup: Setup) -> dict:
+    """A card's entry on a quantised student that has not learned yet: its size, and its accuracy, rounding alone.
+
+    "kib" is what it would take if it were stored at its bits, "kib_float" what its float form takes.
+    """
+    student = setup.method.student
+    at_bits, as_float = kib(student.net)
+    return {
+        "layers": len(layers(student.net)),
+        "kib": at_bits,
+        "kib_float": as_float,
+        "accuracy_before_learning": setup.evaluate(student).accuracy,
+    }
+
+
+def of_black_box(setup: Setup) -> dict:
+    """A card's entry on a teacher that is a black box: how it answers, and the images that it was asked about so far.
+
+    "asked" counts those of the method, on all ranks; the evaluation asks about the test images, once and uncounted.
+    """
+    method = setup.method
+    if not isinstance(method.teacher, BlackBox):
+        return {}
+    asked = {"asked": method.ranks.size * method.teacher.asked, "asked_by_evaluation": len(setup.evaluate.split.labels)}
+    return {"black_box": {"answers": method.teacher.answers, **asked}}
+
+
+def how_computed(method: Method) -> dict:
+    """A card's entries on how the steps of a method really ran, and why not as they were asked for."""
+    running = method.running
+    return {"compute": dataclasses.asdict(running.compute)} | ({"fell_back": running.reason} if running.reason else {})
+
+
+def commit() -> str:
+    """The clone's commit, with "+" if files differ from it; outside a clone `$NAYER_COMMIT`, else ""."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(files.data_dir().parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", "nayer_lib") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("NAYER_COMMIT", "")
