@@ -175,9 +175,10 @@ def check(config: Config) -> Config:
     Raises:
         UserError: one sentence that names the field.
     """
-    for field in dataclasses.fields(config):
-        _check(field.name, field.default, getattr(config, field.name))
-    given = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default}
+    values = {field.name: (field.default, getattr(config, field.name)) for field in dataclasses.fields(config)}
+    given = [name for name, (default, value) in values.items() if type(value) is not type(default) or value != default]
+    for name in given:
+        _check(name, *values[name])
     if config.weight_bits is None and (idle := [name for name in QUANTISATION if name in given]):
         raise UserError(f"{idle[0]} is of a quantised student: give weight_bits too.")
     if config.weight_bits is not None and config.student != config.teacher:

@@ -179,12 +179,10 @@ def make_config(
             raise unknown(kind, name, known)
     if variant != "released" and method != "nayer":
         raise UserError(f"the variant {variant!r} is NAYER's text: leave it out for {method}.")
-    for name in overrides:
-        readers = [reader for reader in KINDS if name in fields_of(reader)]
-        if readers and method not in readers:
+    for name in (name for name in overrides if name not in fields_of(method)):
+        if readers := [reader for reader in KINDS if name in fields_of(reader)]:
             raise UserError(f"{method} does not read {name}: of all methods {', '.join(readers)} do.")
-        if not readers:
-            raise unknown(f"config field of {method}", name, fields_of(method))
+        raise unknown(f"config field of {method}", name, fields_of(method))
 
     overrides = {name: tuple(v) if isinstance(v, list) else v for name, v in overrides.items()}  # JSON has no tuples
     schedule = KINDS[method].published if protocol == "published" else {}

@@ -1,6 +1,7 @@
 """What every test runs under: no network, one thread, and nothing written into the clone."""
 
 import atexit
+import copy
 import ipaddress
 import os
 import shutil
@@ -107,8 +108,10 @@ def cifar10_folder(test_data, tmp_path_factory) -> Path:
 @pytest.fixture
 def card() -> dict:
     """A finished run of the quick profile on digits, as it was kept."""
+    from tiny import clone_cards
+
     from nayer_lib.config import make_config
-    from nayer_lib.runs.card import card_config, kept_cards
+    from nayer_lib.runs.card import card_config
     from nayer_notebooks.statistics import seedless
 
-    return next(card for card in kept_cards() if seedless(card_config(card)) == make_config("digits"))
+    return copy.deepcopy(next(card for card in clone_cards() if seedless(card_config(card)) == make_config("digits")))

@@ -2,12 +2,14 @@
 
 import copy
 import dataclasses
+import functools
 import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -15,8 +17,10 @@ from nayer_lib import cli, files
 from nayer_lib.config import Config, fields_of, make_config
 from nayer_lib.distill import Setup, distill, prepare
 from nayer_lib.methods import KINDS
+from nayer_lib.runs.card import kept_cards
 from nayer_notebooks.statistics import Cell, cells
 
+CLONE = files.data_dir()
 TINY = {
     "noise_dim": 16,
     "generator_width": 8,
@@ -58,10 +62,19 @@ def run_all(setup: Setup, start: int = 0):
     return list(distill(setup.method, setup.evaluate, start))
 
 
+@functools.cache
+def clone_cards(split: str = "test") -> list[dict]:
+    """The clone's kept cards, read once, wherever NAYER_DATA points now: a test that changes one changes a copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NAYER_DATA", str(CLONE))
+        return kept_cards(split)
+
+
 def copy_data(target: Path) -> Path:
-    """A clone's data/ and README.md under `target`, for what writes there; returns the copied data folder."""
+    """A clone's data/, without the many cards of sweeps, and README.md under `target`, for what writes there; returns
+    the copied data folder."""
     real = files.data_dir()
-    shutil.copytree(real, target / "data")
+    shutil.copytree(real, target / "data", ignore=shutil.ignore_patterns("*.jsonl"))
     shutil.copyfile(real.parent / "README.md", target / "README.md")
     return target / "data"
 

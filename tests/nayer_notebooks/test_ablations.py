@@ -12,6 +12,7 @@ from pathlib import Path
 import ablation_tables
 import pytest
 from ablation_tables import with_effects
+from tiny import clone_cards
 
 from nayer_lib import files
 from nayer_lib.classifiers.teacher import teacher_path
@@ -19,7 +20,6 @@ from nayer_lib.config import DIVERGENCES, Config, differences, make_config
 from nayer_lib.errors import UserError
 from nayer_lib.generator.latents import COLUMNS
 from nayer_lib.methods import KINDS
-from nayer_lib.runs.card import kept_cards
 from nayer_lib.runs.forecast import budget
 from nayer_lib.runs.sweep import Sweep, arm_cards
 from nayer_lib.text.lte_pool import pool_path
@@ -208,10 +208,10 @@ def empty() -> str:
 @pytest.fixture
 def run():
     """A finished run of a config, as a kept card would tell it."""
-    kept = kept_cards()[0]
+    first = clone_cards()[0]
 
     def made(config: Config, accuracy: float, device: str = "a device", **facts) -> dict:
-        card = copy.deepcopy(kept) | {"device": device, "accuracy_last": accuracy, "accuracy_best": accuracy}
+        card = copy.deepcopy(first) | {"device": device, "accuracy_last": accuracy, "accuracy_best": accuracy}
         card |= {"id": f"{config} {device}", "config": dataclasses.asdict(config)}
         card.pop("metrics", None)
         card["seconds"] = {"synthesis": 30.0, "student": 10.0, "evaluation": 2.0, "total": 42.0}
@@ -474,7 +474,7 @@ def test_table_10_tells_our_memory_and_its_share(run):
 
 def test_a_memory_that_is_never_full_holds_all(run):
     """No share is above 100 %."""
-    page = ablations_page(kept_cards())
+    page = ablations_page(clone_cards())
     told = [row["ours: images in the memory"] for row in sections(page)["Table 10", "digits"]]
     shares = [float(share) for text in told for share in re.findall(r"\(([\d.]+)%\)", text)]
     assert shares and max(shares) < 100
@@ -509,12 +509,13 @@ def test_a_run_stands_in_every_table_that_it_answers_and_in_no_other_problem(run
 
 
 def test_every_table_tells_where_its_numbers_come_from():
-    page = ablations_page(kept_cards())
+    cards = clone_cards()
+    page = ablations_page(cards)
     for sweep in SWEEPS.values():
         [foot] = [line for line in page.splitlines() if f"Sweep: [data/sweeps/{sweep.name}.json]" in line]
         named = re.findall(r"\(\.\./data/runs/(\S+)\)", foot)
         held = "".join((files.data_dir() / "runs" / name).read_text(encoding="utf-8") for name in named)
-        used = [card["id"] for cards in arm_cards(sweep, kept_cards()).values() for card in cards]
+        used = [card["id"] for cards in arm_cards(sweep, cards).values() for card in cards]
         assert all(f'"id": "{name}"' in held for name in used)
         assert bool(named) == bool(used) == ("none yet" not in foot)
 
@@ -541,7 +542,7 @@ def test_the_summary_counts_the_words_without_the_references(run, sweep):
 
 
 def test_all_lines_of_a_table_have_equal_columns(run):
-    for block in ablations_page(kept_cards()).split("\n\n"):
+    for block in ablations_page(clone_cards()).split("\n\n"):
         if block.startswith("|"):
             assert len({line.count("|") for line in block.splitlines()}) == 1
 
@@ -587,7 +588,7 @@ def test_a_document_without_each_row_once_is_told(rows):
 
 
 def test_a_frame_has_the_numbers_of_the_lines():
-    cards = kept_cards()
+    cards = clone_cards()
     lines, table = lines_of("table3", "digits", cards), frame("table3", "digits", cards)
     assert list(table.index) == [line.name for line in lines]
     assert (table["word"] == [line.word for line in lines]).all()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import render
 import result_tables
+from tiny import clone_cards
 
 from nayer_lib.config import make_config
-from nayer_lib.runs.card import kept_cards
 from nayer_notebooks import paper
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tables.md").read_text(encoding="utf-8")
@@ -26,12 +26,12 @@ def tables_page(cards: list[dict]) -> str:
 @pytest.fixture
 def run():
     """A finished full run, as a kept card would tell it."""
-    kept = kept_cards()[0]
+    first = clone_cards()[0]
 
     def made(
         preset="cifar10-wrn40_2-wrn16_2", seed=0, accuracy=0.93, hours=2.0, compute=None, device="a GPU", **config
     ):
-        card = copy.deepcopy(kept) | {"device": device, "accuracy_last": accuracy, "accuracy_best": accuracy + 0.001}
+        card = copy.deepcopy(first) | {"device": device, "accuracy_last": accuracy, "accuracy_best": accuracy + 0.001}
         card["id"] = f"{preset} {seed} {config} {compute} {device}"
         card["config"] = dataclasses.asdict(make_config(preset, seed=seed, **{"profile": "full", **config}))
         card["teacher"]["accuracy"] = 0.949

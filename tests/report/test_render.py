@@ -10,7 +10,7 @@ from ablation_tables import ablations_page, with_effects
 from findings import FINDINGS, findings_page
 from render import draw_results
 from result_tables import bench_table, fill, results_table, tables_page
-from tiny import like
+from tiny import clone_cards, like
 
 from nayer_lib.errors import UserError
 from nayer_lib.runs.card import kept_cards
@@ -57,7 +57,7 @@ def test_the_readmes_picture_is_drawn_from_kept_cards(tmp_path, card):
 
 
 def test_a_finding_has_its_interval_its_n_and_its_word(card):
-    page = findings_page((ROOT / "docs" / "findings.md").read_text(encoding="utf-8"), kept_cards())
+    page = findings_page((ROOT / "docs" / "findings.md").read_text(encoding="utf-8"), clone_cards())
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ") and "?" in line]
     assert [row[0] for row in rows] == [f.asks for f in FINDINGS if "?" in f.asks]
     for asks, _, _, difference, n, word, overturned in rows:

@@ -7,7 +7,7 @@ import warnings
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import copy_data, over, tiny_setup
+from tiny import clone_cards, copy_data, over, tiny_setup
 
 from nayer_lib import __version__, files
 from nayer_lib.classifiers.teacher import load_classifier
@@ -24,7 +24,7 @@ from nayer_notebooks.statistics import cells
 @pytest.fixture
 def card() -> dict:
     """A kept card."""
-    return copy.deepcopy(kept_cards()[0])
+    return copy.deepcopy(clone_cards()[0])
 
 
 def test_a_field_that_is_gone_is_read_without_and_said_once(card):
@@ -49,7 +49,7 @@ def test_a_field_of_another_method_is_no_field_that_is_gone(card):
     card["config"] |= {"bank_size": 5}  # CMI's
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert card_config(card) == card_config(kept_cards()[0])
+        assert card_config(card) == card_config(clone_cards()[0])
         assert card_config(card) in (make_config("digits"), make_config("color_digits"))
 
 

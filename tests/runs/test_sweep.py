@@ -22,7 +22,7 @@ import pytest
 import torch
 from joblib import register_parallel_backend
 from joblib._parallel_backends import ThreadingBackend
-from tiny import TINY, copy_data, read_json, run_all, tiny_config, tiny_setup
+from tiny import TINY, clone_cards, copy_data, read_json, run_all, tiny_config, tiny_setup
 
 from nayer_lib import cli, files
 from nayer_lib.classifiers.teacher import load_classifier
@@ -125,7 +125,7 @@ def test_every_kept_line_of_a_sweep_is_still_a_run_of_one_of_its_arms():
     folder = files.data_dir()
     for path in sorted((folder / "runs").glob("*.jsonl")):
         read = read_sweep(folder / "sweeps" / f"{path.stem}.json")
-        found = {card["id"] for cards in arm_cards(read, kept_cards(read.split)).values() for card in cards}
+        found = {card["id"] for cards in arm_cards(read, clone_cards(read.split)).values() for card in cards}
         lines = path.read_text(encoding="utf-8").splitlines()
         assert {json.loads(line)["id"] for line in lines} <= found, path.name
 
@@ -306,8 +306,7 @@ def test_a_card_of_another_config_stands_for_nothing(write, no_runs, asked):
 
 def test_a_kept_run_is_not_run_again(no_runs, asked):
     """The kit's own presets are kept: seeds 0 to 2 of the quick profile on digits."""
-    kept = [card_config(card) for card in kept_cards()]
-    assert make_config(seed=0) in kept
+    assert make_config(seed=0) in [card_config(card) for card in clone_cards()]
     run_sweep(Sweep("mine", {"preset": [make_config(seed=0), make_config(seed=77)]}))
     assert asked == [("preset", 77)]
 
@@ -966,14 +965,14 @@ def test_a_sweep_that_is_killed_has_kept_what_it_finished(write, tmp_path, monke
     monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))
     path, late = tmp_path / "data" / "runs" / "latents.jsonl", []
 
-    def kept() -> int:
+    def clone_cards() -> int:
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     def until_kept(count):
         deadline = time.monotonic() + 20
-        while kept() < count and time.monotonic() < deadline:
+        while clone_cards() < count and time.monotonic() < deadline:
             time.sleep(0.01)
-        late.extend([count] if kept() < count else [])
+        late.extend([count] if clone_cards() < count else [])
 
     def run(arm, config, *_):
         if config.seed:
@@ -986,7 +985,7 @@ def test_a_sweep_that_is_killed_has_kept_what_it_finished(write, tmp_path, monke
     monkeypatch.setattr(launch, "_run", run)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(read_sweep(write(SPEC, "latents.json")), jobs, keep=True)
-    assert not late and kept() == 2
+    assert not late and clone_cards() == 2
 
 
 # --- the kit's own files
