@@ -8,15 +8,19 @@ SITE := .venv/.installed-site
 # (workers, kernels, commands) would compile what it imports: 3 seconds of CPU for the library, 8 with torch._dynamo.
 QUICK := NAYER_PROFILE=quick OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 
-.PHONY: demo test test-slow notebooks course one-line site drawings report ablations baselines bench lint clean
+.PHONY: demo test coverage test-slow notebooks course one-line site drawings report ablations baselines bench lint clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m nayer_notebooks.demo
 
 test: $(STAMP)
+	@$(QUICK) $(BIN)/pytest -n 2 --dist loadscope -m "not slow" \
+		--nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=300 notebooks tests
+
+# What the quick tests run of the code. Not a part of `make test`, which it would make longer by a third.
+coverage: $(STAMP)
 	@$(QUICK) $(BIN)/pytest -n 2 --dist loadscope -m "not slow" tests \
-		--cov=nayer_lib --cov=nayer_notebooks --cov-report=term:skip-covered --cov-fail-under=90 \
-		--nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=300 notebooks
+		--cov=nayer_lib --cov=nayer_notebooks --cov-report=term:skip-covered --cov-fail-under=90
 
 test-slow: $(STAMP)
 	@$(QUICK) $(BIN)/pytest -m slow tests

@@ -6,6 +6,7 @@ import pytest
 from nayer_lib.compute import Compute
 
 
+@pytest.mark.slow
 def test_both_loops_have_the_same_losses():
     ours = bench.build("cpu", 4, Compute())
     plain, folder = bench.build_plain(ours, "cpu")

@@ -280,14 +280,14 @@ def test_its_memory_is_bounded_where_the_config_says_so(name):
 
 
 BOUNDED = {"memory_size": 30, "generator_life": 1}
-INTERRUPTED = [(name, {}) for name in MAKING] + [(name, BOUNDED) for name in METHODS if fields_of(name) & set(BOUNDED)]
+INTERRUPTED = [(name, {}) for name in MAKING] + [
+    pytest.param(name, BOUNDED, id=f"{name}, bounded, rebuilt", marks=() if name == "nayer" else pytest.mark.slow)
+    for name in METHODS
+    if fields_of(name) & set(BOUNDED)
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    INTERRUPTED,
-    ids=[name + (", bounded, rebuilt" if bound else "") for name, bound in INTERRUPTED],
-)
+@pytest.mark.parametrize(("name", "options"), INTERRUPTED)
 def test_interrupted_is_uninterrupted(name, options):
     """After one epoch and after two; that saving moves nothing is asked where its images are looked at."""
     options = over(options, {"method": name, "epochs": 3, "seed": 3})
@@ -319,7 +319,7 @@ def test_a_state_says_the_same_after_loading(name, ran):
         assert torch.equal(mine.images, other.images) and same([mine.labels], [other.labels])
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_it_runs_in_16_bits(name, making, precision):
     setup = prepare(tiny_config(method=name), device="cpu", compute=Compute(precision))
     before = setup.method.student.net.fc.weight.clone()

@@ -370,6 +370,7 @@ def test_16_bits_change_the_students_loss_by_rounding_alone(precision):
     assert told[1] == pytest.approx(told[0], rel=0.05)
 
 
+@pytest.mark.slow
 def test_its_synthesis_is_compiled_and_its_student_step_is_not(monkeypatch):
     """Through dynamo and its backward pass, code generation left out."""
     original, asked = torch.compile, []

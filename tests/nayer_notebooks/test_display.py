@@ -197,7 +197,7 @@ def test_a_cell_that_is_interrupted_and_run_again_goes_on_to_the_same_student(tm
     from jupyter_client.manager import start_new_kernel
 
     def cell(folder: str) -> str:
-        return CELL.format(runs=str(tmp_path), tests=str(Path(__file__).parent), folder=str(tmp_path / folder))
+        return CELL.format(runs=str(tmp_path), tests=str(Path(__file__).parents[1]), folder=str(tmp_path / folder))
 
     manager, client = start_new_kernel(env={**os.environ, "CI": "", "OMP_NUM_THREADS": "1"})
     try:
