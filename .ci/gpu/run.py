@@ -278,7 +278,8 @@ class Driver:
         """A teacher trained on the images that were carried; how good it is, in words."""
         seconds = min(self.counts["training"][kind], 0.75 * self.limit, 0.2 * self.left)
         images = ["--images", self.work / "train.npz", "--test-images", self.work / "test.npz"] if self.carried else []
-        path.with_name(f"{path.name}.partial").unlink(missing_ok=True)  # of a training that was killed
+        for old in (path, path.with_name(f"{path.name}.partial")):  # the clone's, and that of a killed training
+            old.unlink(missing_ok=True)
         self.call(
             *("-m", "nayer_lib", "teacher", "train", "--dataset", "cifar10", "--network", self.counts["nets"][0]),
             *("--recipe", "short", "--minutes", f"{seconds / 60:.3f}", "--half", "--out", path, *images),

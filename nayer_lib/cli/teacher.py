@@ -82,6 +82,8 @@ def train(
     partial = path.with_name(f"{path.name}.partial")
     if partial.exists() and not resume:
         raise UserError(f"{partial} is an unfinished training: continue it with --resume, or remove it.")
+    if path.exists() and not resume:
+        raise UserError(f"{path} is there already, and would be lost: give --out another file, or remove it.")
     classifier = _begun(start, network, dataset) if start else None
     classifier = (classifier or make_classifier(network, facts.class_names, facts.mean, facts.std, seed)).to(on)
     data = (datasets.load_packed(images, dataset, "train") if images else datasets.load_split(dataset, split)).to(on)

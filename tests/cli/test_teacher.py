@@ -78,6 +78,10 @@ def test_a_trained_teacher_says_how_it_was_made(split, scored_on, half, clone, c
 
 def test_a_teacher_goes_where_distill_finds_it(call, capsys):
     assert call("train", *WRN)[0] == 0 and teacher_path("digits", "wrn10_half").is_file()
+    before = teacher_path("digits", "wrn10_half").read_bytes()
+    status, said = call("train", *WRN, "--seed", 1)
+    assert status == 2 and "wrn10_half.safetensors is there already, and would be lost: give --out another file" in said
+    assert teacher_path("digits", "wrn10_half").read_bytes() == before
     tiny = [f"{name}={value}" for name, value in TINY.items()]
     assert cli.main(["distill", "--device", "cpu", "--set", *tiny, "teacher=wrn10_half"]) == 0
 
@@ -147,7 +151,7 @@ def test_minutes_end_a_training_and_the_header_says_what_was_reached(clone, call
     assert (recipe["epochs"], recipe["minutes"], recipe["one_cycle"]) == (None, 0.02, True)
     assert told["minutes"] == pytest.approx(0.02, abs=0.05) and told["steps"] > 0 and "cores" in told["device"]
     assert told["epochs"] == pytest.approx(told["steps"] / 20, abs=0.01)  # 20 steps an epoch
-    status, said = call("train", *WRN, "--minutes", 0.02, "--recipe", "paper", "--out", path)
+    status, said = call("train", *WRN, "--minutes", 0.02, "--recipe", "paper", "--out", clone / "another.safetensors")
     assert status == 2 and "minutes in place of epochs need a one-cycle recipe" in said
     status, said = call("train", *WRN, "--minutes", 0, "--out", path)
     assert status == 2 and "--minutes must be more than 0, not 0." in said
