@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -309,6 +310,51 @@ def test_seeds_keep_the_epochs_of_the_row_and_what_does_not_fit_is_left_out(driv
     assert len((one.out / "cards.jsonl").read_text().splitlines()) == len(arms)
 
 
+@pytest.fixture
+def kit(driver, tmp_path, monkeypatch):
+    """Puts a program in the place of `python -m nayer_lib sweep`: it finds the sweep's name and data/runs."""
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    (tmp_path / "nayer_lib").mkdir()
+
+    def write(body: str) -> None:
+        said = "import os, signal, sys, time\nfrom pathlib import Path\nname = Path(sys.argv[2]).stem\n"
+        said += "cards = Path(sys.argv[2]).parents[1] / 'runs' / f'{name}.jsonl'\n"
+        (tmp_path / "nayer_lib" / "__main__.py").write_text(said + textwrap.dedent(body))
+
+    one = driver()
+    one.env["PYTHONPATH"] = str(tmp_path)
+    one.counts["sweeps"] = ("first", "second")
+    (one.work / "data" / "runs").mkdir(parents=True)
+    return one, write
+
+
+def test_every_sweeps_cards_come_back(kit):
+    one, write = kit
+    write("cards.write_text('a card\\n' * 3)")
+    assert one.run(("sweeps",)) and results(one)["sweeps"] == "done: first: 3 cards; second: 3 cards"
+    assert (one.out / "second.jsonl").read_text() == "a card\n" * 3
+
+
+def test_a_sweep_that_is_cut_off_ends_its_runs_and_its_cards_come_back(kit, monkeypatch):
+    one, write = kit
+    write("""
+        def ended(*_):
+            cards.with_name("said").write_text("ended like Ctrl-C")
+            raise SystemExit(130)
+
+        signal.signal(signal.SIGINT, ended)
+        cards.write_text("a card\\n")
+        time.sleep(60)
+    """)
+    monkeypatch.setattr(run, "CLOSING", one.left - 3)
+    monkeypatch.setitem(run.LIMITS, "sweeps", (1, None))
+    assert not one.run(("sweeps",))
+    told = results(one)["sweeps"]
+    assert re.match(r"killed with first: 1 cards, killed after \d s; second: 0 cards, not begun; to be gone on", told)
+    assert (one.work / "data" / "runs" / "said").read_text() == "ended like Ctrl-C"
+    assert (one.out / "first.jsonl").read_text() == "a card\n" and not (one.out / "second.jsonl").exists()
+
+
 def test_without_a_teacher_there_is_no_row(driver):
     one = driver()
     one.run(("row",))
@@ -361,7 +407,7 @@ def bare_python(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_whole_run_rehearsed_from_what_would_be_carried(bare_python, test_data, tmp_path):
+def test_the_whole_run_rehearsed_from_what_would_be_carried(bare_python, test_data, cifar10_folder, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for name in ("train_000.webp", "test_000.webp", "train_labels.npz", "test_labels.npz"):
@@ -369,6 +415,7 @@ def test_the_whole_run_rehearsed_from_what_would_be_carried(bare_python, test_da
     table = test_data / "clip-text-embeddings" / "nayer_authors_clip_vitb32.npz"
     carried = tmp_path / "carried"
     words = [GPU / "pack.py", "--images", images, "--table", table, "--train", "0:1", "--test", "--out", carried]
+    words += ["--cifar10", cifar10_folder]
     packed = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     if "pip" in packed.stderr and packed.returncode:
         pytest.skip(f"the wheels could not be had: {packed.stderr.splitlines()[-1]}")

@@ -19,7 +19,14 @@ WHEELS = ("tyro", "typeguard", "docstring-parser")  # of the kit's dependencies,
 
 
 def pack(
-    out: Path, images: Path, table: Path, train: slice, test: bool, teacher: Path | None, wheels: list[str]
+    out: Path,
+    images: Path,
+    table: Path,
+    train: slice,
+    test: bool,
+    cifar10: Path | None,
+    teacher: Path | None,
+    wheels: list[str],
 ) -> None:
     """Fill the folder anew."""
     shutil.rmtree(out, ignore_errors=True)
@@ -28,6 +35,9 @@ def pack(
         copy(path, out / "sheets" / path.name)
     pool = out / "data" / "lte" / "cifar10.clip.a.safetensors"
     kit("lte", "convert", "--dataset", "cifar10", "--released", table, "--out", pool)
+    if cifar10:
+        official = Path("cifar-10-batches-py") / "test_batch"
+        copy(cifar10 / official, out / "datasets" / official)
     if teacher:
         copy(teacher, out / "teacher.safetensors")
     words = ["download", "-q", "--no-deps", "--only-binary=:all:", "-c", ROOT / "constraints.txt", "-d", out / "wheels"]
@@ -69,6 +79,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, required=True, help="an .npz file with CIFAR-10's table of CLIP")
     parser.add_argument("--train", type=numbers, default=slice(0), help="which sheets of the training split, as 0:40")
     parser.add_argument("--test", action="store_true", help="the test split too")
+    parser.add_argument("--cifar10", type=Path, help="the folder of cifar-10-batches-py: its test file, for sweeps")
     parser.add_argument("--teacher", type=Path, help="of another day, for more seeds")
     parser.add_argument("--wheels", nargs="*", default=WHEELS)
     parser.add_argument("--out", type=Path, default=ROOT / "carried")

@@ -42,8 +42,19 @@ TINY = {
     "epochs": {"full": [1, 12], "lab": [1, 12]},
     "seeds": [1],
     "arms": {"z": {"latent": "noise"}},
+    "sweeps": ["rehearsed"],
+    "jobs": 2,
     "copy_every": 1,
     "save_after": 0,
+}
+
+SWEEP = {
+    "preset": "cifar10-resnet20-wrn16_1",
+    "seeds": [0, 1],
+    "compute": {"precision": "fp32", "channels_last": True},
+    "common": {"student": "resnet8", "generator_width": 8, "noise_dim": 16, "generator_batch": 20, "generator_steps": 2}
+    | {"warmup_epochs": 1, "warmup_rounds": 1, "epochs": 1, "rounds": 1, "student_steps": 2, "student_batch": 16},
+    "arms": {"text": {}, "Z": {"latent": "noise"}},
 }
 
 
@@ -122,6 +133,11 @@ def main() -> None:
         with open(tree / "carried" / "SHA256SUMS", "a") as sums:
             sums.write(f"{hashlib.sha256(teacher.read_bytes()).hexdigest()}  {teacher.name}\n")
         finish(start("seeds", "third", work="another day"), out / "third")
+        (tree / "data" / "sweeps" / "rehearsed.json").write_text(json.dumps(SWEEP))
+        finish(start("sweeps", "fourth", work="another day"), out / "fourth")
+        cards = (out / "fourth" / "rehearsed.jsonl").read_text().splitlines()
+        if [json.loads(card)["status"] for card in cards] != ["finished"] * 4:
+            sys.exit(f"{len(cards)} cards of the sweep came back, not 4")
     print(f"rehearsed in {time.monotonic() - began:.0f} s: every stage was done, and a killed row went on")
 
 

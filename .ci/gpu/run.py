@@ -31,6 +31,7 @@ COMMANDS = {
     "smoke": ("unpack", "standin", "smoke", "graphs", "notebook"),
     "row": ("unpack", "teacher", "row"),
     "seeds": ("unpack", "seeds"),
+    "sweeps": ("unpack", "sweeps"),
 }
 COMMANDS["all"] = tuple(dict.fromkeys(stage for stages in COMMANDS.values() for stage in stages))
 NEEDED = {"unpack", "smoke"}  # where one of these fails, what comes after it is left out
@@ -45,6 +46,7 @@ LIMITS = {
     "teacher": (30, 220),
     "row": (60, None),
     "seeds": (60, None),
+    "sweeps": (60, None),
 }
 GRACE = 10  # seconds between SIGTERM and SIGKILL
 CLOSING = 15  # seconds for a run's last metrics, picture and files
@@ -69,6 +71,8 @@ COUNTS = {
         "woRI": {"latent": "noisy_kept"},
         "permuted": {"embedding": "permuted"},
     },
+    "sweeps": ("controls_cifar10", "paper_cifar10", "cpnet_cifar10", "first_rounds_cifar10"),  # of data/sweeps
+    "jobs": 12,  # runs of a sweep at a time: small networks leave most of a GPU idle
     "copy_every": 10,  # epochs
     "save_after": 50,  # times as long as a save takes: a fiftieth of the time goes into saves
 }
@@ -195,8 +199,8 @@ class Driver:
         self.limit = min(self.counts["patience"] * most, self.left) if most else self.left
         return getattr(self, stage)()
 
-    def call(self, *words: str | Path) -> None:
-        """A process of the kit's Python within the stage's limit.
+    def call(self, *words: str | Path, ending: signal.Signals = signal.SIGTERM) -> None:
+        """A process of the kit's Python within the stage's limit, and the signal that then ends it.
 
         Raises:
             Killed: it ran too long, or the command was told to stop, and it did not end whole.
@@ -212,7 +216,7 @@ class Driver:
             while child.poll() is None and not self.stopping and time.monotonic() - began < self.limit:
                 time.sleep(0.05)
             if child.poll() is None:
-                child.terminate()
+                child.send_signal(ending)
                 try:
                     child.wait(GRACE)
                 except subprocess.TimeoutExpired:
@@ -339,6 +343,29 @@ class Driver:
         if not done:
             raise Failed(told)
         return f"done: {done} of {len(runs)} runs ({told})"
+
+    def sweeps(self) -> str:
+        """Registered sweeps, several runs at a time; the finished cards of each come back as data/runs keeps them."""
+        results, data, cut = [], self.work / "data", False
+        for name in self.counts["sweeps"]:
+            sweep, cards, told = data / "sweeps" / f"{name}.json", data / "runs" / f"{name}.jsonl", ""
+            self.limit = self.left - CLOSING
+            if self.stopping or self.limit < LIMITS["sweeps"][0]:
+                told = ", not begun"
+            else:
+                words = ("sweep", sweep, "--jobs", self.counts["jobs"], "--keep")
+                try:
+                    self.call("-m", "nayer_lib", *words, ending=signal.SIGINT)  # like Ctrl-C, which ends its runs too
+                except (Killed, Failed) as error:
+                    told = f", {type(error).__name__.lower()} {error}"
+            cut = cut or bool(told)
+            if cards.is_file():
+                shutil.copyfile(cards, self.out / cards.name)
+            results.append(f"{name}: {len(cards.read_text().splitlines()) if cards.is_file() else 0} cards{told}")
+            print(f"  {results[-1]}", flush=True)
+        if cut:
+            raise Killed(f"with {'; '.join(results)}; to be gone on with while this machine is kept")
+        return f"done: {'; '.join(results)}"
 
     def fastest(self) -> tuple[str, dict]:
         """The kind of steps to take, and what a run with them takes: from smoke.json, or measured now."""
