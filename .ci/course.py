@@ -1,12 +1,14 @@
 """`make course`: a student's and a teacher's edition of the notebooks, in build/course.
 
-The committed notebooks are the one source. In the student's edition the part to write of each cell tagged `solution`
-is a line with a hint, answers are left out, and no cell has an output. The teacher's edition has everything, and behind
-the cells that docs/course/plan.toml names a block: minutes, what tempts, what to expect, what to ask. `--nbgrader` adds
-nbgrader's cell metadata to the student's edition: parts to write as solutions, checks as locked tests of one point.
+The committed notebooks are the one source. In the student's edition the part to write of each cell tagged `solution` is
+a line with a hint, answers are left out, also asserts of what is to be predicted, and no cell has an output. The
+teacher's edition has everything, and behind the cells that docs/course/plan.toml names a block: minutes, what tempts,
+what to expect, what to ask. `--nbgrader` adds nbgrader's cell metadata to the student's edition: parts to write as
+solutions, checks as locked tests of one point.
 """
 
 import argparse
+import ast
 import copy
 import re
 import shutil
@@ -20,7 +22,8 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "docs" / "course"
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
-YOURS = "*Your answer:*"
+YOURS, PREDICTED, CAME_OUT = "*Your answer:*", "*Your prediction:*", "*What came out, and why?*"
+PREDICT = "Predict before you run"
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 
@@ -49,21 +52,44 @@ def without_answers(source: str) -> str:
     return re.sub(r"<details>.*?</details>", YOURS, source, flags=re.DOTALL)
 
 
+def without_asserts(source: str) -> str:
+    """A cell's code without its asserts, which say what comes out."""
+    lines = source.splitlines()
+    for node in reversed(ast.parse(source).body):
+        if isinstance(node, ast.Assert):
+            del lines[node.lineno - 1 : node.end_lineno]
+    return "\n".join(lines)
+
+
 def linked(source: str) -> str:
-    """A text whose links hold in an edition's folder: drawings are copied into it, other files are the repository's."""
-    return source.replace("](../docs/drawings/", "](drawings/").replace("](../", f"]({ADDRESS}/blob/main/")
+    """A text whose links hold in an edition's folder: drawings and documents are copied into it, other files are the
+    repository's."""
+    source = source.replace("](../docs/drawings/", "](drawings/")
+    source = re.sub(r"\]\(\.\./docs/(\w+\.md)", r"](docs/\1", source)
+    return source.replace("](../", f"]({ADDRESS}/blob/main/")
+
+
+def document(text: str) -> str:
+    """A document of docs/ whose links hold in an edition's folder docs/."""
+    text = re.sub(r"\]\(\.\./notebooks/(\d\d_\w+\.ipynb)", r"](../\1", text)
+    text = re.sub(r"\]\(\.\./(?!\d\d_)", f"]({ADDRESS}/blob/main/", text)
+    return text.replace("](drawings/", "](../drawings/")
 
 
 def student(notebook: NotebookNode, nbgrader: bool = False) -> NotebookNode:
-    """The student's edition: holes, no answers, no outputs."""
+    """The student's edition: holes, no answers, no outputs, and no badge, which leads to the answers."""
     made = copy.deepcopy(notebook)
+    predicting = False
     for cell in made.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+            cell.source = without_asserts(cell.source) if predicting else cell.source
         elif "answer" in tags(cell):
-            cell.source = YOURS
+            cell.source, predicting = CAME_OUT, False
         else:
-            cell.source = without_answers(cell.source)
+            predicting = predicting or PREDICT in cell.source
+            cell.source = re.sub(r"\[!\[Open in Colab\].*\n\n", "", without_answers(cell.source))
+            cell.source += f"\n\n{PREDICTED}" if PREDICT in cell.source else ""
         if "solution" in tags(cell):
             cell.source = hole(cell.source)
             cell.metadata.tags = ["todo" if tag == "solution" else tag for tag in tags(cell)]
@@ -122,7 +148,7 @@ def quiz(notebooks: dict[str, NotebookNode]) -> str:
     asked = []
     for name, notebook in notebooks.items():
         for place, cell in enumerate(notebook.cells):
-            if "Predict before you run" in cell.source:
+            if PREDICT in cell.source:
                 prompt = cell.source[cell.source.index("> **Predict") :]
                 told = next(c.source for c in notebook.cells[place + 1 :] if "answer" in tags(c))
                 key = re.search(r"^It was (\([a-d]\))", told, re.M)[1]
@@ -142,6 +168,12 @@ def main() -> int:
         folder.mkdir(parents=True)
         shutil.copy(SOURCE / "setup.md", folder / "SETUP.md")
         shutil.copytree(ROOT / "docs" / "drawings", folder / "drawings", ignore=shutil.ignore_patterns("*.py", "__*"))
+        (folder / "docs").mkdir()
+        for path in sorted((ROOT / "docs").glob("*.*")):
+            if path.suffix == ".md":
+                (folder / "docs" / path.name).write_text(document(path.read_text(encoding="utf-8")), encoding="utf-8")
+            elif path.suffix == ".png":
+                shutil.copy(path, folder / "docs")
         for name, notebook in notebooks.items():
             made = teacher(notebook, notes_of(plan, name))
             if edition == "student":

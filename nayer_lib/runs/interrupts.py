@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-LINE = b"\nstopping at the end of this epoch, to be resumed; a second Ctrl-C stops at once\n"
+LINE = b"\nstopping at the end of this epoch, to be resumed; a second interrupt stops at once\n"
 
 
 @contextlib.contextmanager

@@ -191,7 +191,8 @@ def watch(
             picture.show(_progress(config, points, 100 * teacher_accuracy, method))
             if not quiet:
                 seconds = (time.perf_counter() - begun) / len(seen) * (config.total_epochs - done)
-                left = "done" if last else f"about {seconds:.0f} s left"
+                stopped = getattr(epochs, "stopped", False)
+                left = "done" if last else "stopped" if stopped else f"about {seconds:.0f} s left"
                 words = f"epoch {done} of {config.total_epochs}, warm-up included; {left}"
                 told.show({"text/plain": words}, raw=True)
     if getattr(epochs, "stopped", False):

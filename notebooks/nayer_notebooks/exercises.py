@@ -9,7 +9,8 @@ import torch
 
 from nayer_lib.errors import UserError
 
-SIGN, LEFT_OUT = -1.0, "not written yet: fill in the lines marked TODO in the cell above, and run both cells."
+SIGN, FEW = -1.0, 8  # a factor; so many numbers are shown one by one
+LEFT_OUT = "not written yet, or not returned: fill in the lines marked TODO in the cell above, and run both cells."
 
 
 class Wrong(AssertionError):
@@ -39,7 +40,7 @@ def check(
     if isinstance(expected, str):
         if yours != expected:
             raise Wrong(f"{name}: yours is {yours!r}, expected {expected!r}.")
-        print(f"{name}: {yours!r}, as expected")
+        print(f"{name}: right, {yours!r}")
         return
     theirs = torch.as_tensor(expected).detach().double().cpu()
     try:
@@ -53,20 +54,26 @@ def check(
     def equal(factor: float) -> bool:
         return bool((ours * factor - theirs).abs().max() <= allowed)
 
-    told = f"{name}: yours {_short(ours)}, expected {_short(theirs)}"
+    told = f"yours {_short(ours)}, expected {_short(theirs)}"
     if equal(1.0):
-        print(told)
+        print(f"{name}: right ({told})")
         return
     known = {SIGN: "the sign is turned round", **(mistakes or {})}
     hints = [f" ({hint})" for factor, hint in known.items() if equal(factor)]
-    raise Wrong(f"{told}{hints[0] if hints else ''}.")
+    if (ours.flatten().sort().values - theirs.flatten().sort().values).abs().max() <= allowed:
+        hints.append(" (the right numbers in another order)")
+    if ours.numel() > FEW:
+        place = torch.unravel_index((ours - theirs).abs().argmax(), ours.shape)
+        told += f"; most of all at {(*map(int, place),)}: {ours[place].item():.4g}, expected {theirs[place].item():.4g}"
+    raise Wrong(f"{name}: {told}{hints[0] if hints else ''}.")
 
 
 def _short(values: torch.Tensor) -> str:
-    """A number, or what an array is like."""
-    if not values.ndim:
-        return f"{values.item():.4g}"
-    return f"{(*values.shape,)} numbers with mean {values.mean().item():.4g}"
+    """A number, a few, or what a larger array is like."""
+    if values.numel() > FEW:
+        return f"{(*values.shape,)} numbers with mean {values.mean().item():.4g}"
+    numbers = ", ".join(f"{value:.4g}" for value in values.flatten().tolist())
+    return f"({numbers})" if values.ndim else numbers
 
 
 def one_line(function: Callable, old: str, new: str) -> Callable:

@@ -23,7 +23,7 @@ from nayer_notebooks.exercises import Wrong, check, one_line
 )
 def test_what_is_right_passes_and_both_are_printed(yours, expected, capsys):
     check("L_S", yours, expected)
-    assert capsys.readouterr().out.startswith("L_S: ")
+    assert capsys.readouterr().out.startswith("L_S: right")
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,20 @@ def test_a_wrong_word_is_said():
         check("nearest", "cat", "truck")
 
 
-def test_arrays_are_told_by_their_shape_and_mean(capsys):
-    check("Z(e)", torch.full((2, 2), 0.5), torch.full((2, 2), 0.5))
-    told = "(2, 2) numbers with mean 0.5"
-    assert capsys.readouterr().out == f"Z(e): yours {told}, expected {told}\n"
+def test_a_few_numbers_are_shown_and_more_are_told_by_their_shape_and_mean(capsys):
+    for size, told in ((2, "(0.5, 0.5, 0.5, 0.5)"), (3, "(3, 3) numbers with mean 0.5")):
+        check("Z(e)", torch.full((size, size), 0.5), torch.full((size, size), 0.5))
+        assert capsys.readouterr().out == f"Z(e): right (yours {told}, expected {told})\n"
+
+
+def test_numbers_of_one_mean_are_told_apart():
+    with pytest.raises(Wrong, match=r"yours \(1, 4\), expected \(2, 3\)\.$"):
+        check("interval", (1.0, 4.0), (2.0, 3.0))
+    with pytest.raises(Wrong, match=r"expected \(3, 2\) \(the right numbers in another order\)\.$"):
+        check("pair", (2, 3), (3, 2))
+    rows = torch.arange(10.0)
+    with pytest.raises(Wrong, match=r"mean 4.5; most of all at \(0,\): 9, expected 0 \(the right numbers in another"):
+        check("rows", rows.flip(0), rows)
 
 
 def last_weights(function) -> torch.Tensor:
