@@ -9,7 +9,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -256,17 +256,23 @@ def _read(files: Labelled, size: int, channels: int = 3, shorter_side: int | Non
     return Split(images, torch.tensor([label for _, label in files]))
 
 
-def _digits(split: str) -> Split:
-    """scikit-learn's 1,797 8x8 grey digits (UCI) in a fixed stratified split: 1000 + 297 train, 500 test."""
+@cache
+def _drawings() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Images (1797, 8, 8) from 0 to 16, labels, and the places of each split: the same in every call."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
     train, test = train_test_split(np.arange(1797), test_size=500, stratify=bunch.target, random_state=0)
     fit, validation = train_test_split(train, test_size=297, stratify=bunch.target[train], random_state=0)
-    chosen = {"train": train, "fit": fit, "validation": validation, "test": test}[split]
-    images = torch.from_numpy(bunch.images[chosen] * 255 / 16).round().to(torch.uint8)
-    return Split(images.unsqueeze(1), torch.from_numpy(bunch.target[chosen]).long())
+    return bunch.images, bunch.target, {"train": train, "fit": fit, "validation": validation, "test": test}
+
+
+def _digits(split: str) -> Split:
+    """scikit-learn's 1,797 8x8 grey digits (UCI) in a fixed stratified split: 1000 + 297 train, 500 test."""
+    images, labels, places = _drawings()
+    chosen = torch.from_numpy(images[places[split]] * 255 / 16).round().to(torch.uint8)
+    return Split(chosen.unsqueeze(1), torch.from_numpy(labels[places[split]]).long())
 
 
 def _color_digits(split: str) -> Split:

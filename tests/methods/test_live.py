@@ -119,7 +119,7 @@ def test_its_images_for_the_student_carry_no_gradient_back(name):
     assert all(p.grad is None for p in method.generator.parameters())
 
 
-@pytest.mark.parametrize("protocol", ["equal", "published"])
+@pytest.mark.parametrize("protocol", ["equal", pytest.param("published", marks=pytest.mark.slow)])
 def test_the_documented_steps_really_happen(name, protocol):
     equal = {"student_steps": 6, "generator_steps": 2}  # in turns: two of three steps each
     counts = {"epochs": 2} | (equal if protocol == "equal" else {"repeats": 2})
