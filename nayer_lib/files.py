@@ -88,9 +88,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict) -> None:
-    """Write named tensors and their provenance as one safetensors file."""
+def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict, half: bool = False) -> None:
+    """Write named tensors and their provenance as one safetensors file; `half` rounds numbers to float16."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if half:
+        tensors = {name: x.half() if x.is_floating_point() else x for name, x in tensors.items()}
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})

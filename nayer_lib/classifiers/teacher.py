@@ -200,10 +200,7 @@ def save_classifier(path: Path, classifier: Classifier, half: bool = False, **pr
     }
     if classifier.quantisation:
         header["quantisation"] = dataclasses.asdict(classifier.quantisation)
-    weights = classifier.net.state_dict()
-    if half:
-        weights = {name: x.half() if x.is_floating_point() else x for name, x in weights.items()}
-    files.save_tensors(path, weights, header)
+    files.save_tensors(path, classifier.net.state_dict(), header, half)
 
 
 def load_classifier(path: Path) -> Classifier:

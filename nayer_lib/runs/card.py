@@ -236,7 +236,6 @@ def keep(run_id: str, student: bool = False) -> Path:
             shutil.copyfile(folder / "images.png", temporary)
     if student:
         weights, header = files.load_tensors(folder / "student.safetensors")
-        half = {name: x.half() if x.is_floating_point() else x for name, x in weights.items()}
-        files.save_tensors(target.with_suffix(".safetensors"), half, header)
+        files.save_tensors(target.with_suffix(".safetensors"), weights, header, half=True)
     files.write_text(target, json.dumps(card, indent=1) + "\n")
     return target
