@@ -17,7 +17,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("00", "04", "01", "02", "03", "05", "06", "07", "08")  # as they are taught; others come after
-PACKAGES = (ROOT / "nayer_lib", ROOT / "notebooks" / "nayer_notebooks")
+PACKAGES = (ROOT / "nayer_lib", ROOT / "notebooks" / "nayer_beyond", ROOT / "notebooks" / "nayer_notebooks")
 NO_PAGE = ("__main__.py", "preload.py")  # they do something when they are imported
 BADGE = re.compile(r"!\[Open in Colab\]\(https://[^)]+\)")
 LOCAL_BADGE = "![Open this notebook in Colab](../colab-badge.svg)"

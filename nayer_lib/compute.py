@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from .classifiers import build
-from .classifiers.black_box import BlackBox
 from .classifiers.folding import fold_batch_norms
 from .classifiers.teacher import Classifier
 from .errors import UserError, unknown
@@ -156,14 +155,14 @@ def fix_shapes(device: torch.device) -> None:
 def folded(teacher: Classifier, image_shape: tuple[int, int, int]) -> Classifier:
     """A teacher that gives the same answers sooner: BatchNorm folded into the convolutions, channels last.
 
-    For the student phase, which does not read the teacher's BatchNorm inputs. A black box, a network that torch.fx
-    cannot trace, or one whose folded form gives other answers, is returned as it is. The two networks are compared in
-    64 bits, because a GPU rounds 32-bit products to 10 bits.
+    For the student phase, which does not read the teacher's BatchNorm inputs. A teacher that only answers, a network
+    that torch.fx cannot trace, or one whose folded form gives other answers, is returned as it is. The two networks are
+    compared in 64 bits, because a GPU rounds 32-bit products to 10 bits.
 
     Args:
         image_shape: (C, H, W) of the images on which the two networks are compared.
     """
-    if isinstance(teacher, BlackBox):
+    if teacher.answers_alone:
         return teacher
     images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(teacher.device).double()
     fast = copy.deepcopy(teacher)

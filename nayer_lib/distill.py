@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from .classifiers.black_box import BlackBox
 from .classifiers.check import check_teacher
 from .classifiers.quantised import quantisation_of, quantised
 from .classifiers.teacher import Classifier, load_teacher, make_classifier
@@ -151,7 +150,7 @@ def prepare(
     ranks = ranks or find_ranks(device)
     if isinstance(teacher, torch.nn.Module) and not isinstance(teacher, Classifier):
         raise UserError("a teacher is a Classifier: wrap yours as Classifier(net, class_names, mean, std).")
-    if isinstance(teacher, BlackBox):
+    if isinstance(teacher, Classifier) and teacher.answers_alone:
         raise UserError(
             "a black box is made by the method stealing, of a teacher that is whole, as evaluation needs it: pass the "
             "teacher itself."

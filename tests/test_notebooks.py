@@ -340,7 +340,7 @@ def test_a_document_that_a_text_names_is_linked(cells):
 
 def test_references_are_those_of_the_methods_and_well_formed():
     told = {row["key"]: (row["name"], row["citation"]) for row in references()}
-    methods = METHODS | {"kd": WithData}
+    methods = {**METHODS, "kd": WithData}
     assert {key: (method.name, method.citation) for key, method in methods.items()}.items() <= told.items()
     form = re.compile(r"https://(arxiv\.org/abs/\d{4}\.\d{4,5}|doi\.org/10\.\S+|(cvpr|iccv)\.thecvf\.com/\S+|openreview\.net/forum\?id=\w+)")
     assert all(row["title"] and form.fullmatch(row["address"]) for row in references())

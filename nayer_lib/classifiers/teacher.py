@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,10 @@ class Classifier(nn.Module):
     Attributes:
         accuracy: in [0, 1], by split, as the file that it was read from states it; {} if nothing does.
         quantisation: how its network is quantised; None if it is not.
+        answers_alone: whether its answers are all that is to be had: no layer, no gradient.
     """
+
+    answers_alone: ClassVar[bool] = False
 
     def __init__(
         self, net: nn.Module, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float], name: str = ""

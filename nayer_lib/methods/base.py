@@ -14,7 +14,6 @@ from torch import Tensor
 from .. import losses
 from ..augment import crop_and_flip
 from ..base_config import Config
-from ..classifiers.black_box import BlackBox
 from ..classifiers.teacher import Classifier
 from ..compute import Compute, fix_shapes, folded
 from ..datasets import DataSet, dataset
@@ -149,7 +148,7 @@ class Method:
     ):
         if teacher.class_names != student.class_names:
             raise UserError("teacher and student must have the same class names in the same order.")
-        if isinstance(teacher, BlackBox) and not self.black_box:
+        if teacher.answers_alone and not self.black_box:
             raise UserError(
                 f"{self.name} needs its teacher's gradient or layers, which a black box does not give: take stealing."
             )
@@ -260,6 +259,10 @@ class Method:
     def held(self) -> int:
         """Images in the memory, on all ranks together: every rank holds the same number."""
         return self.ranks.size * len(self.memory)
+
+    def on_card(self) -> dict:
+        """What a run's card says of the method beside its config, after each epoch."""
+        return {}
 
     def state_dict(self) -> dict:
         """Everything that decides what happens next, where this process is alone."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 
@@ -42,46 +42,6 @@ def total_variation(x: Tensor) -> Tensor:
     falling = x[..., 1:, 1:] - x[..., :-1, :-1]
     rising = x[..., :-1, 1:] - x[..., 1:, :-1]
     return sum(torch.linalg.vector_norm(differences) for differences in (down, right, falling, rising))
-
-
-def image_statistics(maps: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """How far each image's own statistics are from given ones, the mean over images of (Cai et al. 2020)
-
-        ||mean_b - mean||^2 + ||std_b - std||^2
-
-    mean_b and std_b are over the places of one image; both std are sqrt(var + 1e-6), as in the authors' code, whose
-    var_b divides by the places less one.
-
-    Args:
-        maps: (B, C, ...), a layer's or the images themselves.
-        mean, var: (C,).
-    """
-    places = maps.float().reshape(*maps.shape[:2], -1)
-    own_var, own_mean = torch.var_mean(places, 2, correction=0)
-    apart = (own_mean - mean).square() + ((own_var + 1e-6).sqrt() - (var + 1e-6).sqrt()).square()
-    return apart.sum(1).mean()
-
-
-def relations(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """What ZAQ compares of a stage's maps (B, C, H, W): two maps (B, C, H W) in which places, or channels, are mixed.
-
-        places:    F + 0.1 F A,   A = softmax of F^T F, so that the weights of each place add up to 1
-        channels:  F + 0.1 D F,   D = softmax of (largest of a row of F F^T) - F F^T, rows adding up to 1
-
-    F are the maps at length 1 over channels (Liu et al. 2021; the modules are those of Fu et al. 2019).
-    """
-    f = F.normalize(maps.float().flatten(2))
-    of_places = (f.transpose(1, 2) @ f).softmax(1)
-    gram = f @ f.transpose(1, 2)
-    of_channels = (gram.amax(2, keepdim=True) - gram).softmax(2)
-    return f + 0.1 * f @ of_places, f + 0.1 * of_channels @ f
-
-
-def relation_distance(of_teacher: Iterable[Tensor], of_student: Iterable[Tensor]) -> Tensor:
-    """CRM of ZAQ: the sum over stages of the mean |difference| of both `relations`."""
-    pairs = zip(of_teacher, of_student, strict=True)
-    apart = [(a - b).abs().mean() for t, s in pairs for a, b in zip(relations(t), relations(s), strict=True)]
-    return torch.stack(apart).sum()
 
 
 def information_entropy(t: Tensor) -> Tensor:
@@ -167,15 +127,3 @@ def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """
     similarity = query @ key.detach().T / temperature
     return F.cross_entropy(similarity, torch.arange(len(query), device=query.device), reduction="none")
-
-
-def recoloured(f: Tensor, var: Tensor, mean: Tensor, norm: nn.Module) -> Tensor:
-    """f (B, C, H, W) with a BatchNorm layer's running statistics in place of var and mean (C,), without gradient."""
-    var, mean, to_var, to_mean = (x.view(-1, 1, 1) for x in (var, mean, norm.running_var, norm.running_mean))
-    return ((f.float() - mean) * ((to_var + 1e-5) / (var + 1e-5)).sqrt() + to_mean).detach()
-
-
-def head_inverse(weight: Tensor) -> Tensor:
-    """W+ (K, d): the pseudo-inverse of the transposed head W (K, d), singular values of at least 0.1."""
-    u, singular, v = torch.linalg.svd(weight, full_matrices=False)
-    return u / singular.clamp(min=0.1) @ v

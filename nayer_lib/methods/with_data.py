@@ -1,13 +1,38 @@
 """Distillation WITH the data: the ceiling that every data-free method is measured against. Not one of METHODS."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..base_config import Config
 from ..classifiers.teacher import Classifier
 from ..compute import Compute
 from ..datasets import DataSet, Split
 from ..ranks import Ranks
-from .rounding import NoSynthesis, NoSynthesisConfig
+from .base import Method, SynthesisReport
+
+
+@dataclass(frozen=True)
+class NoSynthesisConfig(Config):
+    """Methods without synthesis: what decides it are constants."""
+
+    rounds: ClassVar[int] = 0
+    warmup_rounds: ClassVar[int | None] = None
+    warmup_epochs: ClassVar[int] = 0
+    epochs_include_warmup: ClassVar[bool] = False
+    generator_batch: ClassVar[int] = 0
+    generator_steps: ClassVar[int] = 0
+    generator_lr: ClassVar[float] = 0.0
+    generator_betas: ClassVar[tuple[float, float]] = (0.0, 0.0)
+    alpha_cls: ClassVar[float] = 0.0
+    augment_synthesis: ClassVar[bool] = False
+
+
+class NoSynthesis(Method):
+    """A method without synthesis rounds."""
+
+    def synthesize(self, epoch: int) -> SynthesisReport:
+        """Nothing to make."""
+        return SynthesisReport(steps=0, images=0, ce_per_step=[], bn=0.0, adv=0.0, seconds=0.0)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from importlib.metadata import version
 import torch
 
 from .. import __version__, files
-from ..classifiers.black_box import BlackBox
 from ..classifiers.quantised import kib, layers
 from ..distill import Setup
 from ..methods.base import Method
 from .card import REGISTRATION, device_name
 
+SOURCES = ("nayer_lib", "notebooks/nayer_beyond")  # a change in them is a "+" behind the commit
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "safetensors")
 
 
@@ -39,7 +39,7 @@ def new_card(setup: Setup, run_id: str) -> dict:
             "accuracy": evaluate.teacher.accuracy,
         },
         **({"quantised": of_quantised(setup)} if method.student.quantisation else {}),
-        **of_black_box(setup),
+        **method.on_card(),
         "lte": setup.pool and setup.pool.header,
         "commit": commit(),
         "registration": os.environ.get(REGISTRATION) or None,
@@ -71,18 +71,6 @@ def of_quantised(setup: Setup) -> dict:
     }
 
 
-def of_black_box(setup: Setup) -> dict:
-    """A card's entry on a teacher that is a black box: how it answers, and the images that it was asked about so far.
-
-    "asked" counts those of the method, on all ranks; the evaluation asks about the test images, once and uncounted.
-    """
-    method = setup.method
-    if not isinstance(method.teacher, BlackBox):
-        return {}
-    asked = {"asked": method.ranks.size * method.teacher.asked, "asked_by_evaluation": len(setup.evaluate.split.labels)}
-    return {"black_box": {"answers": method.teacher.answers, **asked}}
-
-
 def how_computed(method: Method) -> dict:
     """A card's entries on how the steps of a method really ran, and why not as they were asked for."""
     running = method.running
@@ -97,6 +85,6 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", "nayer_lib") else "")
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", *SOURCES) else "")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("NAYER_COMMIT", "")

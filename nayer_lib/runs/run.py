@@ -21,7 +21,7 @@ from ..methods.base import Paused
 from .card import card_config, new_id, read_card
 from .lock import lock, unlock
 from .measured import convergence_and_diversity, draw_images, judged, transductive
-from .new_card import how_computed, new_card, of_black_box
+from .new_card import how_computed, new_card
 
 CURVE = ("epoch", "images", "ce_first", "ce_last", "student_loss", "accuracy", "agreement", "kl", "nll", "seconds")
 PHASES = ("synthesis", "student", "evaluation")
@@ -229,7 +229,7 @@ class Run:
         if epoch.scores:
             row |= {name: getattr(epoch.scores, name) for name in ("accuracy", "agreement", "kl", "nll")}
         self.card["curve"].append(row)
-        self.card |= how_computed(self.setup.method) | of_black_box(self.setup)
+        self.card |= how_computed(self.setup.method) | self.setup.method.on_card()
         try:
             _add_rows(self.folder / "curve.csv", [row])
         except OSError as error:

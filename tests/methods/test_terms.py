@@ -16,13 +16,11 @@ from nayer_lib.methods.terms import (
     adversarial_js,
     attention_transfer,
     from_standard_normal,
-    head_inverse,
     info_nce,
     information_entropy,
     jensen_shannon,
     logit_distance,
     posterior_divergence,
-    recoloured,
     total_variation,
 )
 
@@ -190,33 +188,3 @@ def test_info_nce_moves_the_queries_and_not_the_keys():
     query, key = directions(0), directions(1)
     to_query, to_key = gradients(info_nce(query, key, 0.5).sum(), query, key)
     assert to_query.any() and not to_key.any()
-
-
-# --- CPNet
-
-
-def test_recoloured_maps_have_the_running_statistics():
-    norm, f = torch.nn.BatchNorm2d(4), torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * 2 + 1
-    norm.running_mean.copy_(torch.tensor([0.0, 1.0, -2.0, 5.0]))
-    norm.running_var.copy_(torch.tensor([1.0, 4.0, 0.25, 9.0]))
-    f = f.requires_grad_()
-    var, mean = torch.var_mean(f, (0, 2, 3), correction=0)
-    target = recoloured(f, var, mean, norm)
-    torch.testing.assert_close(target.mean((0, 2, 3)), norm.running_mean, atol=1e-5, rtol=0)
-    torch.testing.assert_close(target.var((0, 2, 3), correction=0), norm.running_var, atol=1e-3, rtol=0)
-    by_hand = (f - mean.view(-1, 1, 1)) / var.sqrt().view(-1, 1, 1) * norm.running_var.sqrt().view(-1, 1, 1)
-    torch.testing.assert_close(target, by_hand.detach() + norm.running_mean.view(-1, 1, 1), atol=1e-4, rtol=1e-3)
-    assert not target.requires_grad
-    assert recoloured(torch.zeros(2, 4, 3, 3), torch.zeros(4), torch.zeros(4), norm).isfinite().all()
-
-
-def test_the_heads_inverse_undoes_it_where_no_singular_value_is_clamped():
-    weight = torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
-    assert torch.linalg.svdvals(weight).min() > 0.1
-    torch.testing.assert_close(head_inverse(weight) @ weight.T, torch.eye(10), atol=1e-5, rtol=0)
-    torch.testing.assert_close(head_inverse(weight), torch.linalg.pinv(weight.T), atol=1e-5, rtol=0)
-
-
-def test_small_singular_values_count_as_a_tenth():
-    weight = torch.diag(torch.tensor([2.0, 0.05]))
-    torch.testing.assert_close(head_inverse(weight), torch.diag(torch.tensor([0.5, 10.0])))

@@ -18,8 +18,8 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 from tiny import tiny_config, tiny_setup
 
+from nayer_beyond.black_box import BlackBox
 from nayer_lib.base_config import NayerConfig
-from nayer_lib.classifiers.black_box import BlackBox
 from nayer_lib.config import PROFILES, VARIANTS, make_config
 from nayer_lib.distill import distill
 from nayer_lib.errors import UserError

@@ -7,12 +7,11 @@ import torch
 from tiny import tiny_setup
 from torch import nn
 
+from nayer_beyond.zaq import ZAQ, relation_distance, relations
 from nayer_lib.classifiers.teacher import tapped
 from nayer_lib.config import make_config
 from nayer_lib.errors import UserError
 from nayer_lib.methods.base import Batch
-from nayer_lib.methods.terms import relation_distance, relations
-from nayer_lib.methods.zaq import ZAQ
 
 
 def tiny_zaq(**overrides) -> ZAQ:

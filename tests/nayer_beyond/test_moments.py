@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
+from nayer_beyond.equalisation import given_by_batch_norm
+from nayer_beyond.moments import Moments, inputs_of_layers, through
 from nayer_lib.classifiers.folding import fold_batch_norms, give_biases
 from nayer_lib.classifiers.teacher import load_teacher, make_classifier, tapped
 from nayer_lib.datasets import load_split
 from nayer_lib.errors import UserError
-from nayer_lib.methods.equalisation import given_by_batch_norm
-from nayer_lib.methods.moments import Moments, inputs_of_layers, through
 
 few = settings(max_examples=40, deadline=None, database=None)
 

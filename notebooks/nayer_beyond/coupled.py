@@ -1,7 +1,9 @@
-"""A generator that runs through a teacher's layers backwards, its maps of the same shapes as the teacher's (CPNet)."""
+"""CPNet's generator, which runs through a teacher's layers backwards, its maps of the same shapes as the teacher's, and
+what the two are aligned by."""
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 
@@ -28,3 +30,15 @@ class CoupledGenerator(nn.Module):
         for block in self.blocks:
             latent = block(latent)
         return self.end(latent).float().sigmoid()
+
+
+def recoloured(f: Tensor, var: Tensor, mean: Tensor, norm: nn.Module) -> Tensor:
+    """f (B, C, H, W) with a BatchNorm layer's running statistics in place of var and mean (C,), without gradient."""
+    var, mean, to_var, to_mean = (x.view(-1, 1, 1) for x in (var, mean, norm.running_var, norm.running_mean))
+    return ((f.float() - mean) * ((to_var + 1e-5) / (var + 1e-5)).sqrt() + to_mean).detach()
+
+
+def head_inverse(weight: Tensor) -> Tensor:
+    """W+ (K, d): the pseudo-inverse of the transposed head W (K, d), singular values of at least 0.1."""
+    u, singular, v = torch.linalg.svd(weight, full_matrices=False)
+    return u / singular.clamp(min=0.1) @ v

@@ -25,10 +25,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from ..classifiers.folding import fold_batch_norms, give_biases
-from ..classifiers.quantised import Quantisation, quantise
-from ..classifiers.teacher import Classifier
-from ..errors import UserError
+from nayer_lib.classifiers.folding import fold_batch_norms, give_biases
+from nayer_lib.classifiers.quantised import Quantisation, quantise
+from nayer_lib.classifiers.teacher import Classifier
+from nayer_lib.errors import UserError
+
 from .equalisation import absorb, correct, equalise, given_by_batch_norm, neighbours
 from .moments import Moments, inputs_of_layers
 from .rounding import Rounding, RoundingConfig

@@ -9,15 +9,15 @@ from tiny import run_all, same, tiny_setup
 from torch import nn
 from torch.nn import functional as F
 
-from nayer_lib.augment import jitter
+from nayer_beyond import cpnet
+from nayer_beyond.coupled import CoupledGenerator
+from nayer_beyond.cpnet import CPNet, nodes
+from nayer_beyond.views import jitter
 from nayer_lib.classifiers.teacher import Classifier, make_classifier, tapped
 from nayer_lib.compute import Compute
 from nayer_lib.config import TABLE8, fields_of, make_config
 from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError
-from nayer_lib.generator.coupled import CoupledGenerator
-from nayer_lib.methods import terms
-from nayer_lib.methods.cpnet import CPNet, nodes
 from nayer_lib.methods.round import SynthesisBatch
 
 OFF = {"coupled_generator": False, "alpha_x": 0.0, "cutmix": 0.0, "jitter": 0.0, "alpha_align": 0.0}
@@ -151,7 +151,7 @@ def test_l_x_by_hand_and_its_gradient_reaches_g_alone():
 
 def test_l_x_is_0_on_its_own_target(monkeypatch):
     method = made()
-    monkeypatch.setattr(terms, "recoloured", lambda f, var, mean, norm: next(maps))
+    monkeypatch.setattr(cpnet, "recoloured", lambda f, var, mean, norm: next(maps))
     blocks = method.generator[1].blocks
     with tapped(blocks) as x:
         method.generator(torch.arange(20) % 10)
@@ -161,8 +161,8 @@ def test_l_x_is_0_on_its_own_target(monkeypatch):
 
 def test_from_the_second_round_on_the_statistics_are_mixed_with_the_memory(monkeypatch):
     method, asked = made(bn_momentum=0.9), []
-    real = terms.recoloured
-    monkeypatch.setattr(terms, "recoloured", lambda f, *of: asked.append((f, *of)) or real(f, *of))
+    real = cpnet.recoloured
+    monkeypatch.setattr(cpnet, "recoloured", lambda f, *of: asked.append((f, *of)) or real(f, *of))
     for _ in range(2):
         method.synthesize(0)
         memory = [[x.clone() for x in pair] for pair in method.bn_loss.memory]
@@ -226,7 +226,7 @@ def test_l_align_by_hand():
     method = made()
     batch, found, loss, _, _ = looked(method)
     head = method.teacher.head()
-    inverse = terms.head_inverse(head.weight)
+    inverse = cpnet.head_inverse(head.weight)
     d = math.log(0.9 * 9 / 0.1)
     assert d == pytest.approx(4.39, abs=0.01) and math.log(0.9 * 99 / 0.1) == pytest.approx(6.79, abs=0.01)
     wanted = (d * F.one_hot(batch.labels, 10) - head.bias) @ inverse

@@ -22,11 +22,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..classifiers.folding import with_batch_statistics
-from ..errors import UserError
-from ..memory import Memory
-from .base import Batch, Examples
-from .rounding import NoSynthesis, NoSynthesisConfig
+from nayer_lib.classifiers.folding import with_batch_statistics
+from nayer_lib.errors import UserError
+from nayer_lib.memory import Memory
+from nayer_lib.methods.base import Batch, Examples
+from nayer_lib.methods.with_data import NoSynthesis, NoSynthesisConfig
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import losses
-from ..base_config import NayerConfig
-from ..classifiers.black_box import BlackBox
-from ..classifiers.teacher import Classifier
-from ..memory import Memory, Pool
-from ..ranks import Ranks
-from . import terms
-from .base import Batch, Examples, Paused
-from .nayer import Nayer
-from .round import SynthesisBatch
+from nayer_lib import losses
+from nayer_lib.base_config import NayerConfig
+from nayer_lib.classifiers.teacher import Classifier
+from nayer_lib.memory import Memory, Pool
+from nayer_lib.methods import terms
+from nayer_lib.methods.base import Batch, Examples, Paused
+from nayer_lib.methods.nayer import Nayer
+from nayer_lib.methods.round import SynthesisBatch
+from nayer_lib.ranks import Ranks
+
+from .black_box import BlackBox
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,10 @@ class Stealing(Nayer):
     def examples(self) -> Examples:
         """The images of the memory."""
         return Examples(self.memory.rows[0], self.memory.labels, self.memory.rounds)
+
+    def on_card(self) -> dict:
+        """How the teacher answers, and how many images all ranks asked about; the evaluation's are not counted."""
+        return {"black_box": {"answers": self.teacher.answers, "asked": self.ranks.size * self.teacher.asked}}
 
     def state_dict(self) -> dict:
         """`Rounds.state_dict` with the count of images asked."""

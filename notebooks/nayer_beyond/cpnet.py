@@ -33,15 +33,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import losses
-from ..augment import draw_box, draw_jitter, jitter
-from ..base_config import NayerConfig
-from ..classifiers.teacher import Classifier, tapped
-from ..errors import UserError
-from ..generator.coupled import CoupledGenerator
-from . import terms
-from .nayer import Nayer
-from .round import SynthesisBatch
+from nayer_lib import losses
+from nayer_lib.base_config import NayerConfig
+from nayer_lib.classifiers.teacher import Classifier, tapped
+from nayer_lib.errors import UserError
+from nayer_lib.methods.nayer import Nayer
+from nayer_lib.methods.round import SynthesisBatch
+
+from .coupled import CoupledGenerator, head_inverse, recoloured
+from .views import draw_box, draw_jitter, jitter
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ class CPNet(Nayer):
             raise UserError("CutMix and jitter make views: leave augment_synthesis on, or set cutmix=0 and jitter=0.")
         super().__init__(teacher, student, config, table, facts, compute, ranks)
         head, classes = self.teacher.head(), len(self.teacher.class_names)
-        inverse = terms.head_inverse(head.weight.flatten(1).float())
+        inverse = head_inverse(head.weight.flatten(1).float())
         logits = math.log(9 * (classes - 1)) * torch.eye(classes, device=self.device)
         self._aligned = (logits - head.bias if head.bias is not None else logits) @ inverse
         self._shift = inverse.sum(0, keepdim=True)
@@ -143,7 +143,7 @@ class CPNet(Nayer):
         if self.config.alpha_x:
             made, seen = self.caught  # every step starts with none, so it is compiled once
             mixed, layers = self.bn_loss.mixed(), self.bn_loss.layers
-            targets = [terms.recoloured(seen.pop(k), *mixed[i], layers[i]) for k, i in enumerate(self.nodes)]
+            targets = [recoloured(seen.pop(k), *mixed[i], layers[i]) for k, i in enumerate(self.nodes)]
             x = sum(F.mse_loss(made.pop(k).float(), target) for k, target in enumerate(targets))
         if self.config.alpha_align and batch.s is not None:
             align = F.cosine_similarity(batch.features - self._aligned[batch.labels], self._shift).abs().mean()

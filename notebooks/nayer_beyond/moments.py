@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..errors import UserError
+from nayer_lib.errors import UserError
 
 DEVIATIONS = 6.0  # of the range around a mean
 RELUS = (nn.ReLU, F.relu, torch.relu, "relu")

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..base_config import ANSWERS
-from ..errors import UserError, unknown
-from .teacher import Classifier
+from nayer_lib.base_config import ANSWERS
+from nayer_lib.classifiers.teacher import Classifier
+from nayer_lib.errors import UserError, unknown
 
 SURE = 0.99  # probability of the class that an answer by label names; the other classes share the rest
 CLOSED = "a black box shows no layer, no weight and no feature of its network: take the teacher itself, or stealing."
@@ -31,6 +31,8 @@ class BlackBox(Classifier):
     Raises:
         UserError: unknown answers; in a call, a gradient or features that are asked for, or a budget that is used up.
     """
+
+    answers_alone = True
 
     def __init__(self, teacher: Classifier, answers: str = "logits", budget: int | None = None):
         nn.Module.__init__(self)  # not the classifier's, whose network would be found here

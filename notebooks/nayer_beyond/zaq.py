@@ -4,7 +4,7 @@
     L_Q =  |p - q| + alpha_crm CRM                          over the quantised student
 
 p and q are the logits of teacher and student, CRM how far the relations of places and of channels in their feature maps
-are apart (`terms.relation_distance`), A the teacher's last map. It is DFAD on quantised networks with two terms more:
+are apart (`relation_distance`), A the teacher's last map. It is DFAD on quantised networks with two terms more:
 the student moves first, five steps, then one of the generator.
 
 Theirs for the student: SGD at 0.1, a tenth from epochs 100 and 200 on (a cosine here), BatchNorm in train mode
@@ -18,14 +18,16 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..classifiers.teacher import tapped
-from ..errors import UserError
-from . import terms
-from .base import Batch
-from .dfad import DFAD, DFADConfig
-from .round import SynthesisBatch
+from nayer_lib.classifiers.teacher import tapped
+from nayer_lib.errors import UserError
+from nayer_lib.methods import terms
+from nayer_lib.methods.base import Batch
+from nayer_lib.methods.dfad import DFAD, DFADConfig
+from nayer_lib.methods.round import SynthesisBatch
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,32 @@ class ZAQ(DFAD):
         """CRM over the stages whose maps are not too large; over the last one if all are."""
         pairs = list(zip(of_teacher, of_student, strict=True))
         small = [pair for pair in pairs if pair[0].shape[-1] <= self.config.crm_largest_map]
-        return terms.relation_distance(*zip(*(small or pairs[-1:]), strict=True))
+        return relation_distance(*zip(*(small or pairs[-1:]), strict=True))
 
     def _student_loss(self, batch: Batch) -> Tensor:
         """L_Q."""
         with tapped(self.teacher.stages()) as of_teacher, tapped(self.student.stages()) as of_student:
             loss = super()._student_loss(batch)
         return loss + self.config.alpha_crm * self.relation_distance(of_teacher.values(), of_student.values())
+
+
+def relations(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """What ZAQ compares of a stage's maps (B, C, H, W): two maps (B, C, H W) in which places, or channels, are mixed.
+
+        places:    F + 0.1 F A,   A = softmax of F^T F, so that the weights of each place add up to 1
+        channels:  F + 0.1 D F,   D = softmax of (largest of a row of F F^T) - F F^T, rows adding up to 1
+
+    F are the maps at length 1 over channels (Liu et al. 2021; the modules are those of Fu et al. 2019).
+    """
+    f = F.normalize(maps.float().flatten(2))
+    of_places = (f.transpose(1, 2) @ f).softmax(1)
+    gram = f @ f.transpose(1, 2)
+    of_channels = (gram.amax(2, keepdim=True) - gram).softmax(2)
+    return f + 0.1 * f @ of_places, f + 0.1 * of_channels @ f
+
+
+def relation_distance(of_teacher: Iterable[Tensor], of_student: Iterable[Tensor]) -> Tensor:
+    """CRM of ZAQ: the sum over stages of the mean |difference| of both `relations`."""
+    pairs = zip(of_teacher, of_student, strict=True)
+    apart = [(a - b).abs().mean() for t, s in pairs for a, b in zip(relations(t), relations(s), strict=True)]
+    return torch.stack(apart).sum()

@@ -5,7 +5,7 @@ import torch
 from tiny import QUANTISED, over, run_all, same, tiny_config
 from torch.nn import functional as F
 
-from nayer_lib.classifiers.black_box import BlackBox
+from nayer_beyond.black_box import BlackBox
 from nayer_lib.classifiers.teacher import Classifier, load_teacher, make_classifier
 from nayer_lib.compute import folded
 from nayer_lib.datasets import load_split

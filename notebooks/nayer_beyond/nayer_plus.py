@@ -29,16 +29,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .. import losses
-from ..base_config import NayerConfig
-from ..classifiers.teacher import tapped
-from .base import Batch
-from .kakr import retaining
-from .mad import follow
-from .nayer import Nayer
-from .replay import replayed_of
-from .round import parameter_bytes
-from .spaceship import SpaceshipNet, exchange, exchange_layers
+from nayer_lib import losses
+from nayer_lib.base_config import NayerConfig
+from nayer_lib.classifiers.teacher import tapped
+from nayer_lib.methods.base import Batch
+from nayer_lib.methods.kakr import retaining
+from nayer_lib.methods.mad import follow
+from nayer_lib.methods.nayer import Nayer
+from nayer_lib.methods.replay import replayed_of
+from nayer_lib.methods.round import parameter_bytes
+from nayer_lib.methods.spaceship import SpaceshipNet, exchange, exchange_layers
 
 
 @dataclass(frozen=True)

@@ -11,32 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..base_config import Config
-from .base import Batch, Method, SynthesisReport
-
-
-@dataclass(frozen=True)
-class NoSynthesisConfig(Config):
-    """Methods without synthesis: what decides it are constants."""
-
-    rounds: ClassVar[int] = 0
-    warmup_rounds: ClassVar[int | None] = None
-    warmup_epochs: ClassVar[int] = 0
-    epochs_include_warmup: ClassVar[bool] = False
-    generator_batch: ClassVar[int] = 0
-    generator_steps: ClassVar[int] = 0
-    generator_lr: ClassVar[float] = 0.0
-    generator_betas: ClassVar[tuple[float, float]] = (0.0, 0.0)
-    alpha_cls: ClassVar[float] = 0.0
-    augment_synthesis: ClassVar[bool] = False
-
-
-class NoSynthesis(Method):
-    """A method without synthesis rounds."""
-
-    def synthesize(self, epoch: int) -> SynthesisReport:
-        """Nothing to make."""
-        return SynthesisReport(steps=0, images=0, ce_per_step=[], bn=0.0, adv=0.0, seconds=0.0)
+from nayer_lib.methods.base import Batch
+from nayer_lib.methods.with_data import NoSynthesis, NoSynthesisConfig
 
 
 @dataclass(frozen=True)

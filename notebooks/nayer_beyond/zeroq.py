@@ -24,16 +24,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .. import losses
-from ..base_config import Config
-from ..classifiers.quantised import calibrate, layers
-from ..classifiers.teacher import tapped
-from ..errors import UserError
-from ..memory import Memory
-from . import terms
-from .base import Batch
-from .deepinv import DeepInversion
-from .round import StepResult, SynthesisBatch
+from nayer_lib import losses
+from nayer_lib.base_config import Config
+from nayer_lib.classifiers.quantised import calibrate, layers
+from nayer_lib.classifiers.teacher import tapped
+from nayer_lib.errors import UserError
+from nayer_lib.memory import Memory
+from nayer_lib.methods.base import Batch
+from nayer_lib.methods.deepinv import DeepInversion
+from nayer_lib.methods.round import StepResult, SynthesisBatch
 
 PATIENCE, LOWEST_RATE = 100, 1e-4  # steps without progress before the rate falls tenfold, and where it ends
 
@@ -95,9 +94,9 @@ class ZeroQ(DeepInversion):
         """L_CE, which has no weight and is only reported, and the statistics of images and layers."""
         x = self.generator.normalised(batch.images)
         zero, one = torch.zeros_like(self.generator.mean).flatten(), torch.ones_like(self.generator.std).flatten()
-        apart = [terms.image_statistics(x, zero, one)]
+        apart = [image_statistics(x, zero, one)]
         apart += [
-            terms.image_statistics(self.caught.pop(i), norm.running_mean, norm.running_var)
+            image_statistics(self.caught.pop(i), norm.running_mean, norm.running_var)
             for i, norm in enumerate(self.norms)
         ]
         return [losses.classification(batch.t, batch.labels), torch.stack(apart).sum()]
@@ -124,3 +123,21 @@ class ZeroQ(DeepInversion):
     def student_step(self, batch: Batch) -> Tensor:
         """Eq. 6 where the student is fine-tuned; else nothing, a loss of 0."""
         return super().student_step(batch) if self.config.fine_tune else torch.zeros((), device=self.device)
+
+
+def image_statistics(maps: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """How far each image's own statistics are from given ones, the mean over images of (Cai et al. 2020)
+
+        ||mean_b - mean||^2 + ||std_b - std||^2
+
+    mean_b and std_b are over the places of one image; both std are sqrt(var + 1e-6), as in the authors' code, whose
+    var_b divides by the places less one.
+
+    Args:
+        maps: (B, C, ...), a layer's or the images themselves.
+        mean, var: (C,).
+    """
+    places = maps.float().reshape(*maps.shape[:2], -1)
+    own_var, own_mean = torch.var_mean(places, 2, correction=0)
+    apart = (own_mean - mean).square() + ((own_var + 1e-6).sqrt() - (var + 1e-6).sqrt()).square()
+    return apart.sum(1).mean()

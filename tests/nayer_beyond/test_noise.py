@@ -7,12 +7,12 @@ import torch
 from tiny import run_all, same, through_a_file, tiny_config, tiny_setup
 from torch.nn import functional as F
 
+from nayer_beyond.noise import Noise
 from nayer_lib.classifiers.teacher import Classifier, load_teacher
 from nayer_lib.config import fields_of, make_config
 from nayer_lib.distill import distill, prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods import CONTROLS
-from nayer_lib.methods.noise import Noise
 from nayer_lib.runs.run import Run
 
 

@@ -8,12 +8,11 @@ from test_ranks import connected
 from tiny import run_all, same, tiny_config, tiny_setup
 from torch import nn
 
+from nayer_beyond.zeroq import ZeroQ, image_statistics
 from nayer_lib.classifiers.quantised import calibrate, layers
 from nayer_lib.config import make_config
 from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError
-from nayer_lib.methods.terms import image_statistics
-from nayer_lib.methods.zeroq import ZeroQ
 
 
 def tiny_zeroq(**overrides) -> ZeroQ:
@@ -80,7 +79,7 @@ def test_it_learns_where_it_is_asked_to():
 
 
 def test_the_rate_falls_tenfold_without_progress(monkeypatch):
-    from nayer_lib.methods import zeroq
+    from nayer_beyond import zeroq
 
     monkeypatch.setattr(zeroq, "PATIENCE", 2)
     method = tiny_zeroq(generator_lr=1e-6, generator_steps=9)  # hardly any progress

@@ -7,13 +7,13 @@ import torch
 from tiny import run_all, same, through_a_file, tiny_config, tiny_setup
 from torch import nn
 
+from nayer_beyond.nayer_plus import NayerPlus
 from nayer_lib.compute import Compute
 from nayer_lib.config import TABLE8, make_config
 from nayer_lib.distill import distill, prepare
 from nayer_lib.errors import UserError
 from nayer_lib.memory import Memory
 from nayer_lib.methods.base import Batch
-from nayer_lib.methods.nayer_plus import NayerPlus
 
 OFF = {"exchange": 0.0, "retention": 0.0, "ema": 0.0}
 
