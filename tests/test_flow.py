@@ -87,3 +87,10 @@ def test_nothing_heavy_is_imported_with_the_library():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stdout.split()
+
+
+def test_a_run_imports_its_own_methods_file_alone():
+    code = "import sys; from nayer_lib.distill import prepare; from nayer_lib.config import make_config; make_config()"
+    printed = subprocess.run([sys.executable, "-c", f"{code}; print(*sys.modules)"], capture_output=True, text=True)
+    read = {name for name in printed.stdout.split() if name.startswith(("nayer_lib.methods.", "nayer_beyond"))}
+    assert read == {f"nayer_lib.methods.{name}" for name in "base round inversion live nayer".split()}
