@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .classifiers.judge import check_judge
 from .classifiers.teacher import Classifier
 from .errors import UserError
 from .evaluate import features, in_batches, in_unit_range
 from .generator.noisy_layer import NoisyLayer
-from .geometry import cosines, distances
 
 
 @dataclass(frozen=True)
@@ -217,3 +216,14 @@ def weight_magnitude(layer: NoisyLayer) -> tuple[float, float]:
         raise UserError("this layer reads no concatenated noise: take a 'cat' latent.")
     magnitude = layer.weight.detach().abs()
     return magnitude[:, :width].mean().item(), magnitude[:, width:].mean().item()
+
+
+def cosines(table: Tensor) -> Tensor:
+    """(K, K) cosine of every two rows."""
+    unit = nn.functional.normalize(table)
+    return unit @ unit.T
+
+
+def distances(table: Tensor) -> Tensor:
+    """(K, K) L2 distance of every two rows."""
+    return torch.cdist(table, table, compute_mode="donot_use_mm_for_euclid_dist")

@@ -24,7 +24,7 @@ classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers.mobilenet
 classifiers.checkpoints classifiers.folding classifiers.quantised classifiers.teacher classifiers.judge
 classifiers.check
 compute steps ranks classifiers.training
-image_files datasets augment losses memory evaluate geometry embeddings metrics
+image_files datasets augment losses memory evaluate metrics
 algorithm1
 methods.base methods methods.terms methods.round methods.inversion methods.live
 methods.nayer methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt methods.dfq_choi
@@ -38,7 +38,7 @@ BEYOND = """
 nayer_beyond moments equalisation rounding dfq_nagel zeroq zaq
 noise coupled views cpnet nayer_plus black_box stealing
 """
-NOTEBOOKS = "paper rule statistics lines ablations tables plots exercises display demo"
+NOTEBOOKS = "geometry embeddings paper rule statistics lines ablations tables plots exercises display demo"
 ORDER = [f"nayer_lib.{name}".removesuffix(".nayer_lib") for name in LIBRARY.split()]
 ORDER += [f"nayer_beyond.{name}".removesuffix(".nayer_beyond") for name in BEYOND.split()]
 ORDER += [f"nayer_notebooks.{name}" for name in NOTEBOOKS.split()]

@@ -1,18 +1,23 @@
-"""Pools of label-text embeddings: build, convert, show, compare."""
+"""Pools of label-text embeddings: build, convert, compare."""
 
 import itertools
 from pathlib import Path
 
 from tyro.conf import Positional
 
-from .. import datasets, embeddings
-from ..classifiers.teacher import load_teacher
-from ..config import TABLE8, Config
+from .. import datasets
 from ..errors import UserError
-from ..evaluate import features
 from ..text.labels import read_names
-from ..text.lte_pool import agreement, build_pool, equal_rows, pool_path, read_pool, released_pool, save_pool
-from .common import own_teacher
+from ..text.lte_pool import (
+    agreement,
+    build_pool,
+    classes_of,
+    equal_rows,
+    pool_path,
+    read_pool,
+    released_pool,
+    save_pool,
+)
 
 
 def build(
@@ -74,49 +79,6 @@ def convert(
         print(f"{names[one]!r} ({one}) and {names[other]!r} ({other}) have one embedding: G cannot tell them apart")
 
 
-def show(
-    pools: Positional[tuple[Path, ...]],
-    teacher: Path | None = None,
-    network: str | None = None,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
-    images: bool = False,
-    keep: bool = False,
-) -> None:
-    """Say where pools come from and how their embeddings lie; with --images, whether classes that look alike lie close.
-
-    Args:
-        pools: files of `lte build` or `lte convert`.
-        teacher: a checkpoint whose features of the test images are compared with the text; default: the kit's teacher.
-        network: the architecture of somebody else's checkpoint, "resnet20", ...
-        mean: its normalisation, a number a channel; default: the data set's.
-        std: likewise.
-        images: compare with the class means of the teacher's features on the data set's test images.
-        keep: put what is told into data/embeddings.json, from which the notebooks read.
-    """
-    if not pools:
-        raise UserError("name one or more pools, as data/lte/cifar10.sbert.a.safetensors.")
-    compared: dict[str, embeddings.ImageFeatures] = {}  # by data set
-    for path in pools:
-        pool = read_pool(path)
-        dataset, names = embeddings.classes_of(pool)
-        if (images or teacher or network) and dataset not in compared:
-            if not dataset:
-                raise UserError(f"{path.name} is for classes of your own: there are no test images to compare with.")
-            judge = own_teacher(dataset, teacher, network, None, mean, std)
-            judge = judge or load_teacher(dataset, TABLE8[dataset].get("teacher", Config.teacher))
-            if judge.class_names != names:
-                raise UserError(f"the teacher's class names are not those of {dataset}: take a teacher of its classes.")
-            test = datasets.load_split(dataset, "test")
-            compared[dataset] = embeddings.ImageFeatures(features(judge, test.images), test.labels, judge.name)
-        facts = embeddings.describe(pool, names, compared.get(dataset))
-        print(f"{path.name}: {embeddings.in_words(facts)}\n")
-        if keep:
-            embeddings.keep(dataset, path.name.removesuffix(".safetensors").split(".", 1)[-1], facts)
-            if dataset == "cifar10" and dataset in compared:
-                embeddings.keep(dataset, "figure6", embeddings.figure6(compared[dataset]))
-
-
 def compare(one: Positional[Path], other: Positional[Path]) -> None:
     """Compare two pools of one encoder, class by class: the cosine of a class's two embeddings.
 
@@ -126,13 +88,13 @@ def compare(one: Positional[Path], other: Positional[Path]) -> None:
     """
     first = read_pool(one)
     cosine = agreement(first, read_pool(other))
-    names = embeddings.classes_of(first)[1]
+    names = classes_of(first)[1]
     for k in cosine.argsort()[:5].tolist():
         print(f"{cosine[k]:.4f}  {names[k]}")
     print(f"{cosine.mean():.4f}  mean of {len(cosine)} classes; the lowest stand above")
 
 
-COMMANDS = {f.__name__: f for f in (build, convert, show, compare)}
+COMMANDS = {f.__name__: f for f in (build, convert, compare)}
 
 
 def _names(dataset: str, classes: Path | None) -> tuple[str, ...] | list[str]:

@@ -264,3 +264,12 @@ def load_pool(path: Path, names: Sequence[str]) -> LTEPool:
             stacklevel=2,
         )
     return pool
+
+
+def classes_of(pool: LTEPool) -> tuple[str, Sequence[str]]:
+    """The data set whose class names a pool was built for, and the names; ("", numbers) if we know none."""
+    for path in sorted((files.data_dir() / "labels").glob("*.txt")):
+        names = class_names(path.stem)
+        if labels_hash(names) == pool.header["labels_sha256"]:
+            return path.stem, names
+    return "", [f"class {k}" for k in range(len(pool.table))]

@@ -1,4 +1,4 @@
-"""`python -m nayer_lib lte`: pools of label-text embeddings built, converted, shown and compared."""
+"""`python -m nayer_lib lte`: pools of label-text embeddings built, converted and compared."""
 
 import pickle
 
@@ -8,10 +8,6 @@ import torch
 from tiny import call, refused
 
 from nayer_lib import cli
-from nayer_lib.classifiers import build
-from nayer_lib.classifiers.teacher import make_classifier, save_classifier
-from nayer_lib.datasets import DATASETS
-from nayer_lib.embeddings import kept
 from nayer_lib.text.encoders import ENCODERS, encode
 from nayer_lib.text.labels import class_names, labels_hash
 from nayer_lib.text.lte_pool import LTEPool, load_pool, pool_path, save_pool
@@ -161,49 +157,6 @@ def test_convert_takes_the_table_of_the_data_set_or_the_one_that_is_named(clone,
     refused(["lte", "convert", "--dataset", "digits", "--released", str(path)], "with --key (cifar10, mine)", capsys)
 
 
-# --- show
-
-
-def test_show_tells_of_each_pool(capsys):
-    said = call(capsys, "lte", "show", brought("digits", "sbert", "a"), brought("cifar10", "doc2vec", "p2"))
-    first, second = said.split("\n\n")[:2]
-    assert first.startswith("digits.sbert.a.safetensors: 10 classes, 384 numbers each; prompt 'a {name}'\n")
-    assert second.startswith("cifar10.doc2vec.p2.safetensors: 10 classes, 100 numbers each; prompt 'A class of {name}'")
-    assert "eight - nine" in first and "made by       sbert" in first and "images" not in said
-
-
-def test_show_keeps_what_it_tells(clone, capsys):
-    call(capsys, "lte", "show", brought("digits", "sbert", "a"), own_pool(clone), "--keep")
-    everything = kept()
-    assert everything["digits"]["sbert.a"]["shape"] == [10, 384]
-    assert everything["other"]["leaves"]["nearest"][0][:2] == ["class 0", "class 1"]
-
-
-def test_show_keeps_nothing_if_it_is_not_asked_to(clone, capsys):
-    before = (clone / "data" / "embeddings.json").read_bytes()
-    call(capsys, "lte", "show", brought("digits", "sbert", "a"))
-    assert (clone / "data" / "embeddings.json").read_bytes() == before
-
-
-def test_show_compares_with_the_images_that_the_kits_teacher_sees(capsys):
-    said = call(capsys, "lte", "show", "--images", brought("digits", "sbert", "a"))
-    assert "with wrn10_1's features of 500 test images\n" in said
-
-
-def test_show_takes_a_teacher_of_ones_own(tmp_path, capsys):
-    facts = DATASETS["digits"]
-    save_classifier(
-        tmp_path / "ours.safetensors", make_classifier("wrn10_half", facts.class_names, facts.mean, facts.std, 0)
-    )
-    torch.save(build("wrn10_half", 10, channels=1).state_dict(), tmp_path / "theirs.pth")
-    pool = brought("digits", "sbert", "a")
-    said = call(capsys, "lte", "show", pool, "--teacher", str(tmp_path / "ours.safetensors"))
-    assert "with wrn10_half's features of 500 test images" in said
-    words = ["--network", "wrn10_half", "--mean", "0.5", "--std", "0.25"]
-    said = call(capsys, "lte", "show", pool, "--teacher", str(tmp_path / "theirs.pth"), *words)
-    assert "with wrn10_half's features of 500 test images" in said
-
-
 # --- compare
 
 
@@ -243,8 +196,6 @@ def test_compare_shows_five_classes_of_many_by_their_names(capsys):
         ("convert --dataset digits --released nowhere.pickle", "nowhere.pickle does not exist: the released tables"),
         (f"convert --dataset digits --released {__file__}", "is not a pickle of one table of embeddings, and nothing"),
         (f"convert --dataset digts --released {__file__}", "unknown data set 'digts'. Did you mean 'digits'"),
-        ("show nowhere.safetensors", "no label-text embeddings at nowhere.safetensors: build them with"),
-        (f"show {__file__}", "is not a whole safetensors file"),
         ("compare nowhere.safetensors nowhere.safetensors", "no label-text embeddings at nowhere.safetensors"),
     ],
 )
@@ -263,22 +214,6 @@ def test_convert_refuses_a_table_of_other_classes_or_order(clone, tmp_path, caps
     assert not pool_path("tiny_imagenet", "clip", "a").exists()
 
 
-def test_show_refuses_images_that_there_are_none_of(clone, capsys):
-    refused(["lte", "show", "--images", own_pool(clone)], "leaves.safetensors is for classes of your own", capsys)
-    refused(["lte", "show", "--images", brought("cifar100", "sbert", "a")], "no teacher for cifar100/wrn40_2", capsys)
-
-
-def test_show_refuses_a_teacher_of_other_classes(clone, capsys):
-    teacher = str(clone / "data" / "teachers" / "digits-wrn10_1.safetensors")
-    words = ["lte", "show", brought("color_digits", "sbert", "a"), "--teacher", teacher]
-    refused(words, "the teacher's class names are not those of color_digits", capsys)
-
-
-def test_show_refuses_a_network_without_its_checkpoint(capsys):
-    words = ["lte", "show", "--images", brought("digits", "sbert", "a"), "--network", "resnet20"]
-    refused(words, "--network describes the checkpoint of --teacher: give both", capsys)
-
-
 def test_compare_refuses_pools_of_other_encoders_or_classes(capsys):
     sbert = brought("digits", "sbert", "a")
     refused(["lte", "compare", sbert, brought("digits", "doc2vec", "a")], "have 384 and 100 numbers a class", capsys)
@@ -295,12 +230,4 @@ def test_lte_lists_its_commands(capsys):
     with pytest.raises(SystemExit) as raised:
         cli.main(["lte", "--help"])
     said = capsys.readouterr().out
-    assert raised.value.code == 0 and all(name in said for name in ("build", "convert", "show", "compare"))
-
-
-def test_the_pools_of_every_data_set_can_be_shown(capsys):
-    """ImageNet's, which take seconds, are looked at in report/test_embeddings.py."""
-    datasets = [name for name in DATASETS if name != "imagenet"]
-    paths = [brought(dataset, encoder, "a") for dataset in datasets for encoder in ("sbert", "doc2vec")]
-    said = call(capsys, "lte", "show", *paths)
-    assert said.count(" numbers each; prompt 'a {name}'") == len(paths) == 10
+    assert raised.value.code == 0 and all(name in said for name in ("build", "convert", "compare"))

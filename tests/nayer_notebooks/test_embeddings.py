@@ -2,14 +2,30 @@
 
 import json
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from nayer_lib.embeddings import FIGURE6, ImageFeatures, classes_of, describe, figure6, in_words, keep, kept
+from nayer_lib.classifiers import build
+from nayer_lib.classifiers.teacher import make_classifier, save_classifier
+from nayer_lib.datasets import DATASETS
+from nayer_lib.errors import UserError
 from nayer_lib.text.labels import class_names, labels_hash
-from nayer_lib.text.lte_pool import LTEPool, build_pool, load_pool, pool_path, released_pool
+from nayer_lib.text.lte_pool import LTEPool, build_pool, classes_of, load_pool, pool_path, released_pool, save_pool
+from nayer_notebooks.embeddings import (
+    FIGURE6,
+    ImageFeatures,
+    describe,
+    figure6,
+    in_words,
+    kept,
+    remember,
+    show,
+)
 
 NAMES = ("cat", "dog", "truck", "lorry")
 HEADER = {"encoder": "fake", "model": "by hand", "prompt": "a {name}"}
@@ -124,7 +140,7 @@ def test_in_words_says_what_else_there_is():
 def test_what_is_kept_is_read_again_to_six_digits(clone):
     before = kept()
     told = {"norm": {"mean": 1.23456789, "tiny": 0.000123456789}, "nearest": [["a", "b", 123456.789]], "shape": [2, 3]}
-    keep("cifar10", "fake.a", told)
+    remember("cifar10", "fake.a", told)
     now = kept()
     assert now["cifar10"].pop("fake.a") == {
         "torch": torch.__version__,
@@ -138,13 +154,13 @@ def test_what_is_kept_is_read_again_to_six_digits(clone):
 
 
 def test_what_is_kept_anew_takes_the_place_of_the_old(clone):
-    keep("cifar10", "fake.a", {"shape": [1, 2], "images": {"rho": 0.5}})
-    keep("cifar10", "fake.a", {"shape": [3, 4]})
+    remember("cifar10", "fake.a", {"shape": [1, 2], "images": {"rho": 0.5}})
+    remember("cifar10", "fake.a", {"shape": [3, 4]})
     assert kept()["cifar10"]["fake.a"] == {"shape": [3, 4], "torch": torch.__version__}
 
 
 def test_classes_of_ones_own_are_kept_aside(clone):
-    keep("", "leaves", {"shape": [1, 2]})
+    remember("", "leaves", {"shape": [1, 2]})
     assert kept()["other"] == {"leaves": {"shape": [1, 2], "torch": torch.__version__}}
 
 
@@ -229,3 +245,82 @@ def test_a_description_of_the_random_control_is_kept_too():
     fresh, told = describe(build_pool(names, "random", "a"), names), kept()["cifar10"]["random.a"]
     for key in ("shape", "spread", "spread_after_batchnorm", "equal_rows"):
         assert same(fresh[key], told[key], 1e-3), key  # the pool was rounded to float16
+
+
+# --- shown
+
+
+def said(capsys, *pools, **options) -> str:
+    show(tuple(map(Path, pools)), **options)
+    return capsys.readouterr().out
+
+
+def own_pool(folder) -> Path:
+    header = {"encoder": "fake", "model": "by hand", "prompt": "a {name}", "labels_sha256": "of my own"}
+    save_pool(folder / "leaves.safetensors", LTEPool(torch.eye(3), header))
+    return folder / "leaves.safetensors"
+
+
+def test_show_tells_of_each_pool(capsys):
+    told = said(capsys, pool_path("digits", "sbert", "a"), pool_path("cifar10", "doc2vec", "p2"))
+    first, second = told.split("\n\n")[:2]
+    assert first.startswith("digits.sbert.a.safetensors: 10 classes, 384 numbers each; prompt 'a {name}'\n")
+    assert second.startswith("cifar10.doc2vec.p2.safetensors: 10 classes, 100 numbers each; prompt 'A class of {name}'")
+    assert "eight - nine" in first and "made by       sbert" in first and "images" not in told
+
+
+def test_show_keeps_what_it_tells_and_nothing_if_it_is_not_asked_to(clone, capsys):
+    before = (clone / "data" / "embeddings.json").read_bytes()
+    pools = pool_path("digits", "sbert", "a"), own_pool(clone)
+    said(capsys, *pools)
+    assert (clone / "data" / "embeddings.json").read_bytes() == before
+    said(capsys, *pools, keep=True)
+    assert kept()["digits"]["sbert.a"]["shape"] == [10, 384]
+    assert kept()["other"]["leaves"]["nearest"][0][:2] == ["class 0", "class 1"]
+
+
+def test_show_compares_with_the_images_that_a_teacher_sees(tmp_path, capsys):
+    pool, facts = pool_path("digits", "sbert", "a"), DATASETS["digits"]
+    assert "with wrn10_1's features of 500 test images\n" in said(capsys, pool, images=True)
+    ours = make_classifier("wrn10_half", facts.class_names, facts.mean, facts.std, 0)
+    save_classifier(tmp_path / "ours.safetensors", ours)
+    torch.save(build("wrn10_half", 10, channels=1).state_dict(), tmp_path / "theirs.pth")
+    foreign = {"teacher": tmp_path / "theirs.pth", "network": "wrn10_half", "mean": (0.5,), "std": (0.25,)}
+    for options in ({"teacher": tmp_path / "ours.safetensors"}, foreign):
+        assert "with wrn10_half's features of 500 test images" in said(capsys, pool, **options)
+
+
+@pytest.mark.parametrize(
+    ("pool", "options", "sentence"),
+    [
+        (None, {}, "name one or more pools"),
+        ("nowhere.safetensors", {}, "no label-text embeddings at nowhere.safetensors: build them with"),
+        (__file__, {}, "is not a whole safetensors file"),
+        ("own", {"images": True}, "leaves.safetensors is for classes of your own"),
+        ("cifar100", {"images": True}, "no teacher for cifar100/wrn40_2"),
+        ("color_digits", {"teacher": "digits-wrn10_1"}, "the teacher's class names are not those of color_digits"),
+        ("digits", {"images": True, "network": "resnet20"}, "--network describes the checkpoint of --teacher"),
+    ],
+)
+def test_show_refuses_what_it_cannot_tell_of(pool, options, sentence, clone):
+    if pool == "own":
+        pool = own_pool(clone)
+    elif pool in DATASETS:
+        pool = pool_path(pool, "sbert", "a")
+    if "teacher" in options:
+        options = {"teacher": clone / "data" / "teachers" / f"{options['teacher']}.safetensors"}
+    with pytest.raises(UserError, match=sentence):
+        show(() if pool is None else (Path(pool),), **options)
+
+
+def test_the_command_says_a_mistake_in_one_sentence():
+    words = [sys.executable, "-m", "nayer_notebooks.embeddings", "nowhere.safetensors"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("embeddings: no label-text embeddings at nowhere")
+
+
+def test_the_pools_of_every_data_set_can_be_shown(capsys):
+    """But ImageNet's, which take seconds."""
+    datasets = [name for name in DATASETS if name != "imagenet"]
+    paths = [pool_path(dataset, encoder, "a") for dataset in datasets for encoder in ("sbert", "doc2vec")]
+    assert said(capsys, *paths).count(" numbers each; prompt 'a {name}'") == len(paths) == 10

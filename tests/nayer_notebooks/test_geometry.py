@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from nayer_lib.errors import UserError
-from nayer_lib.geometry import (
+from nayer_notebooks.geometry import (
     batch_normed,
     class_means,
     cosines,

@@ -1,16 +1,26 @@
 """What can be told of a pool of label-text embeddings, kept in data/embeddings.json as run cards are in data/runs."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import tyro
 from torch import Tensor
+from tyro.conf import Positional
 
-from . import files, geometry
-from .errors import UserError
-from .text.labels import class_names, labels_hash, superclasses
-from .text.lte_pool import LTEPool, equal_rows
+from nayer_lib import datasets, files
+from nayer_lib.classifiers.teacher import load_teacher
+from nayer_lib.cli.common import own_teacher
+from nayer_lib.config import TABLE8, Config
+from nayer_lib.errors import UserError
+from nayer_lib.evaluate import features
+from nayer_lib.text.labels import class_names, superclasses
+from nayer_lib.text.lte_pool import LTEPool, classes_of, equal_rows, read_pool
+
+from . import geometry
 
 FIGURE6 = ("automobile", "cat", "dog", "truck")  # the classes of the paper's Fig. 6
 MATRIX_UP_TO = 20  # classes: of more, the matrix of cosines is not kept
@@ -23,15 +33,6 @@ class ImageFeatures:
     features: Tensor
     labels: Tensor
     teacher: str
-
-
-def classes_of(pool: LTEPool) -> tuple[str, Sequence[str]]:
-    """The data set whose class names a pool was built for, and the names; ("", numbers) if we know none."""
-    for path in sorted((files.data_dir() / "labels").glob("*.txt")):
-        names = class_names(path.stem)
-        if labels_hash(names) == pool.header["labels_sha256"]:
-            return path.stem, names
-    return "", [f"class {k}" for k in range(len(pool.table))]
 
 
 def describe(pool: LTEPool, names: Sequence[str], images: ImageFeatures | None = None) -> dict:
@@ -110,7 +111,7 @@ def kept() -> dict[str, dict[str, dict]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def keep(dataset: str, name: str, facts: dict) -> None:
+def remember(dataset: str, name: str, facts: dict) -> None:
     """Put a description into data/embeddings.json, in place of an earlier one of the same pool; six digits a
     number."""
     everything = kept()
@@ -118,3 +119,53 @@ def keep(dataset: str, name: str, facts: dict) -> None:
     everything.setdefault(dataset or "other", {})[name] = {"torch": torch.__version__, **rounded}
     text = json.dumps(everything, indent=1, sort_keys=True)
     files.write_text(files.data_dir() / "embeddings.json", text + "\n")
+
+
+def show(
+    pools: Positional[tuple[Path, ...]],
+    teacher: Path | None = None,
+    network: str | None = None,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    images: bool = False,
+    keep: bool = False,
+) -> None:
+    """Say where pools come from and how their embeddings lie; with --images, whether classes that look alike lie close.
+
+    Args:
+        pools: files of `lte build` or `lte convert`.
+        teacher: a checkpoint whose features of the test images are compared with the text; default: the kit's teacher.
+        network: the architecture of somebody else's checkpoint, "resnet20", ...
+        mean: its normalisation, a number a channel; default: the data set's.
+        std: likewise.
+        images: compare with the class means of the teacher's features on the data set's test images.
+        keep: put what is told into data/embeddings.json, from which the notebooks read.
+    """
+    if not pools:
+        raise UserError("name one or more pools, as data/lte/cifar10.sbert.a.safetensors.")
+    compared: dict[str, ImageFeatures] = {}  # by data set
+    for path in pools:
+        pool = read_pool(path)
+        dataset, names = classes_of(pool)
+        if (images or teacher or network) and dataset not in compared:
+            if not dataset:
+                raise UserError(f"{path.name} is for classes of your own: there are no test images to compare with.")
+            judge = own_teacher(dataset, teacher, network, None, mean, std)
+            judge = judge or load_teacher(dataset, TABLE8[dataset].get("teacher", Config.teacher))
+            if judge.class_names != names:
+                raise UserError(f"the teacher's class names are not those of {dataset}: take a teacher of its classes.")
+            test = datasets.load_split(dataset, "test")
+            compared[dataset] = ImageFeatures(features(judge, test.images), test.labels, judge.name)
+        facts = describe(pool, names, compared.get(dataset))
+        print(f"{path.name}: {in_words(facts)}\n")
+        if keep:
+            remember(dataset, path.name.removesuffix(".safetensors").split(".", 1)[-1], facts)
+            if dataset == "cifar10" and dataset in compared:
+                remember(dataset, "figure6", figure6(compared[dataset]))
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(show, prog="nayer_notebooks.embeddings")
+    except UserError as error:
+        sys.exit(f"embeddings: {error}")

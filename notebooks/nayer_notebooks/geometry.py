@@ -11,18 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
-
-
-def cosines(table: Tensor) -> Tensor:
-    """(K, K) cosine of every two rows."""
-    unit = nn.functional.normalize(table)
-    return unit @ unit.T
-
-
-def distances(table: Tensor) -> Tensor:
-    """(K, K) L2 distance of every two rows."""
-    return torch.cdist(table, table, compute_mode="donot_use_mm_for_euclid_dist")
+from nayer_lib.errors import UserError
+from nayer_lib.metrics import cosines, distances
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:
