@@ -90,6 +90,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "epochs": 16,
         "student_steps": 40,
         "student_batch": 128,
+        "images": 4_000,
         "repeats": 8,
         "bank_size": 4_096,
         "bank_draw": 256,
@@ -105,9 +106,10 @@ PROFILES: dict[str, dict[str, Any]] = {
         "epochs": 30,
         "student_steps": 330,
         "student_batch": 128,
+        "images": 20_000,
         "push_every": 1,
     },
-    "lab": {"warmup_epochs": 6, "epochs": 25, "push_every": 1},
+    "lab": {"warmup_epochs": 6, "epochs": 25, "images": 44_000, "push_every": 1},
     "full": {},
 }
 

@@ -52,9 +52,12 @@ METHODS = Kinds(
     stealing="nayer_beyond.stealing:Stealing",
 )
 
-# What stands below and above them: a quantised student that learns nothing, a student that learns from noise, and one
-# that learns from real images.
+# What stands below and above them: a quantised student that learns nothing, students that learn from noise, from drawn
+# pictures, and from real images.
 CONTROLS = Kinds(
-    rounding="nayer_beyond.rounding:Rounding", noise="nayer_beyond.noise:Noise", with_data=".with_data:WithData"
+    rounding="nayer_beyond.rounding:Rounding",
+    noise="nayer_beyond.noise:Noise",
+    procedural="nayer_beyond.procedural:Procedural",
+    with_data=".with_data:WithData",
 )
 KINDS = Kinds(**METHODS.places, **CONTROLS.places)

@@ -183,6 +183,11 @@ ABLATIONS = (
     ),
     Ablation("table9", "Table 9 on a laptop problem", lambda name: f"NAYER, {name.rpartition(', ')[2]}"),
     Ablation("noise", "Noise in place of a generator", lambda name: "NAYER"),
+    Ablation(
+        "procedural",
+        "Drawn pictures in place of a generator",
+        lambda name: "noise" if name in ("noise", "procedural") else "procedural",
+    ),
     Ablation("nayer_plus", "NAYER+, the paper's future work", lambda name: "NAYER"),
     Ablation("cpnet", "CPNet, taken apart", lambda name: "all" if name == "all but the coupling" else "NAYER"),
     Ablation("black_box", "A teacher that only answers", _against_text),

@@ -95,7 +95,7 @@ def test_prepare_wants_the_whole_teacher(teacher):
         prepare(tiny_config(method="stealing"), BlackBox(teacher), device="cpu")
 
 
-ANSWERS_ALONE = {"stealing", "noise", "with_data"}
+ANSWERS_ALONE = {"stealing", "noise", "procedural", "with_data"}
 
 
 def with_black_box(name: str, answers: str = "logits", **options) -> Setup:
