@@ -36,7 +36,7 @@ cli.common cli.lte cli.teacher cli preload __main__
 """
 BEYOND = """
 nayer_beyond moments equalisation rounding dfq_nagel zeroq zaq
-noise procedural coupled views cpnet nayer_plus black_box stealing
+noise procedural coupled views cpnet nayer_plus ta_dfkd black_box stealing
 """
 NOTEBOOKS = "geometry embeddings paper rule statistics lines ablations tables plots exercises display demo"
 ORDER = [f"nayer_lib.{name}".removesuffix(".nayer_lib") for name in LIBRARY.split()]

@@ -352,7 +352,7 @@ def test_papers_are_linked_by_the_addresses_of_the_references(cells):
     assert web and web <= known
 
 
-NOT_IN_06 = {"zeroq", "dfq_nagel", "zaq", "nayer_plus", "cpnet", "stealing"}  # quantised students; after NAYER
+NOT_IN_06 = {"zeroq", "dfq_nagel", "zaq", "nayer_plus", "cpnet", "ta_dfkd", "stealing"}  # quantised students; after
 
 
 def test_in_06_a_methods_first_mention_links_its_paper():

@@ -49,6 +49,7 @@ METHODS = Kinds(
     zaq="nayer_beyond.zaq:ZAQ",
     nayer_plus="nayer_beyond.nayer_plus:NayerPlus",
     cpnet="nayer_beyond.cpnet:CPNet",
+    ta_dfkd="nayer_beyond.ta_dfkd:TADFKD",
     stealing="nayer_beyond.stealing:Stealing",
 )
 

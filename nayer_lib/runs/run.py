@@ -87,8 +87,8 @@ class Run:
                 self._resume()
             if not self.card["curve"]:
                 self._checkpoint.remove()  # of a run that was here before
-            filled = len(setup.method.memory) and not setup.method.reads_images  # a control's is full from the start
-            if filled and not self.card["curve"]:
+            made = len(setup.method.memory) and setup.config.total_rounds  # a memory without rounds is full from the start
+            if made and not self.card["curve"]:
                 raise UserError("this set-up has been used: `prepare` it again for another run.")
             self._write_card()
             with files.replacing(self.folder / "curve.csv") as temporary:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import same, tiny_config
 
 from nayer_beyond import procedural
 from nayer_beyond.black_box import BlackBox
@@ -14,6 +14,8 @@ from nayer_lib.classifiers.teacher import load_teacher, make_classifier
 from nayer_lib.distill import distill, prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods import CONTROLS, METHODS
+from nayer_lib.runs.card import read_card
+from nayer_lib.runs.run import Run
 
 SIZE = [32, 32]
 
@@ -125,3 +127,19 @@ def test_a_black_box_is_asked_but_not_for_a_gradient():
     assert len(made(box).memory) == 60 and box.asked == 60
     with pytest.raises(UserError, match="gives no gradient to perturb images by: set perturb=0"):
         made(BlackBox(load_teacher("digits", "wrn10_1")), perturb=1)
+
+
+def test_a_run_in_a_folder_goes_on_exactly_from_a_memory_that_was_full_from_the_start(tmp_path):
+    config = tiny_config(method="procedural", images=50, perturb=1, epochs=3, student_batch=20)
+
+    def run(folder, **how) -> Run:
+        started = Run(prepare(config, device="cpu"), tmp_path / folder, **how)
+        list(started)
+        return started
+
+    whole = run("whole")
+    run("stopped", max_minutes=0.0)
+    resumed = run("stopped", resume=True)
+    assert read_card(whole.folder)["status"] == read_card(resumed.folder)["status"] == "finished"
+    assert same(whole.setup.method.student.state_dict(), resumed.setup.method.student.state_dict())
+    assert torch.equal(whole.setup.method.memory.images, resumed.setup.method.memory.images)
