@@ -87,7 +87,7 @@ class Run:
                 self._resume()
             if not self.card["curve"]:
                 self._checkpoint.remove()  # of a run that was here before
-            made = len(setup.method.memory) and setup.config.total_rounds  # a memory without rounds is full from the start
+            made = len(setup.method.memory) and setup.config.total_rounds  # without rounds it is full from the start
             if made and not self.card["curve"]:
                 raise UserError("this set-up has been used: `prepare` it again for another run.")
             self._write_card()
