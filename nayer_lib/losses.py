@@ -3,8 +3,8 @@
     L_Z = alpha_cls * L_CE + alpha_bn * L_BN - alpha_adv * L_KL        (Eq. 5, minimised over G and Z)
     L_S = L_KL                                                         (Eq. 6, minimised over S)
 
-t and s are the logits (B, K) of teacher and student on the same images, y the pseudo-labels (B,). The terms of other
-methods stand in methods/terms.py.
+t and s are the logits (B, K) of teacher and student on the same images, y the pseudo-labels (B,). The terms of Table
+1's other methods stand in methods/terms.py.
 """
 
 from collections.abc import Iterable, Iterator

@@ -21,7 +21,8 @@ from .base_config import Config
 from .classifiers.quantised import layers as quantised_layers
 from .errors import UserError
 
-SHARED = ("generator_batch", "student_batch", "memory_size", "bank_size")  # fields that count images of all ranks
+# Fields that count images of all ranks.
+SHARED = ("generator_batch", "student_batch", "memory_size", "bank_size", "images")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from nayer_lib.errors import UserError
+from nayer_lib.methods import METHODS
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (ROOT / "nayer_lib", ROOT / "notebooks" / "nayer_beyond", ROOT / "notebooks" / "nayer_notebooks")
 
@@ -90,7 +93,16 @@ def test_nothing_heavy_is_imported_with_the_library():
 
 
 def test_a_run_imports_its_own_methods_file_alone():
-    code = "import sys; from nayer_lib.distill import prepare; from nayer_lib.config import make_config; make_config()"
-    printed = subprocess.run([sys.executable, "-c", f"{code}; print(*sys.modules)"], capture_output=True, text=True)
-    read = {name for name in printed.stdout.split() if name.startswith(("nayer_lib.methods.", "nayer_beyond"))}
+    code = "import sys; from nayer_lib import cli; from nayer_lib.distill import prepare; "
+    code += "from nayer_lib.config import make_config; prepare(make_config(), device='cpu'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    read = {name for name in done.stdout.split() if name.startswith(("nayer_lib.methods.", "nayer_beyond"))}
     assert read == {f"nayer_lib.methods.{name}" for name in "base round inversion live nayer".split()}
+
+
+def test_without_its_package_a_method_is_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setitem(METHODS.places, "cpnet", "nowhere.cpnet:CPNet")
+    with pytest.raises(UserError, match="cpnet is of the package nowhere, which is not installed: `pip install -e .`"):
+        METHODS["cpnet"]
+    assert "cpnet" in METHODS and "cpnt" not in METHODS

@@ -71,9 +71,9 @@ def distill(
         variant: "released" (the authors' code) or "paper" (the text).
         profile: "quick" (laptop), "hour" (CIFAR-10 on a CPU), "lab" (one GPU) or "full" (Table 8).
         method: "nayer", or another row of Table 1 or 9: "deepinv", "cmi", "fm", "zaq", ...; from after the paper
-            "nayer_plus", "cpnet", or "stealing", for a teacher that only answers; or a control: "rounding" (a quantised
-            student without learning), "noise" or "procedural" (a student that learns from noise or drawn pictures,
-            without a generator), "with_data" (a student that learns from the real training images).
+            "nayer_plus", "cpnet", "ta_dfkd", or "stealing", for a teacher that only answers; or a control: "rounding"
+            (a quantised student without learning), "noise" or "procedural" (a student that learns from noise or drawn
+            pictures, without a generator), "with_data" (a student that learns from the real training images).
         protocol: "equal" (Table 8's budget for every method) or "published" (the method's own schedule).
         seed: of the student, the generator and every draw.
         set: overrides of config fields, as name=value.

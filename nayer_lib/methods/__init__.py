@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 
+from ..errors import UserError
 from .base import Method
 
 
@@ -18,7 +19,16 @@ class Kinds(Mapping[str, type[Method]]):
 
     def __getitem__(self, name: str) -> type[Method]:
         module, _, kind = self.places[name].partition(":")
-        return getattr(import_module(module, __name__), kind)
+        try:
+            return getattr(import_module(module, __name__), kind)
+        except ModuleNotFoundError as error:
+            if error.name != module.partition(".")[0]:
+                raise
+            sentence = f"{name} is of the package {error.name}, which is not installed: `pip install -e .`."
+            raise UserError(sentence) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)

@@ -1,4 +1,4 @@
-"""The terms of the other methods' losses, those of Eq. 5 and Eq. 6 aside (`losses.py`).
+"""The terms of Table 1's other methods, those of Eq. 5 and Eq. 6 aside (`losses.py`).
 
 t and s are the logits (B, K) of teacher and student on the same images.
 """

@@ -36,6 +36,7 @@ TOY = {
     "repeats": 1,
     "generator_batch": 2,  # BatchNorm needs two
     "generator_steps": 1,
+    "images": 2,
     "rounds": 1,
     "student_batch": 2,
     "student_steps": 1,
@@ -77,7 +78,7 @@ def held(method: Method) -> Held:
     config = method.config
     networks = {name: getattr(method, name, nn.Module()) for name in COPIES}  # not every method has a generator
     parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
-    synthesized = config.total_rounds * config.generator_batch
+    synthesized = config.total_rounds * config.generator_batch or getattr(config, "images", 0)  # drawn pictures
     images = 0 if isinstance(method, Live) else min(synthesized, config.memory_size or synthesized)
     sizes = {name: FLOAT * COPIES[name] * count for name, count in parameters.items()}
     return Held(parameters, images, sizes | {"memory": images * method.memory.row_bytes, "beside": method.beside})

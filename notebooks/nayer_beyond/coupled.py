@@ -1,5 +1,5 @@
 """CPNet's generator, which runs through a teacher's layers backwards, its maps of the same shapes as the teacher's, and
-what the two are aligned by."""
+the parts of L_X and L_align."""
 
 from itertools import pairwise
 

@@ -36,7 +36,7 @@ DISCS, STROKES, CLOUD = 16, 3, 4
 class ProceduralConfig(WithDataConfig):
     """Eq. 6 on pictures, with A.2's schedule for the student."""
 
-    images: int = 160_000  # as many as NAYER makes with E = 100
+    images: int = 160_000  # as many as NAYER makes for CIFAR with E = 100; profiles follow
     perturb: int = 0  # steps against the student, on each batch that it learns from
     epsilon: float = 4 / 255  # of such a step, in units of [0, 1]
 
@@ -58,19 +58,20 @@ class Procedural(NoSynthesis):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
         if config.perturb and self.teacher.answers_alone:
             raise UserError("a black box gives no gradient to perturb images by: set perturb=0.")
-        left = config.images
-        while left > 0:
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Fill the memory, once."""
+        while (left := self.config.images - len(self.memory)) > 0:
             pictures = draw_pictures(min(CHUNK, left), self.facts.image_shape, self.rng)
             answers = in_batches(self.teacher, Memory.as_bytes(pictures))
             self.memory.add(pictures, answers.argmax(1), round_number=0)
-            left -= CHUNK
 
     def sample(self, n: int) -> Batch:
         """n pictures of the memory, cropped and flipped, then moved against the student."""
         batch = super().sample(n)
-        return batch._replace(images=self.against_student(batch.images)) if self.config.perturb else batch
+        return batch._replace(images=self.perturbed(batch.images)) if self.config.perturb else batch
 
-    def against_student(self, images: Tensor) -> Tensor:
+    def perturbed(self, images: Tensor) -> Tensor:
         """Steps of `epsilon` along the sign of the gradient of Eq. 6, in [0, 1].
 
         The student is in eval mode meanwhile: its BatchNorm sees each picture once, in its own step.
@@ -79,7 +80,9 @@ class Procedural(NoSynthesis):
         self.student.eval()
         for _ in range(self.config.perturb):
             images = images.detach().requires_grad_()
-            loss = losses.distillation(self._answering(images), self.student(images), self.config.temperature)
+            with self.compute.autocast(self.device):
+                t, s = self._answering(images), self.student(images)
+            loss = losses.distillation(t.float(), s.float(), self.config.temperature)
             [gradient] = torch.autograd.grad(loss, images)
             images = (images + self.config.epsilon * gradient.sign()).clamp(0, 1)
         self.student.train(training)
@@ -122,7 +125,9 @@ def dead_leaves(n: int, size: list[int], rng: torch.Generator) -> Tensor:
 
 
 def lines(n: int, size: list[int], rng: torch.Generator) -> Tensor:
-    """Patterns (n, H, W): 1 within a half width, from a fiftieth to a tenth of the side, of a polyline; 0 elsewhere."""
+    """Patterns (n, H, W): 1 within a half width of a polyline, 0 elsewhere.
+
+    The half width is from a fiftieth to a tenth of the side, and half a pixel at least."""
     corners = torch.rand(STROKES + 1, 2, n, 1, 1, generator=rng, device=rng.device)
     width = 0.02 + 0.08 * torch.rand(n, 1, 1, generator=rng, device=rng.device)
     down, across = _places(size, rng)

@@ -7,11 +7,13 @@ The teacher does not say what G shall make; it says which images are clean. An i
 teacher's largest probability. Over a batch, scaled to [0, 1], it is fitted by a mixture of two Gaussians, and an image
 is clean where the lower one explains it better. JS and L_S see clean images alone.
 
-Theirs (bigdata-inha/TA-DFKD-Official 5cb7f8a): JS is a mean over images and classes, which is 1 / K of ours, and so is
-`alpha_adv` here at ten classes; images for the student are drawn again until the batch is clean, without a bound. Here
-it is drawn at most `draws` times, and the surest of the others fill it up. Their program scores CIFAR-100's student on
-CIFAR-10's test images, reports the best epoch, and draws its seed. Re-made from the equations; L_TV and L_2 as in
-`deepinv`.
+Theirs (bigdata-inha/TA-DFKD-Official 03a0d7e): JS is a mean over images and classes, ours divided by K, so that 1 / K
+stands for `alpha_adv`: 0.1 is for ten classes. They sort images as they were made and show both networks cropped,
+mirrored ones; here what is shown is what is sorted in G's step, and L_BN is of all images where their hooks keep those
+of the last pass, the clean ones. For the student they draw until the batch is clean, without a bound; here at most
+`draws` times, and the surest of the others fill it up. Batches of 1,024 are a guess: their program's default is 32.
+That program scores CIFAR-100's student on CIFAR-10's test images, reports the best epoch, and draws its seed. Re-made
+from the equations; L_TV and L_2 as in `deepinv`.
 """
 
 import math
@@ -58,7 +60,8 @@ class TADFKD(Live):
     config_class = TADFKDConfig
     published = {"repeats": 36, "rounds": 1, "warmup_rounds": None, "generator_steps": 1, "generator_batch": 1024}
     published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 10, "student_batch": 1024}
-    published |= {"augment_student": False}
+    published |= {"augment_synthesis": True, "generator_betas": (0.9, 0.999), "student_trains_in_synthesis": True}
+    student_first = True
     terms = {"L_OH": "alpha_cls", "L_BN": "alpha_bn", "L_JS": "alpha_adv", "L_TV": "alpha_tv", "L_2": "alpha_l2"}
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
@@ -92,16 +95,15 @@ class TADFKD(Live):
         """n fresh images that the teacher is sure of: clean ones, and where these are too few the surest others."""
         if not self.config.select:
             return super().sample(n)
-        drawn, doubts = [], []
-        for _ in range(self.config.draws):
+        drawn, doubts, found = [], [], 0
+        while found < n and len(drawn) < self.config.draws:
             images = self.generate(n)
             doubt = uncertainty(self._answering(images))
             kept = clean(doubt)
-            self.seen, self.clean = self.seen + n, self.clean + int(kept.sum())
+            found += int(kept.sum())
             drawn.append(images)
             doubts.append(torch.where(kept, -math.inf, doubt))
-            if sum(int(each.isneginf().sum()) for each in doubts) >= n:
-                break
+        self.seen, self.clean = self.seen + n * len(drawn), self.clean + found
         order = torch.cat(doubts).argsort(stable=True)[:n]  # clean images first, in the order in which they came
         return Batch(self.augment(torch.cat(drawn)[order]), None, "generator")
 
@@ -110,8 +112,17 @@ class TADFKD(Live):
         return terms.logit_distance(teacher_logits, student_logits)
 
     def on_card(self) -> dict:
-        """The share of clean images among those drawn for the student, on this rank, since the process began."""
+        """The share of clean images among those that this rank drew for the student."""
         return {"clean": self.clean / self.seen} if self.seen else {}
+
+    def state_dict(self) -> dict:
+        """`Live.state_dict` with both counts."""
+        return super().state_dict() | {"seen": self.seen, "clean": self.clean}
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of `state_dict`."""
+        super().load_state_dict(state)
+        self.seen, self.clean = state["seen"], state["clean"]
 
 
 def uncertainty(t: Tensor) -> Tensor:
@@ -135,7 +146,9 @@ def clean(doubt: Tensor) -> Tensor:
         mean = (of * x).sum(0) / count
         var = (of * (x - mean).square()).sum(0) / count + ADDED
         share = count / len(x)
-    return (_belonging(x, mean, var, share)[:, 0] > 0.5) | (high - low < 1e-6)
+    of = _belonging(x, mean, var, share)
+    lower = torch.where(mean[0] <= mean[1], of[:, 0], of[:, 1])
+    return (lower > 0.5) | (high - low < 1e-6)
 
 
 def _belonging(x: Tensor, mean: Tensor, var: Tensor, share: Tensor) -> Tensor:

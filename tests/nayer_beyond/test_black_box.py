@@ -124,6 +124,7 @@ def test_a_method_that_needs_more_than_answers_refuses_at_construction(name):
         ("stealing", {}, 2 * 2 * 20),  # epochs, rounds, images
         ("noise", {"teacher_statistics": "running"}, 2 * 2 * 16),  # epochs, steps, images
         ("with_data", {}, 2 * 2 * 16),
+        ("procedural", {"images": 30}, 30 + 2 * 2 * 16),
     ],
 )
 def test_a_method_that_needs_answers_alone_runs_and_evaluation_does_not_count(name, options, asked, answers):

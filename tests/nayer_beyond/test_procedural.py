@@ -6,15 +6,18 @@ import pytest
 import torch
 from tiny import same, tiny_config
 
+import nayer_lib.distill
 from nayer_beyond import procedural
 from nayer_beyond.black_box import BlackBox
 from nayer_beyond.procedural import Procedural, clouds, dead_leaves, draw_pictures, gratings, lines
-from nayer_lib import datasets, losses
+from nayer_lib import losses
 from nayer_lib.classifiers.teacher import load_teacher, make_classifier
 from nayer_lib.distill import distill, prepare
 from nayer_lib.errors import UserError
 from nayer_lib.methods import CONTROLS, METHODS
+from nayer_lib.ranks import Ranks
 from nayer_lib.runs.card import read_card
+from nayer_lib.runs.forecast import rehearse
 from nayer_lib.runs.run import Run
 
 SIZE = [32, 32]
@@ -24,10 +27,13 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def made(teacher=None, **overrides) -> Procedural:
+def made(teacher=None, ranks=None, **overrides) -> Procedural:
     config = tiny_config(method="procedural", **{"images": 60, "student_batch": 20, **overrides})
     teacher = teacher or load_teacher(config.dataset, config.teacher)
-    return Procedural(teacher, make_classifier("wrn10_half", teacher.class_names, teacher.mean, teacher.std, 0), config)
+    student = make_classifier("wrn10_half", teacher.class_names, teacher.mean, teacher.std, 0)
+    method = Procedural(teacher, student, config, ranks=ranks)
+    method.begin_epoch(0)
+    return method
 
 
 def test_it_is_a_control():
@@ -84,16 +90,30 @@ def test_a_line_is_where_its_strokes_pass_within_its_width(monkeypatch):
     assert torch.equal(pattern.bool(), across | down | near)
 
 
-def test_the_memory_is_filled_once_with_what_the_teacher_says_and_no_split_is_read(monkeypatch):
+def test_the_memory_is_filled_once_with_what_the_teacher_says_and_no_training_image_is_read(monkeypatch):
     monkeypatch.setattr(procedural, "CHUNK", 25)
-    monkeypatch.setattr(datasets, "load_split", lambda *_: pytest.fail("a split was read"))
-    method = made()
+    read, load = [], nayer_lib.distill.load_split
+    monkeypatch.setattr(nayer_lib.distill, "load_split", lambda name, split: read.append(split) or load(name, split))
+    method = prepare(tiny_config(method="procedural", images=60), device="cpu").method
+    assert read == ["test"] and method.held == 0
+    method.begin_epoch(0)
     images = method.memory.images
     assert len(images) == method.held == 60 and not method.memory.rounds.any()
-    answers = method.teacher(images.float() / 255)
-    assert torch.equal(method.memory.labels, answers.argmax(1))
+    assert torch.equal(method.memory.labels, method.teacher(images.float() / 255).argmax(1))
     method.synthesize(0)
+    method.begin_epoch(1)
     assert torch.equal(method.memory.images, images) and torch.equal(made().memory.images, images)
+
+
+def test_two_ranks_share_the_pictures_and_draw_others():
+    one, other = (made(images=60, ranks=Ranks(rank, 2)) for rank in (0, 1))
+    assert len(one.memory) == len(other.memory) == 30 and one.held == 60
+    assert not torch.equal(one.memory.images, other.memory.images)
+
+
+def test_what_it_will_hold_is_told_without_drawing_it():
+    counted = rehearse(tiny_config(method="procedural", images=10_000))
+    assert counted.images == 10_000 and counted.bytes["memory"] > 10_000 * 64
 
 
 def test_a_perturbed_batch_drives_the_networks_apart_and_leaves_the_student_as_it_was():
@@ -101,7 +121,7 @@ def test_a_perturbed_batch_drives_the_networks_apart_and_leaves_the_student_as_i
     images = method.memory.images[:20].float() / 255
     method.student.train()
     before = {name: value.clone() for name, value in method.student.state_dict().items()}
-    moved = method.against_student(images)
+    moved = method.perturbed(images)
     assert all(torch.equal(before[name], value) for name, value in method.student.state_dict().items())
     assert method.student.training and not moved.requires_grad and method.student.net.training
     assert 0 < (moved - images).abs().max() <= 3 * method.config.epsilon + 1e-6 and 0 <= moved.min() <= moved.max() <= 1
@@ -111,7 +131,7 @@ def test_a_perturbed_batch_drives_the_networks_apart_and_leaves_the_student_as_i
 
 
 def test_without_perturbing_a_batch_is_the_memorys(monkeypatch):
-    monkeypatch.setattr(Procedural, "against_student", lambda *_: pytest.fail("perturbed"))
+    monkeypatch.setattr(Procedural, "perturbed", lambda *_: pytest.fail("perturbed"))
     batch = made().sample(20)
     assert batch.source == "memory" and len(batch.images) == 20
 
@@ -129,7 +149,7 @@ def test_a_black_box_is_asked_but_not_for_a_gradient():
         made(BlackBox(load_teacher("digits", "wrn10_1")), perturb=1)
 
 
-def test_a_run_in_a_folder_goes_on_exactly_from_a_memory_that_was_full_from_the_start(tmp_path):
+def test_a_run_in_a_folder_goes_on_exactly(tmp_path):
     config = tiny_config(method="procedural", images=50, perturb=1, epochs=3, student_batch=20)
 
     def run(folder, **how) -> Run:

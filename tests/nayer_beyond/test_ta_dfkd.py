@@ -9,6 +9,7 @@ from tiny import tiny_setup
 from nayer_beyond import ta_dfkd
 from nayer_beyond.ta_dfkd import ADDED, ITERATIONS, TADFKD, clean, uncertainty
 from nayer_lib.config import make_config
+from nayer_lib.losses import BatchNormLoss
 from nayer_lib.methods import terms
 
 
@@ -16,11 +17,12 @@ def made(**overrides) -> TADFKD:
     return tiny_setup(method="ta_dfkd", **{"warmup_epochs": 0, "generator_steps": 1, "repeats": 1, **overrides}).method
 
 
-def test_its_numbers_are_the_authors_for_cifar10():
+def test_its_numbers_are_those_of_the_authors_program():
     config = make_config("cifar10-wrn40_2-wrn16_2", method="ta_dfkd", protocol="published", profile="full")
     assert (config.alpha_cls, config.alpha_bn, config.alpha_l2, config.alpha_tv) == (0, 10, 6e-3, 1.5e-5)
     assert (config.epochs, config.repeats, config.generator_steps, config.student_steps) == (200, 36, 1, 10)
-    assert config.generator_batch == config.student_batch == 1024 and config.noise_dim == 1000
+    assert config.noise_dim == 1000 and config.generator_betas == (0.9, 0.999) and TADFKD.student_first
+    assert config.augment_synthesis and config.augment_student and config.student_trains_in_synthesis
     assert (config.generator_lr, config.student_lr, config.student_weight_decay) == (1e-3, 0.01, 5e-4)
 
 
@@ -78,6 +80,37 @@ def test_js_sees_clean_images_alone(monkeypatch):
         torch.testing.assert_close(gradient, expected, atol=1e-7, rtol=1e-4)
     monkeypatch.setattr(ta_dfkd, "clean", lambda doubt: torch.zeros(4, dtype=torch.bool))
     assert method.against_student(t, s).item() == pytest.approx(1)
+
+
+def test_the_report_has_the_terms_of_what_the_networks_saw():
+    method = made(alpha_tv=0.1, alpha_l2=0.1)
+    seen = []
+    method.generator.register_forward_hook(lambda _module, _inputs, images: seen.append(images.detach().clone()))
+    report = method.synthesize(0)
+    [images] = seen
+    bn = BatchNormLoss(method.teacher, 0.0)
+    with torch.no_grad(), bn.armed():
+        t, s = method.teacher(images), method.student.eval()(images)
+        assert report.bn == pytest.approx(bn().item(), rel=1e-3)
+    kept = clean(uncertainty(t))
+    assert report.adv == pytest.approx(terms.adversarial_js(t[kept], s[kept]).item(), rel=1e-3)
+    [mean], [std] = method.teacher.mean, method.teacher.std
+    x = (images - mean) / std
+    expected = {"L_TV": terms.total_variation(x).item(), "L_2": x.square().sum().sqrt().item()}
+    assert report.extra == pytest.approx(expected, rel=1e-3)
+    assert report.ce_per_step == [pytest.approx(uncertainty(t).mean().item(), rel=1e-3)]
+
+
+def test_the_student_lowers_the_distance_of_the_logits():
+    t, s = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.0, 1.0]])
+    assert made().student_loss(None, t, s).item() == 2
+
+
+def test_the_counts_of_the_card_outlive_a_resume():
+    method, other = made(), made()
+    method.sample(8)
+    other.load_state_dict(method.state_dict())
+    assert other.on_card() == method.on_card() and 0 < method.on_card()["clean"] <= 1
 
 
 def drawing(method, monkeypatch, doubts: list[list[float]], kept: list[list[bool]]) -> torch.Tensor:

@@ -86,7 +86,7 @@ def test_show_displays_the_source_as_it_stands_in_the_library(displayed):
     source = Path(inspect.getfile(distill)).read_text(encoding="utf-8").splitlines()
     assert source[first - 1 : last] == second.data.splitlines()[1:]
     display.show(BlackBox.forward)  # decorated: not the decorator's file
-    assert displayed[-1].data.startswith("# classifiers/black_box.py, lines ")
+    assert displayed[-1].data.startswith("# nayer_beyond/black_box.py, lines ")
 
 
 def test_show_displays_a_function_that_stands_in_no_file_as_it_is(displayed):

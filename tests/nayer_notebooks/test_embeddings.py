@@ -313,6 +313,12 @@ def test_show_refuses_what_it_cannot_tell_of(pool, options, sentence, clone):
         show(() if pool is None else (Path(pool),), **options)
 
 
+def test_the_command_takes_pools_and_options():
+    words = [sys.executable, "-m", "nayer_notebooks.embeddings", str(pool_path("digits", "sbert", "a")), "--images"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0 and "with wrn10_1's features of 500 test images" in done.stdout, done.stderr
+
+
 def test_the_command_says_a_mistake_in_one_sentence():
     words = [sys.executable, "-m", "nayer_notebooks.embeddings", "nowhere.safetensors"]
     done = subprocess.run(words, capture_output=True, text=True)
