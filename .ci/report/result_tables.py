@@ -198,7 +198,13 @@ def bench_table(card: dict) -> str:
         images = card["draw"] if name == "memory draw" else card["batch"]
         ratio = "**{ratio:.1f}** ({ratio_min:.1f} – {ratio_max:.1f})".format(**row)
         rows.append([f"{name}, {images} images", f"{row['ours_ms']:.1f}", f"{row['plain_ms']:.1f}", ratio])
-    return markdown(columns, rows)
+    others = card.get("formats", {})  # of a CPU, where they were tried
+    if not others:
+        return markdown(columns, rows)
+    steps = sorted({step for ratios in others.values() for step in ratios})
+    shares = [[name, *(f"{r[step]:.2f}" if step in r else "" for step in steps)] for name, r in others.items()]
+    headings = {"our steps: time over that in 32 bits, contiguous": "---"} | dict.fromkeys(steps, "--:")
+    return markdown(columns, rows) + "\n\n" + markdown(headings, shares)
 
 
 # --- docs/tables.md

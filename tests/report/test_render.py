@@ -23,6 +23,7 @@ def test_the_readme_and_the_documents_are_rendered_anew(clone, card, capsys):
     phase = {"ours_ms": 12.34, "plain_ms": 100.0, "ratio": 8.1, "ratio_min": 8.0, "ratio_max": 8.25}
     bench = {"device": "a device", "clock": "CPU", "repeats": 5, "draw": 512, "batch": 100, "versions": {"torch": "2"}}
     bench["phases"] = {"one round": phase, "memory draw": phase}
+    bench["formats"] = {"half": {"student step": 0.4, "synthesis step": 0.456}, "slow": {"student step": 9.0}}
     (clone / "data" / "bench.json").write_text(json.dumps(bench))
     (clone / "data" / "runs" / "another.json").write_text(json.dumps(like(card, seed=99, id="another")))
     (clone / "docs").mkdir()
@@ -42,7 +43,7 @@ def test_the_readme_and_the_documents_are_rendered_anew(clone, card, capsys):
         fill(olds[4], {"bench": bench_table(bench)}),
     ]
     assert "| one round, 100 images | 12.3 | 100.0 | **8.1** (8.0 – 8.2) |" in docs[-1]
-    assert "memory draw, 512" in docs[-1]
+    assert "memory draw, 512" in docs[-1] and "| half | 0.40 | 0.46 |\n| slow | 9.00 |  |" in docs[-1]
     for name in ("results.png", "figure1.png"):
         assert (clone / "docs" / name).read_bytes().startswith(b"\x89PNG")
 
