@@ -79,6 +79,13 @@ FINDINGS = (
         "another recipe; by each test batch's own statistics it stands far higher (docs/ablations.md)",
     ),
     *(
+        Finding(asks, "procedural", "digits", row, against, "richer pictures and augmentation; CIFAR-10 images")
+        for asks, row, against in (
+            ("Does NAYER's generator do better than pictures that a formula draws?", "NAYER", "procedural"),
+            ("Do such pictures do better than noise?", "procedural", "noise"),
+        )
+    ),
+    *(
         Finding(asks, "black_box", "digits", row, against, "another budget of questions; CIFAR-10 images")
         for asks, row, against in (
             ("What does a teacher that only answers cost?", "text, logits", "NAYER, white box"),

@@ -187,6 +187,7 @@ ABLATIONS = (
         "procedural",
         "Drawn pictures in place of a generator",
         lambda name: "noise" if name in ("noise", "procedural") else "procedural",
+        silent=lambda name, dataset: UNTUNED if name == "DFAD" else "",
     ),
     Ablation("nayer_plus", "NAYER+, the paper's future work", lambda name: "NAYER"),
     Ablation("cpnet", "CPNet, taken apart", lambda name: "all" if name == "all but the coupling" else "NAYER"),
