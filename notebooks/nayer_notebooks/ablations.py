@@ -181,6 +181,12 @@ ABLATIONS = (
         measures=STEPS,
         headline="steps to CE < 1",
     ),
+    Ablation(
+        "controls_pilot",
+        "A pilot on CIFAR-10 images: text against z",
+        lambda name: "text",
+        silent=lambda name, dataset: "pilot: no word",
+    ),
     Ablation("table9", "Table 9 on a laptop problem", lambda name: f"NAYER, {name.rpartition(', ')[2]}"),
     Ablation("noise", "Noise in place of a generator", lambda name: "NAYER"),
     Ablation(
