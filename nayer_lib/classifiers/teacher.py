@@ -60,14 +60,17 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """(B, C, H, W) in [0, 1] -> logits (B, K), and on request the head's input (B, d): the pooled features."""
-        normalised = (images - self._mean) / self._std
         if not return_features:
-            return self.net(normalised)
+            return self.net(self.normalised(images))
         with tapped([self.head()], inputs=True) as read:
-            logits = self.net(normalised)
+            logits = self.net(self.normalised(images))
         if not read:
             raise UserError(NO_HEAD)
         return logits, read[0].mean((2, 3)) if read[0].dim() == 4 else read[0]
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> the same shape as the network reads it."""
+        return (images - self._mean) / self._std
 
     def train(self, mode: bool = True) -> "Classifier":
         """Train or eval mode; BatchNorm that a quantised network keeps frozen stays in eval mode."""

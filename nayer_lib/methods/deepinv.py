@@ -61,10 +61,6 @@ class Pixels(nn.Module):
         """The images for labels (B,): (B, C, H, W), 0 black and 1 white, but not bounded."""
         return self.x * self.std + self.mean
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in the space of x."""
-        return (images - self.mean) / self.std
-
 
 @dataclass(frozen=True)
 class DeepInvConfig(Config):
@@ -133,7 +129,7 @@ class DeepInversion(Inversion):
 
     def values(self, batch: SynthesisBatch) -> list[Tensor]:
         """The five terms."""
-        x = self.generator.normalised(batch.images)
+        x = self.teacher.normalised(batch.images)
         return [
             losses.classification(batch.t, batch.labels),
             self.batch_norm_term(batch),

@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nayer_lib import losses
 from nayer_lib.methods import terms
 from nayer_lib.methods.base import Batch
+from nayer_lib.methods.deepinv import DeepInversion
 from nayer_lib.methods.live import AdversarialConfig, Live
-from nayer_lib.methods.round import SynthesisBatch
 
 ADDED = 5e-4  # variance, so that no Gaussian shrinks to a point
 ITERATIONS = 10  # of expectation and maximisation
@@ -63,24 +62,11 @@ class TADFKD(Live):
     published |= {"augment_synthesis": True, "generator_betas": (0.9, 0.999), "student_trains_in_synthesis": True}
     student_first = True
     terms = {"L_OH": "alpha_cls", "L_BN": "alpha_bn", "L_JS": "alpha_adv", "L_TV": "alpha_tv", "L_2": "alpha_l2"}
+    values = DeepInversion.values  # the first, L_OH, has no weight here
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
-        self._mean, self._std = (
-            torch.tensor(x, device=self.device).view(-1, 1, 1) for x in (self.teacher.mean, self.teacher.std)
-        )
         self.seen = self.clean = 0
-
-    def values(self, batch: SynthesisBatch) -> list[Tensor]:
-        """L_OH, which every method reports first and which has no weight here, and the four terms of L_G."""
-        x = (batch.images - self._mean) / self._std
-        return [
-            losses.classification(batch.t, batch.labels),
-            self.batch_norm_term(batch),
-            self.adversarial_term(batch),
-            terms.total_variation(x),
-            torch.linalg.vector_norm(x),
-        ]
 
     def against_student(self, t: Tensor, s: Tensor) -> Tensor:
         """1 - JS, the mean over clean images."""

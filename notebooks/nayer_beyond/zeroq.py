@@ -92,7 +92,7 @@ class ZeroQ(DeepInversion):
 
     def values(self, batch: SynthesisBatch) -> list[Tensor]:
         """L_CE, which has no weight and is only reported, and the statistics of images and layers."""
-        x = self.generator.normalised(batch.images)
+        x = self.teacher.normalised(batch.images)
         zero, one = torch.zeros_like(self.generator.mean).flatten(), torch.ones_like(self.generator.std).flatten()
         apart = [image_statistics(x, zero, one)]
         apart += [

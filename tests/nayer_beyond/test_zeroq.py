@@ -43,7 +43,7 @@ def test_what_it_lowers_is_every_layer_and_the_image():
         total, (_, term), images = method._objective(method.pseudo_labels(), None, False)
     for handle in handles:
         handle.remove()
-    x = method.generator.normalised(images.detach())
+    x = method.teacher.normalised(images.detach())
     zero = torch.zeros(x.shape[1])
     expected = 0.0
     for maps, mean, var in [(x, zero, zero + 1)] + [
