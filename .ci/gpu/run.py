@@ -71,7 +71,7 @@ COUNTS = {
         "woRI": {"latent": "noisy_kept"},
         "permuted": {"embedding": "permuted"},
     },
-    "sweeps": ("controls_cifar10", "paper_cifar10", "cpnet_cifar10", "first_rounds_cifar10"),  # of data/sweeps
+    "sweeps": ("controls_cifar10", "inputs_cifar10", "paper_cifar10", "cpnet_cifar10", "first_rounds_cifar10"),
     "jobs": 12,  # runs of a sweep at a time, each a process of one thread
     "copy_every": 10,  # epochs
     "save_after": 50,  # times as long as a save takes: a fiftieth of the time goes into saves

@@ -1016,7 +1016,8 @@ MAY_DIFFER = {  # by the first word of a file's name
     "hour": TURNS,
     "speed": {"latent"},
     "first": {"latent"},  # first_rounds
-    "controls": {"latent", "embedding", "encoder"},
+    "controls": {"latent", "embedding"},
+    "inputs": TURNS | {"method", "latent", "embedding", "encoder"},  # real images have no rounds
     # What makes no images has no rounds, and stealing no warm-up.
     "noise": TURNS | {"method", "noise", "teacher_statistics"},
     "procedural": TURNS | {"method", "student_batch"} | {"noise", "teacher_statistics", "perturb"},
@@ -1055,7 +1056,7 @@ def test_arms_have_three_seeds_or_more_and_differ_in_nothing_but_what_the_sweep_
 
 def test_the_registered_sweeps_have_seeds_that_nobody_has_seen():
     registered = {path.stem: read_sweep(path) for path in OWN if read_sweep(path).primary}
-    on_cifar10 = {f"{name}_cifar10" for name in ("speed", "first_rounds", "controls", "paper", "cpnet")}
+    on_cifar10 = {f"{name}_cifar10" for name in ("speed", "first_rounds", "controls", "inputs", "paper", "cpnet")}
     of_the_paper, after_it = ("table3", "redraw", "table9"), ("noise", "procedural", "black_box", "nayer_plus", "cpnet")
     on_digits = {f"{name}_digits" for name in of_the_paper + after_it}
     assert set(registered) == on_cifar10 | on_digits
