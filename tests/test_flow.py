@@ -20,7 +20,7 @@ PACKAGES = (ROOT / "nayer_lib", ROOT / "notebooks" / "nayer_beyond", ROOT / "not
 LIBRARY = """
 nayer_lib
 errors files
-text.labels text.prompts text.hub text.corpora text.encoders text.lte_pool
+text.labels text.prompts text.hub text.corpora text.encoders text.lte_pool text.released
 generator.noisy_layer generator.latents generator.networks generator.vae
 base_config
 classifiers.resnet classifiers.wide_resnet classifiers.vgg classifiers.mobilenet classifiers
@@ -92,13 +92,15 @@ def test_nothing_heavy_is_imported_with_the_library():
     assert not done.stdout.split()
 
 
-def test_a_run_imports_its_own_methods_file_alone():
+def test_a_run_imports_its_own_methods_file_alone_and_no_encoder():
     code = "import sys; from nayer_lib import cli; from nayer_lib.distill import prepare; "
     code += "from nayer_lib.config import make_config; prepare(make_config(), device='cpu'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    read = {name for name in done.stdout.split() if name.startswith(("nayer_lib.methods.", "nayer_beyond"))}
+    modules = set(done.stdout.split())
+    read = {name for name in modules if name.startswith(("nayer_lib.methods.", "nayer_beyond"))}
     assert read == {f"nayer_lib.methods.{name}" for name in "base round inversion live nayer".split()}
+    assert "nayer_lib.text.lte_pool" in modules and "nayer_lib.text.encoders" not in modules  # its pool is kept
 
 
 def test_without_its_package_a_method_is_refused_in_one_sentence(monkeypatch):

@@ -22,7 +22,8 @@ from nayer_lib.files import tensors_hash
 from nayer_lib.runs.card import read_card
 from nayer_lib.runs.run import Run
 from nayer_lib.text.labels import class_names
-from nayer_lib.text.lte_pool import build_pool, load_pool, read_released_table, released_pool
+from nayer_lib.text.lte_pool import build_pool
+from nayer_lib.text.released import released_pool
 
 TINY_SET = ["--set", *(f"{name}={value}" for name, value in TINY.items())]
 NAMES = ("green leaf", "red leaf", "wood")
@@ -78,51 +79,6 @@ def test_a_folder_that_does_not_fit_the_classes_is_told(folder):
     (folder / "wood" / "note.txt").write_text("not an image")
     with pytest.raises(UserError, match=r"note\.txt is not a whole image"):
         load_folder(folder, NAMES, size=8)
-
-
-# --- embeddings
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_a_released_table_is_read_from_its_bytes(tmp_path, dtype, monkeypatch):
-    table, path = torch.randn(7, 12).to(dtype), tmp_path / "le.pickle"
-    path.write_bytes(pickle.dumps(table.requires_grad_(), protocol=4))
-    monkeypatch.setattr(pickle, "Unpickler", None)
-    monkeypatch.setattr(torch, "load", None)
-    assert torch.equal(read_released_table(path), table.detach().float())
-
-
-def test_nothing_in_a_pickle_is_executed(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "executed"), "w"))
-
-    for thing in (Evil(), {"a": 1}, torch.randn(3), torch.randn(2, 3, 4), (torch.randn(2, 3), torch.randn(2, 3))):
-        path = tmp_path / "le.pickle"
-        path.write_bytes(pickle.dumps(thing, protocol=4))
-        with pytest.raises(UserError, match="nothing in it was executed"):
-            read_released_table(path)
-    path.write_bytes(b"no pickle at all")
-    with pytest.raises(UserError, match="nothing in it was executed"):
-        read_released_table(path)
-    path.write_bytes(pickle.dumps(torch.randn(5, 6), protocol=4)[:-40])
-    with pytest.raises(UserError, match="nothing in it was executed"):
-        read_released_table(path)
-    assert not (tmp_path / "executed").exists()
-    with pytest.raises(MissingFile):
-        read_released_table(tmp_path / "nowhere.pickle")
-
-
-def test_a_released_table_becomes_a_pool_of_its_classes(tmp_path):
-    path = tmp_path / "le.pickle"
-    path.write_bytes(pickle.dumps(torch.randn(10, 12).half(), protocol=4))
-    pool = released_pool(path, class_names("cifar10"))
-    assert pool.header["prompt"] == "a {name}" and len(pool.header["file_sha256"]) == 64
-    with pytest.raises(UserError, match="10 rows, there are 3 class names"):
-        released_pool(path, NAMES)
-    out = tmp_path / "pool.safetensors"
-    assert cli.main(["lte", "convert", "--dataset", "cifar10", "--released", str(path), "--out", str(out)]) == 0
-    assert torch.equal(load_pool(out, class_names("cifar10")).table, pool.table)
 
 
 # --- the whole way

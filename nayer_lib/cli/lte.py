@@ -8,16 +8,8 @@ from tyro.conf import Positional
 from .. import datasets
 from ..errors import UserError
 from ..text.labels import read_names
-from ..text.lte_pool import (
-    agreement,
-    build_pool,
-    classes_of,
-    equal_rows,
-    pool_path,
-    read_pool,
-    released_pool,
-    save_pool,
-)
+from ..text.lte_pool import agreement, build_pool, classes_of, equal_rows, pool_path, read_pool, save_pool
+from ..text.released import released_pool
 
 
 def build(

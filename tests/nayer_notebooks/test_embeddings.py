@@ -15,7 +15,8 @@ from nayer_lib.classifiers.teacher import make_classifier, save_classifier
 from nayer_lib.datasets import DATASETS
 from nayer_lib.errors import UserError
 from nayer_lib.text.labels import class_names, labels_hash
-from nayer_lib.text.lte_pool import LTEPool, build_pool, classes_of, load_pool, pool_path, released_pool, save_pool
+from nayer_lib.text.lte_pool import LTEPool, build_pool, classes_of, load_pool, pool_path, save_pool
+from nayer_lib.text.released import released_pool
 from nayer_notebooks.embeddings import (
     FIGURE6,
     ImageFeatures,
