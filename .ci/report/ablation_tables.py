@@ -91,6 +91,12 @@ COLUMNS: dict[str, dict[str, Column]] = {
     },
     "speed": SPEED,
     "first_rounds": SPEED,
+    "controls": {
+        "agreement": lambda cell: f"{statistics.mean(100 * card['agreement_last'] for card in cell.cards):.1f}",
+        "NLL": lambda cell: f"{statistics.mean(card['nll_last'] for card in cell.cards):.3f}",
+        "steps to CE < 1": lambda cell: _steps(cell, "1.0"),
+        "within / across rounds": _diversity,
+    },
     "noise": {"by each test batch's own statistics (transductive)": _transductive},
     "table9": {
         "drop from the teacher": lambda cell: f"{cell.mean - cell.teacher:+.2f}",
@@ -110,11 +116,12 @@ def ablations_page(page: str, cards: list[dict]) -> str:
     Args:
         cards: those scored on the test split, and for sweeps that choose a setting those on the validation split.
     """
-    found, where, parts, summary = by_config(cards), _files_of_cards(), {}, []
+    found, where, parts, summary, tested = by_config(cards), _files_of_cards(), {}, [], []
     for ablation in ABLATIONS:
         blocks = []
         for dataset, sweep in ablation.sweeps().items():
             lines = ablation.lines(dataset, sweep, found)
+            tested += [line for line in lines if line.contrast and line.contrast.n >= RUNS]
             counts = [_counts(line for line in lines if _is_printed(line) == printed) for printed in (True, False)]
             summary.append([ablation.title, dataset, *counts])
             config, rows = next(iter(sweep.arms.values()))[0], [_row(ablation, line) for line in lines]
@@ -127,7 +134,10 @@ def ablations_page(page: str, cards: list[dict]) -> str:
             ]
         parts[ablation.stem] = "\n\n".join(blocks)
     headings = dict.fromkeys(("table", "problem", "printed rows", "rows of ours"), "---")
-    return fill(page, {"summary": markdown(headings, summary), **parts})
+    decided, alone = sum(line.decided for line in tested), sum(line.contrast.own for line in tested)
+    foot = f"{len(tested)} differences rest on {RUNS} runs or more; {decided} of them are decided, {alone} stand on a "
+    foot += "spread of their own (Welch's test). Steps and diversities come on top."
+    return fill(page, {"summary": f"{markdown(headings, summary)}\n\n{foot}", **parts})
 
 
 def _row(ablation: Ablation, line: Line) -> dict[str, str]:
@@ -220,13 +230,15 @@ def _files_of_cards() -> dict[str, list[str]]:
 
 
 def _foot(sweep: Sweep, lines: list[Line], where: dict[str, list[str]]) -> str:
-    """Where its numbers come from: the sweep file, and the files of its cards, the sweep's own first."""
+    """Where its numbers come from: the sweep file, the files of its cards, the sweep's own first, and their commits."""
     first = f"{sweep.name}.jsonl"
     held = [where[i] for line in lines if line.cell for i in line.cell.ids if i in where]
     names = sorted({first if first in names else names[0] for names in held}, key=lambda name: (name != first, name))
     cards = ", ".join(f"[data/runs/{name}](../data/runs/{name})" for name in names)
+    commits = sorted({card["commit"][:7] for line in lines if line.cell for card in line.cell.cards})
+    ran = f", run at {' and '.join(commits)}" if commits else ""
     file = f"data/sweeps/{sweep.name}.json"
-    return f"Cards: {cards or 'none yet'}. Sweep: [{file}](../{file})."
+    return f"Cards: {cards or 'none yet'}{ran}. Sweep: [{file}](../{file})."
 
 
 # --- docs/divergences.md

@@ -1,8 +1,8 @@
 """`make report`: renders README.md and docs/ anew from the kept cards, the paper's numbers beside ours.
 
 The README gets its table of results and its picture; docs/ Tables 1 and 2 (tables.md) and Figure 1 (figure1.png), the
-ablations (ablations.md), what D1-D13 do (divergences.md), the findings (findings.md) and the bench (speed.md). Only
-what stands between a page's markers is written anew: its prose is its own.
+ablations (ablations.md), what D1-D13 do (divergences.md), the findings (findings.md), the bench and what number formats
+do (speed.md). Only what stands between a page's markers is written anew: its prose is its own.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ablation_tables import ablations_page, with_effects
 from findings import findings_page
-from result_tables import bench_table, column_of, fill, full_cells, results_table, tables_page
+from result_tables import bench_table, column_of, fill, formats_table, full_cells, results_table, tables_page
 
 from nayer_lib import files
 from nayer_lib.config import make_config
@@ -33,9 +33,13 @@ def pages(kept: list[dict]) -> dict[str, str]:
     def read(name: str) -> str:
         return (root / name).read_text(encoding="utf-8")
 
+    speed = {
+        "bench": bench_table(json.loads(read("data/bench.json"))),
+        "formats": formats_table([json.loads(line) for line in read("data/formats.jsonl").splitlines()]),
+    }
     return {
         "README.md": fill(read("README.md"), {"results": results_table(kept)}),
-        "docs/speed.md": fill(read("docs/speed.md"), {"bench": bench_table(json.loads(read("data/bench.json")))}),
+        "docs/speed.md": fill(read("docs/speed.md"), speed),
         "docs/findings.md": findings_page(read("docs/findings.md"), kept),
         "docs/tables.md": tables_page(read("docs/tables.md"), kept),
         "docs/ablations.md": ablations_page(read("docs/ablations.md"), [*kept, *kept_cards("validation")]),

@@ -141,6 +141,7 @@ ABLATIONS = (
             "diversity within": _log_diversity("within"),
             "diversity across": _log_diversity("across"),
         },
+        further=(("cat", "LTE"), ("sum(1)", "Z"), ("NAYER(woRI)", "LTE")),  # C5, C7
     ),
     Ablation(
         "table4", "Table 4", lambda name: "SBERT", 4, lambda row: row.encoder or row.method, silent=_untuned_sota
@@ -165,7 +166,7 @@ ABLATIONS = (
         "figure5",
         "Figure 5",
         lambda name: "NAYER",
-        silent=lambda name, dataset: UNTUNED if name in ("FM", "CMI", "DeepInv") else "",
+        silent=lambda name, dataset: UNTUNED if name.partition(",")[0] in ("FM", "CMI", "DeepInv") else "",
     ),
     Ablation(
         "speed",
@@ -187,6 +188,12 @@ ABLATIONS = (
         lambda name: "text",
         silent=lambda name, dataset: "pilot: no word",
     ),
+    Ablation(
+        "controls",
+        "Text on CIFAR-10 images",
+        lambda name: "text" if name in ("permuted text", "orthogonal") else "Z",
+        measures={"agreement": Measure(lambda card: 100 * card["agreement_last"], 1.0)},
+    ),
     Ablation("table9", "Table 9 on a laptop problem", lambda name: f"NAYER, {name.rpartition(', ')[2]}"),
     Ablation("noise", "Noise in place of a generator", lambda name: "NAYER"),
     Ablation(
@@ -196,8 +203,18 @@ ABLATIONS = (
         silent=lambda name, dataset: UNTUNED if name == "DFAD" else "",
     ),
     Ablation("nayer_plus", "NAYER+, the paper's future work", lambda name: "NAYER"),
-    Ablation("cpnet", "CPNet, taken apart", lambda name: "all" if name == "all but the coupling" else "NAYER"),
-    Ablation("black_box", "A teacher that only answers", _against_text),
+    Ablation(
+        "cpnet",
+        "CPNet, taken apart",
+        lambda name: "all" if name == "all but the coupling" else "NAYER",
+        further=(("all but the text", "all"),),
+    ),
+    Ablation(
+        "black_box",
+        "A teacher that only answers",
+        _against_text,
+        silent=lambda name, dataset: UNTUNED if name == "text, logits" else "",  # whose reference has a chosen rate
+    ),
     Ablation("divergences", "D1 to D13", lambda name: "released"),
     Ablation(
         "methods",
@@ -205,7 +222,7 @@ ABLATIONS = (
         lambda name: "NAYER",
         table=1,
         name=_system_name,
-        silent=lambda name, dataset: "guessed weights: no word" if name == "MAD" else "",
+        silent=lambda name, dataset: {"MAD": "guessed weights: no word", "DFQ, no L_BN": UNTUNED}.get(name, ""),
     ),
     Ablation("rates", "The generator's learning rate, method by method", _at_the_middle_rate),
     Ablation("rates3", "The generator's learning rate, for each family of Table 3", _at_the_middle_rate),

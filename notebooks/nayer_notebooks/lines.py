@@ -34,7 +34,7 @@ class Line:
         silent: why there is no word about this row, whatever its numbers; "" for most.
         data_of_paper: whether the problem is one of the paper's own.
         counted: whether less and more is said of it, and not loss and gain.
-        exploratory: whether other contrasts of its table were registered before the runs, and this one was not.
+        exploratory: whether the contrast was not registered before the runs.
     """
 
     name: str
@@ -48,6 +48,11 @@ class Line:
     data_of_paper: bool = False
     counted: bool = False
     exploratory: bool = False
+
+    @property
+    def decided(self) -> bool:
+        """Whether its word is one that these runs decide."""
+        return self.word.partition(",")[0] in DECIDED
 
     @property
     def word(self) -> str:
@@ -108,6 +113,7 @@ class Ablation:
         measures: what is compared beside the accuracy, heading -> measure.
         headline: the one of these that the table is about, in place of the accuracy; "" for most.
         silent: the reason why a row of a name on a data set gets no word; "" for most.
+        further: pairs of rows, (one, its reference), that a claim compares beside what a sweep registered.
     """
 
     stem: str
@@ -118,6 +124,7 @@ class Ablation:
     measures: dict[str, Measure] = field(default_factory=dict)
     headline: str = ""
     silent: Callable[[str, str], str] = lambda name, dataset: ""
+    further: tuple[tuple[str, str], ...] = ()
 
     def sweeps(self) -> dict[str, Sweep]:
         """Its sweep files: data set -> sweep."""
@@ -133,7 +140,7 @@ class Ablation:
     def lines(self, dataset: str, sweep: Sweep, found: dict[Config, list[Cell]]) -> list[Line]:
         """Every printed row, then our own arms: a line for each protocol in which it ran, or one without a cell.
 
-        Registered contrasts of two other rows follow, a line each.
+        Registered and further contrasts of two other rows follow, a line each.
 
         Args:
             found: cells by their config without its seed.
@@ -144,7 +151,8 @@ class Ablation:
         asked = {name: [own for cell in cells if (own := _own(cell, sweep, name))] for name, cells in asked.items()}
         ran = {name: {cell.protocol: cell for cell in cells} for name, cells in asked.items()}
         pairs = [(name, self.against(name)) for name in names]
-        pairs += [pair for pair in sweep.primary if not {pair, pair[::-1]} & {*pairs}]
+        more = (*sweep.primary, *self.further) if sweep.primary else ()
+        pairs += [pair for pair in more if not {pair, pair[::-1]} & {*pairs} and {*pair} <= {*names}]
         compared = {}
         for protocol in {protocol for cells in ran.values() for protocol in cells}:
             cells = {name: cells[protocol] for name, cells in ran.items() if protocol in cells}
@@ -158,7 +166,7 @@ class Ablation:
                 measured = compared.get(protocol, {}).get((name, against), {})
                 contrast = measured.get(self.headline)
                 about["silent"] = self.silent(name, dataset) or _incomplete(sweep, ran, protocol, (name, against))
-                about["exploratory"] = bool(sweep.primary and contrast and not contrast.primary)
+                about["exploratory"] = bool(contrast and not contrast.primary)
                 lines.append(Line(name, against, rows.get(name), printed, cell, contrast, measured, **about))
         return lines
 

@@ -9,7 +9,7 @@ import render
 from ablation_tables import ablations_page, with_effects
 from findings import FINDINGS, findings_page
 from render import draw_results
-from result_tables import bench_table, fill, results_table, tables_page
+from result_tables import bench_table, fill, formats_table, results_table, tables_page
 from tiny import clone_cards, like
 
 from nayer_lib.errors import UserError
@@ -25,6 +25,8 @@ def test_the_readme_and_the_documents_are_rendered_anew(clone, card, capsys):
     bench["phases"] = {"one round": phase, "memory draw": phase}
     bench["formats"] = {"half": {"student step": 0.4, "synthesis step": 0.456}, "slow": {"student step": 9.0}}
     (clone / "data" / "bench.json").write_text(json.dumps(bench))
+    compared = _in_two_formats(card, [0.9, 0.92, 0.97], [0.91, 0.92, 0.95])
+    (clone / "data" / "formats.jsonl").write_text("".join(json.dumps(each) + "\n" for each in compared))
     (clone / "data" / "runs" / "another.json").write_text(json.dumps(like(card, seed=99, id="another")))
     (clone / "docs").mkdir()
     for name in PAGES:
@@ -40,12 +42,22 @@ def test_the_readme_and_the_documents_are_rendered_anew(clone, card, capsys):
         ablations_page(olds[1], kept + kept_cards("validation")),
         with_effects(olds[2], kept),
         findings_page(olds[3], kept),
-        fill(olds[4], {"bench": bench_table(bench)}),
+        fill(olds[4], {"bench": bench_table(bench), "formats": formats_table(compared)}),
     ]
+    assert "quick | 93.0 ± 3.6 | 92.7 ± 2.1 | +1.0, +0.0, -2.0 |" in docs[-1]
     assert "| one round, 100 images | 12.3 | 100.0 | **8.1** (8.0 – 8.2) |" in docs[-1]
     assert "memory draw, 512" in docs[-1] and "| half | 0.40 | 0.46 |\n| slow | 9.00 |  |" in docs[-1]
     for name in ("results.png", "figure1.png"):
         assert (clone / "docs" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def _in_two_formats(card: dict, plain: list[float], half: list[float]) -> list[dict]:
+    """Cards of the same runs in 32 bits and in bfloat16, by their accuracies."""
+    return [
+        like(card, config={"seed": seed}, compute={"precision": name}, accuracy_last=value)
+        for name, values in (("fp32", plain), ("bf16", half))
+        for seed, value in enumerate(values)
+    ]
 
 
 def test_the_readmes_picture_is_drawn_from_kept_cards(tmp_path, card):
