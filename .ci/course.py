@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -55,10 +56,19 @@ def without_answers(source: str) -> str:
 def without_asserts(source: str) -> str:
     """A cell's code without its asserts, which say what comes out."""
     lines = source.splitlines()
-    for node in reversed(ast.parse(source).body):
-        if isinstance(node, ast.Assert):
-            del lines[node.lineno - 1 : node.end_lineno]
+    for node in reversed([*_asserts(ast.parse(source).body)]):
+        del lines[node.lineno - 1 : node.end_lineno]
     return "\n".join(lines)
+
+
+def _asserts(nodes: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """The asserts among some statements and inside them; a statement that holds nothing else counts as one."""
+    for node in nodes:
+        inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+        if isinstance(node, ast.Assert) or (inner and all(isinstance(child, ast.Assert) for child in inner)):
+            yield node
+        else:
+            yield from _asserts(inner)
 
 
 def linked(source: str) -> str:

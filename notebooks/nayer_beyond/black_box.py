@@ -57,7 +57,8 @@ class BlackBox(Classifier):
         if images.requires_grad:
             raise UserError("a black box gives no gradient to its images: a loss through its answers is constant.")
         if len(images) > self.left:
-            raise UserError(f"the budget of {self.budget:,} images is used up: give a larger one.")
+            left = f"{self.left:,} of {self.budget:,} images are left to ask about"
+            raise UserError(f"{left}, and these are {len(images):,}: give a larger budget.")
         self.asked += len(images)
         logits = self._ask(images)
         if self.answers == "logits":

@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,14 +172,14 @@ def watch(
         the epochs that were run now.
 
     Raises:
-        Stopped: the run was asked to stop before its last epoch.
+        Stopped: the run was asked to stop before its last epoch, or what is no `Run` was interrupted.
     """
     quiet = bool(os.environ.get("CI"))
     points = [(row["epoch"], 100 * row["accuracy"]) for row in earlier if row["accuracy"] is not None]
     seen: list[Epoch] = []
     picture, told, begun = _Place(), _Place(), time.perf_counter()
     stop = getattr(epochs, "stop", None)  # of a `Run`
-    with asks_to(stop) if stop else contextlib.nullcontext():
+    with asks_to(stop) if stop else _one_line():
         for epoch in epochs:
             seen.append(epoch)
             if epoch.scores:
@@ -198,6 +198,15 @@ def watch(
     if getattr(epochs, "stopped", False):
         raise Stopped(f"{len(earlier) + len(seen)} of {config.total_epochs} epochs are saved; run the cell to go on.")
     return seen
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """An interrupt of what saves nothing, shown as one line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped("nothing of it is kept; run the cell again to start over.") from None
 
 
 class _Place:

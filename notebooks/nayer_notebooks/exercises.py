@@ -60,6 +60,8 @@ def check(
         return
     known = {SIGN: "the sign is turned round", **(mistakes or {})}
     hints = [f" ({hint})" for factor, hint in known.items() if equal(factor)]
+    if ((ours * theirs - 1).abs() <= within).all():
+        hints.append(" (one over the expected)")
     if (ours.flatten().sort().values - theirs.flatten().sort().values).abs().max() <= allowed:
         hints.append(" (the right numbers in another order)")
     if ours.numel() > FEW:

@@ -286,7 +286,7 @@ def family_tree(
 
 
 def heat_maps(
-    axes: "Sequence[Axes]", matrices: dict[str, Tensor], names: Sequence[str], low: float, high: float
+    axes: "Sequence[Axes]", matrices: dict[str, Tensor], names: Sequence[str], low: float, high: float, label: str = ""
 ) -> None:
     """Named (K, K) matrices side by side: one order of rows, one range of colours; nan leaves a field empty.
 
@@ -303,7 +303,8 @@ def heat_maps(
         ax.grid(False)
         ax.tick_params(axis="x", rotation=90)
         ax.tick_params(axis="y", rotation=0)
-    axes[0].figure.colorbar(axes[-1].collections[0], ax=axes, shrink=0.8)
+    written = f"{label} (numbers: in hundredths)" if label and len(axes) < 3 else label
+    axes[0].figure.colorbar(axes[-1].collections[0], ax=axes, shrink=0.8, label=written)
 
 
 def ranking(ax: "Axes", names: Sequence[str], values: Tensor) -> "Axes":

@@ -163,6 +163,16 @@ def test_elsewhere_watch_draws_after_every_epoch_and_says_how_far_it_is(displaye
     assert capsys.readouterr() == ("", "")
 
 
+def test_an_interrupt_of_what_saves_nothing_is_one_line(displayed):
+    def epochs():
+        yield from ()
+        raise KeyboardInterrupt
+
+    with pytest.raises(display.Stopped, match="nothing of it is kept; run the cell again to start over") as told:
+        display.watch(epochs(), tiny_setup().config, 0.998)
+    assert len(told.value._render_traceback_()) == 1
+
+
 def test_a_runs_newest_images_stand_beside_its_curve_on_the_axes_of_the_whole_run(tmp_path, displayed, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     drawn = []

@@ -63,6 +63,8 @@ def test_numbers_of_one_mean_are_told_apart():
     rows = torch.arange(10.0)
     with pytest.raises(Wrong, match=r"mean 4.5; most of all at \(0,\): 9, expected 0 \(the right numbers in another"):
         check("rows", rows.flip(0), rows)
+    with pytest.raises(Wrong, match=r"\(one over the expected\)\.$"):
+        check("factors", 1 / (rows + 1), rows + 1)
 
 
 def last_weights(function) -> torch.Tensor:

@@ -257,13 +257,14 @@ def ticks(axis) -> list[str]:
 def test_heat_maps_share_one_order_of_rows_and_one_range_of_colours():
     matrix = torch.tensor([[1.0, -0.25], [0.5, float("nan")]])
     figure, axes = new_figure(columns=2)
-    heat_maps(axes, {"text": matrix, "control": matrix / 2}, ("cat", "dog"), -1, 1)
+    heat_maps(axes, {"text": matrix, "control": matrix / 2}, ("cat", "dog"), -1, 1, "cosine")
     assert [ax.get_title() for ax in axes] == ["text", "control"]
     assert [ticks(ax.xaxis) for ax in axes] == 2 * [["cat", "dog"]]
     assert ticks(axes[0].yaxis) == ["cat", "dog"] and not ticks(axes[1].yaxis)  # said once
     assert {ax.collections[0].get_clim() for ax in axes} == {(-1, 1)}
     assert [text.get_text() for text in axes[0].texts] == ["100", "-25", "50"]  # nan: no word
-    assert len(figure.axes) == 3  # the bar of colours
+    *_, bar = figure.axes
+    assert len(figure.axes) == 3 and bar.get_ylabel() == "cosine (numbers: in hundredths)"
     FigureCanvasAgg(figure).draw()
 
 
