@@ -41,7 +41,7 @@ BEYOND = """
 nayer_beyond moments equalisation rounding dfq_nagel zeroq zaq
 noise procedural coupled views cpnet nayer_plus ta_dfkd black_box stealing
 """
-NOTEBOOKS = "geometry embeddings paper rule statistics lines ablations tables plots exercises display demo"
+NOTEBOOKS = "pace geometry embeddings paper rule statistics lines ablations tables plots exercises display demo"
 ORDER = [f"nayer_lib.{name}".removesuffix(".nayer_lib") for name in LIBRARY.split()]
 ORDER += [f"nayer_beyond.{name}".removesuffix(".nayer_beyond") for name in BEYOND.split()]
 ORDER += [f"nayer_notebooks.{name}" for name in NOTEBOOKS.split()]

@@ -1,4 +1,4 @@
-"""What a run will cost: what it spends, by arithmetic; its memory, likewise; its time, by a trial here or by cards.
+"""What a run will cost: what it spends, by arithmetic; its memory, likewise; its time, by cards of runs like it.
 
 A rehearsal has every object at its real size and two images a batch. It needs neither data nor weights nor network, and
 shows in seconds that a config can be put together and run.
@@ -7,9 +7,7 @@ shows in seconds that a config can be put together and run.
 import dataclasses
 import re
 import statistics
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from ..classifiers.teacher import Classifier, load_teacher, make_classifier, tea
 from ..compute import Compute
 from ..config import Config, fields_of
 from ..datasets import Split, dataset
-from ..distill import Setup, distill, prepare
+from ..distill import distill, prepare
 from ..errors import UserError
 from ..methods import KINDS
 from ..methods.base import Method
@@ -162,48 +160,6 @@ def _mb(count: int) -> str:
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
-
-
-def measured(setup: Setup) -> dict[str, float]:
-    """The pace here: seconds of a round of the warm-up, a round after it, a student step and an epoch's evaluation.
-
-    The set-up is used up by this: prepare it again for the run. First calls, which load, compile and record, do not
-    count.
-    """
-    method, config = setup.method, setup.method.config
-
-    def took(call: Callable, times: int) -> float:
-        for _ in range(2):
-            start = time.perf_counter()
-            for _ in range(times):
-                call()
-            if method.device.type == "cuda":
-                torch.cuda.synchronize(method.device)
-        return (time.perf_counter() - start) / times
-
-    def round_of(epoch: int) -> float:
-        method.begin_epoch(epoch)
-        return took(lambda: method.synthesize(epoch), 2)
-
-    return {
-        "warm-up round": round_of(0) if config.warmup_epochs else 0.0,
-        "round": round_of(config.total_epochs - 1),
-        "student step": took(lambda: method.student_step(method.sample(config.student_batch)), 10),
-        "evaluation": took(lambda: setup.evaluate(method.student), 1) / setup.score_every,
-    }
-
-
-def epoch_seconds(config: Config, epoch: int, pace: dict[str, float]) -> float:
-    """How long an epoch takes at a pace, as `measured` has it."""
-    if epoch < config.warmup_epochs:
-        return config.repeats * config.synthesis_rounds(epoch) * pace["warm-up round"]
-    turn = config.synthesis_rounds(epoch) * pace["round"] + config.student_steps * pace["student step"]
-    return config.repeats * turn + pace["evaluation"]
-
-
-def run_seconds(config: Config, pace: dict[str, float]) -> float:
-    """How long a whole run takes at a pace."""
-    return sum(epoch_seconds(config, epoch, pace) for epoch in range(config.total_epochs))
 
 
 def projected(config: Config, finished: list[tuple[Config, dict]]) -> tuple[float, str] | None:
