@@ -51,8 +51,8 @@ def judged(method: Method, teacher: Classifier) -> dict:
         judge = load_judge(method.config.dataset, teacher).to(method.device)
     except MissingFile:
         return {}
-    score = classifier_score(in_batches(judge, method.examples().images[-SCORED:]), splits=1)
-    found = {"classifier_score": dataclasses.asdict(score) | {"judge": judge.name}}
+    score = classifier_score(in_batches(judge, method.examples().images[-SCORED:]))
+    found = {"classifier_score": {"mean": score, "judge": judge.name}}
     if method.trace:
         found["by_step"] = by_step(*zip(*method.trace, strict=True), judge, teacher)
     return found
