@@ -16,7 +16,6 @@ from .classifiers.judge import check_judge
 from .classifiers.teacher import Classifier
 from .errors import UserError
 from .evaluate import features, in_batches, in_unit_range
-from .generator.noisy_layer import NoisyLayer
 
 
 @dataclass(frozen=True)
@@ -184,19 +183,6 @@ def by_step(
         for name, value in zip(curves, values, strict=True):
             curves[name].append(None if math.isnan(value) else value)
     return curves
-
-
-def weight_magnitude(layer: NoisyLayer) -> tuple[float, float]:
-    """Fig. 3d: mean |W| of the heads' weights on BN(e), and on the concatenated noise.
-
-    Raises:
-        UserError: the layer has no noise beside BN(e).
-    """
-    width = layer.norm.num_features
-    if layer.weight.shape[1] == width:
-        raise UserError("this layer reads no concatenated noise: take a 'cat' latent.")
-    magnitude = layer.weight.detach().abs()
-    return magnitude[:, :width].mean().item(), magnitude[:, width:].mean().item()
 
 
 def cosines(table: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Convergence, diversity, scores and weight magnitude, on cases small enough to be worked out by hand."""
+"""Convergence, diversity and scores, on cases small enough to be worked out by hand."""
 
 import json
 import math
@@ -14,7 +14,6 @@ from nayer_lib.classifiers.teacher import Classifier, load_teacher
 from nayer_lib.datasets import load_split
 from nayer_lib.errors import UserError
 from nayer_lib.evaluate import in_batches
-from nayer_lib.generator.noisy_layer import NoisyLayer
 from nayer_lib.metrics import (
     Convergence,
     Diversity,
@@ -23,7 +22,6 @@ from nayer_lib.metrics import (
     convergence,
     diversity,
     feature_diversity,
-    weight_magnitude,
 )
 
 few = settings(max_examples=40, deadline=None, database=None)
@@ -364,23 +362,3 @@ def test_metrics_by_step_need_rounds_labels_and_a_judge_that_is_not_the_teacher(
         by_step(kept, None, seeing(1), looking())
     with pytest.raises(UserError, match="the judge has the weights of the distilled teacher"):
         by_step(kept, labels, looking(), looking())
-
-
-# --- weight magnitude
-
-
-def test_weight_magnitude_is_the_mean_absolute_weight_of_each_part():
-    layer = NoisyLayer(2, 3, 4, 2, concat_dim=1)
-    layer.weight.data = torch.tensor([[[1.0, -1, 1], [-2, 2, 2], [5, -5, 5]], [[3.0, 3, 3], [-4, 4, -4], [0, 0, 6]]])
-    assert weight_magnitude(layer) == ((1 + 2 + 3 + 4) / 4, (15 + 6) / 6)
-
-
-def test_fresh_weights_have_the_magnitude_of_a_standard_normal():
-    torch.manual_seed(0)
-    told = weight_magnitude(NoisyLayer(100, 200, 4, 4, concat_dim=100))
-    assert told == pytest.approx((math.sqrt(2 / math.pi),) * 2, abs=0.02)
-
-
-def test_a_layer_without_concatenated_noise_is_refused():
-    with pytest.raises(UserError, match="reads no concatenated noise: take a 'cat' latent"):
-        weight_magnitude(NoisyLayer(2, 3, 4, 2))

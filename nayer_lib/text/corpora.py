@@ -3,7 +3,7 @@
 import lzma
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,11 +46,6 @@ def read_corpus(corpus: str) -> tuple[list[list[str]], dict]:
 def vocabulary(documents: list[list[str]]) -> set[str]:
     """All words of the documents."""
     return {word for document in documents for word in document}
-
-
-def coverage(names: Sequence[str], known_words: set[str]) -> list[str]:
-    """The names whose words are all known."""
-    return [name for name in names if set(words(name)) <= known_words]
 
 
 def _lines(path: Path) -> list[list[str]]:
