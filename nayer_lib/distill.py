@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,19 +87,14 @@ def distill(
         yield Epoch(epoch, rounds, method.held, student_loss, scores, seconds)
 
 
-class _timed:
+@contextmanager
+def _timed(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
     """Add a block's wall time to `seconds[name]`, once the device has finished the block."""
-
-    def __init__(self, seconds: dict[str, float], name: str, device: torch.device):
-        self.seconds, self.name, self.device = seconds, name, device
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[self.name] += time.perf_counter() - self.start
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds[name] += time.perf_counter() - start
 
 
 @dataclass(frozen=True)
