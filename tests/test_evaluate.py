@@ -106,7 +106,7 @@ def test_the_teacher_is_asked_once():
 
 def test_a_label_beyond_the_teachers_classes_is_refused():
     split = Split(SPLIT.images, torch.tensor([0, 0, 0, 0, 1, 3]))
-    with pytest.raises(UserError, match="labels go up to 3, the teacher has 3 classes"):
+    with pytest.raises(UserError, match="labels go up to 3, and there are 3 classes"):
         Evaluator(TEACHER, split)
 
 
