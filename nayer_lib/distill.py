@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from .classifiers.check import check_teacher
-from .classifiers.quantised import quantisation_of, quantised
 from .classifiers.teacher import Classifier, load_teacher, make_classifier
 from .compute import Compute, fastest
 from .config import Config, check
@@ -181,8 +180,10 @@ def prepare(
     test = (test or load_split(config.dataset, "test")).to(device)
     # What a control learns from: never the images that it is scored on.
     real = load_split(config.dataset, "fit" if test.name == "validation" else "train") if kind.reads_images else None
-    if how := quantisation_of(config):
-        student = quantised(teacher, how, facts.image_shape, config.seed)
+    if config.weight_bits is not None:
+        from .classifiers.quantised import quantisation_of, quantised  # here: other students stay float
+
+        student = quantised(teacher, quantisation_of(config), facts.image_shape, config.seed)
     else:
         student = make_classifier(config.student, teacher.class_names, teacher.mean, teacher.std, config.seed)
     method = kind(

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from ..errors import MissingFile, UserError
 from ..text.labels import check_names
 from . import build
 from .checkpoints import check_content, load_weights, read_checkpoint
-from .quantised import Quantisation, as_saved
+
+if TYPE_CHECKING:
+    from .quantised import Quantisation
 
 NO_HEAD = (
     "the teacher is without a head that can be found: with as many outputs as there are class names, its last layer "
@@ -229,6 +231,8 @@ def load_classifier(path: Path) -> Classifier:
         raise UserError(f"{path} names no network of this kit: build yours in Python (docs/your_own_model.md).")
     classifier = make_classifier(header["network"], header["class_names"], header["mean"], header["std"], seed=0)
     if "quantisation" in header:
+        from .quantised import as_saved  # here: other classifiers stay float
+
         classifier.net, classifier.quantisation = as_saved(classifier.net, header["quantisation"], path)
     load_weights(classifier.net, tensors, path)
     stated = header.get("accuracy")
