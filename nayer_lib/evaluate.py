@@ -84,7 +84,7 @@ class Evaluator:
     def __init__(self, teacher: Classifier, split: Split, batch: int | None = None):
         self.classes = len(teacher.class_names)
         self.classifier, self.split = teacher, split.checked(self.classes)
-        self.batch = min(batch or at_once(split.images), len(split.labels))
+        self.batch = min(batch or at_once(self.split.images), len(self.split.labels))
         self.teacher_logits = self.logits(teacher)
         self.teacher = self.score(self.teacher_logits)
         self._warn(teacher.accuracy.get(split.name))

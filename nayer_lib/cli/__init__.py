@@ -98,7 +98,8 @@ def distill(
         no_channels_last: the other one.
         steps: "eager"; "graphs", whole steps as CUDA graphs; or "compiled", through torch.compile.
         dry_run: only rehearse: everything at its real size, two random images a batch, on the CPU; and say how much
-            memory the run would hold, and how long a run like it took. It needs neither data nor weights.
+            memory the run would hold, and how long a run like it took. It needs no weights, and no data but the
+            images of a control that learns from real ones.
     """
     from tqdm import tqdm
 

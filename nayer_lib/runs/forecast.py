@@ -1,7 +1,7 @@
 """What a run will cost: what it spends, by arithmetic; its memory, likewise; its time, by cards of runs like it.
 
-A rehearsal has every object at its real size and two images a batch. It needs neither data nor weights nor network, and
-shows in seconds that a config can be put together and run.
+A rehearsal has every object at its real size and two images a batch. It needs no weights, no network and no data, but
+for the images of a control that learns from real ones, and shows in seconds that a config can be put together and run.
 """
 
 import dataclasses
@@ -76,8 +76,9 @@ def held(method: Method) -> Held:
     config = method.config
     networks = {name: getattr(method, name, nn.Module()) for name in COPIES}  # not every method has a generator
     parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
-    synthesized = config.total_rounds * config.generator_batch or getattr(config, "images", 0)  # drawn pictures
-    images = 0 if isinstance(method, Live) else min(synthesized, config.memory_size or synthesized)
+    drawn = getattr(config, "images", 0) or len(method.memory)  # pictures by a formula, or a control's real images
+    made = config.total_rounds * config.generator_batch or drawn
+    images = 0 if isinstance(method, Live) else min(made, config.memory_size or made)
     sizes = {name: FLOAT * COPIES[name] * count for name, count in parameters.items()}
     return Held(parameters, images, sizes | {"memory": images * method.memory.row_bytes, "beside": method.beside})
 
@@ -151,7 +152,10 @@ def in_words(config: Config, counted: Held) -> str:
     if counted.bytes["beside"]:
         lines.append(f"{'beside them':26}{_mb(counted.bytes['beside']):>20}")
     lines.append(f"{'together':26}{_mb(sum(counted.bytes.values())):>20}  and activations on top")
-    lines.append("One round, one student step and one evaluation ran on random images: no data or weights were needed.")
+    ran = "One round, one student step and one evaluation ran on random images: no data or weights were needed."
+    if KINDS[config.method].reads_images:
+        ran = "One student step ran on real images, one evaluation on random ones: no weights were needed."
+    lines.append(ran)
     return "\n".join(lines)
 
 

@@ -116,6 +116,16 @@ def test_ones_own_teacher_pool_and_images_are_rehearsed_with():
     assert counted.bytes["memory"] == 100 * (3 * 16 * 16 + 16)
 
 
+def test_real_images_that_a_control_learns_from_are_held_and_told(monkeypatch):
+    asked = []
+    monkeypatch.setattr(distill, "load_split", lambda *words: asked.append(words) or TWO)
+    config = tiny_config(method="with_data")
+    counted = rehearse(config)
+    assert asked == [("digits", "train")]
+    assert counted.images == 2 and counted.bytes["memory"] == 2 * (64 + 8 + 8)
+    assert "step ran on real images, one evaluation on random ones: no weights were needed" in in_words(config, counted)
+
+
 @pytest.mark.filterwarnings("ignore:the teacher scores")  # on two images
 def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch, capsys):
     setup = distill.prepare(tiny_config(), test=TWO, device="cpu")
