@@ -104,7 +104,7 @@ class QuantLinear(Quantised, nn.Linear):
         return F.linear(self.input_on_grid(x), self.weight_on_grid(), self.bias)
 
 
-KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
+QUANTISED_FORM: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
 
 
 def layers(net: nn.Module) -> list[Quantised]:
@@ -125,17 +125,17 @@ def quantise(net: nn.Module, how: Quantisation) -> None:
     if layers(net):
         raise UserError("this network is quantised already: start from its float teacher.")
     for name, module in net.named_modules():
-        if type(module) not in KINDS and any(p.dim() > 1 for p in module.parameters(recurse=False)):
+        if type(module) not in QUANTISED_FORM and any(p.dim() > 1 for p in module.parameters(recurse=False)):
             raise UserError(
                 f"only nn.Conv2d and nn.Linear can be quantised, and the weight of {name!r} is a "
                 f"{type(module).__name__}'s: put plain layers in its place."
             )
-    found = [module for module in net.modules() if type(module) in KINDS]
+    found = [module for module in net.modules() if type(module) in QUANTISED_FORM]
     if not found:
         raise UserError("this network has no convolution and no linear layer to quantise.")
     for module in found:
         edge = how.edge_bits if module in (found[0], found[-1]) else None
-        module.__class__ = KINDS[type(module)]
+        module.__class__ = QUANTISED_FORM[type(module)]
         module.weight_bits = edge or how.weight_bits
         module.activation_bits = edge or how.activation_bits
         module.per_channel = how.weight_scale == "channel"
