@@ -86,7 +86,7 @@ class Split:
     name: str = "test"
 
     def checked(self, classes: int) -> "Split":
-        """The same as tensors, of one kind: what is scored on goes through here.
+        """This split as tensors, checked; every split passes here before it is scored on.
 
         Raises:
             UserError: images or labels of another kind, not as many of the one as of the other, or none; a label

@@ -74,7 +74,7 @@ class Evaluator:
         batch: images at a time; None: `at_once`.
 
     Attributes:
-        classifier: the teacher itself, also where the method has it as a black box: nothing that is asked here counts.
+        classifier: the open teacher, also where the method has a black box: evaluation uses up none of its budget.
         teacher: its scores.
 
     Raises:

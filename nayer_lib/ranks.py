@@ -85,8 +85,8 @@ class Ranks:
 
         Args:
             modules: whose weights are equal on all ranks.
-            trained: all parameters that the optimisers change. A gradient that is not finite on one rank makes one not
-                finite on every rank, so that all ranks skip the same steps in fp16.
+            trained: all parameters that the optimisers change. If a gradient is not finite on any rank, one on every
+                rank becomes NaN, so that all ranks skip the same steps in fp16.
         """
         if self.size == 1:
             return

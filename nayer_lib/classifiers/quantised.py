@@ -47,7 +47,7 @@ class Quantisation:
 
 
 def quantisation_of(config: Config) -> Quantisation | None:
-    """That of a config's student; None where it is not quantised."""
+    """How a config's student is quantised; None if it is not."""
     if config.weight_bits is None:
         return None
     return Quantisation(**{name: getattr(config, name) for name in QUANTISATION})
@@ -71,7 +71,7 @@ class Quantised:
         x = x.float()
         if self.training:
             low, high = torch.aminmax(x.detach())
-            # No branch on a tensor's value, for which a captured step could not wait.
+            # No `if` on a tensor's value: a captured step cannot wait for one.
             share = torch.where(self.high > self.low, self.range_momentum, 1.0)
             self.low.lerp_(low.clamp(max=0), share)
             self.high.lerp_(high.clamp(min=0), share)

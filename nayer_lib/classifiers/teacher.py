@@ -40,7 +40,7 @@ class Classifier(nn.Module):
     Attributes:
         accuracy: in [0, 1], by split, as the file that it was read from states it; {} if nothing does.
         quantisation: how its network is quantised; None if it is not.
-        answers_alone: whether its answers are all that is to be had: no layer, no gradient.
+        answers_alone: whether it is a black box: it gives answers, but no layer and no gradient.
     """
 
     answers_alone: ClassVar[bool] = False

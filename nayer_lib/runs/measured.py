@@ -42,7 +42,8 @@ def convergence_and_diversity(method: Method, rounds: list[list[float]], teacher
 
 
 def judged(method: Method, teacher: Classifier) -> dict:
-    """A judge's score of those images, and Figure 5's curves from the last epoch's rounds; without a judge nothing.
+    """A judge's score of the method's newest images, and Figure 5's curves from the last epoch's rounds; {} without
+    a judge.
 
     Raises:
         UserError: the judge's file is damaged, or the judge is the distilled teacher.
