@@ -86,7 +86,7 @@ class Split:
     name: str = "test"
 
     def checked(self, classes: int) -> "Split":
-        """The same as tensors, of one kind: what is scored on goes through here.
+        """This split as tensors, checked; every split passes here before it is scored on.
 
         Raises:
             UserError: images or labels of another kind, not as many of the one as of the other, or none; a label
@@ -103,7 +103,7 @@ class Split:
                 f"{tuple(labels.shape)}: labels.long(), and of one-hot labels their argmax(1)."
             )
         if not images.numel():
-            raise UserError("there is no image to score on: the test split is empty.")
+            raise UserError("there is no image: the split is empty.")
         if images.is_floating_point():
             images = images.float()
             if not (images.min() >= 0 and images.max() <= 1):
@@ -116,9 +116,9 @@ class Split:
         labels = labels.long()
         least, most = labels.min().item(), labels.max().item()
         if least < 0:
-            raise UserError(f"the test labels count the classes from 0, and one is {least}.")
+            raise UserError(f"labels count the classes from 0, and one is {least}.")
         if most >= classes:
-            raise UserError(f"the test labels go up to {most}, the teacher has {classes} classes.")
+            raise UserError(f"labels go up to {most}, and there are {classes} classes.")
         return Split(images, labels, self.name)
 
     def to(self, device: torch.device | str) -> "Split":
@@ -224,7 +224,6 @@ def load_packed(path: Path, name: str, split: str = "test") -> Split:
                 f"the images in {path} are {images.dtype} of shape {images.shape}: for {name} give `images` as uint8, "
                 f"(N, *{facts.image_shape}) or (N, *{channels_last})."
             )
-        images = torch.from_numpy(np.ascontiguousarray(images))
     else:
         sheets = sorted(sheet for sheet in path.glob(f"{split}_*") if sheet.suffix in (".png", ".webp"))
         if not sheets:
@@ -239,15 +238,10 @@ def load_packed(path: Path, name: str, split: str = "test") -> Split:
         images = read_sheets(sheets, facts.size, facts.channels)
         labels = load_arrays(path / f"{split}_labels.npz").get("labels", np.empty(0))
         labels = labels[: len(images)]
-    if labels.dtype.kind not in "iu" or labels.shape != (len(images),) or not len(images):
-        raise UserError(
-            f"{path} has {len(images)} {split} images and {labels.dtype} `labels` of shape {labels.shape}: give one "
-            "whole number an image."
-        )
-    classes, lowest, highest = len(facts.class_names), labels.min(), labels.max()
-    if lowest < 0 or highest >= classes:
-        raise UserError(f"the labels in {path} go from {lowest} to {highest}, and {name} has {classes} classes.")
-    return Split(images, torch.from_numpy(labels.astype(np.int64)), split)
+    try:
+        return Split(images, labels, split).checked(len(facts.class_names))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _read(files: Labelled, size: int, channels: int = 3, shorter_side: int | None = None) -> Split:

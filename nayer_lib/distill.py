@@ -3,13 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .classifiers.check import check_teacher
-from .classifiers.quantised import quantisation_of, quantised
 from .classifiers.teacher import Classifier, load_teacher, make_classifier
 from .compute import Compute, fastest
 from .config import Config, check
@@ -86,19 +86,14 @@ def distill(
         yield Epoch(epoch, rounds, method.held, student_loss, scores, seconds)
 
 
-class _timed:
+@contextmanager
+def _timed(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
     """Add a block's wall time to `seconds[name]`, once the device has finished the block."""
-
-    def __init__(self, seconds: dict[str, float], name: str, device: torch.device):
-        self.seconds, self.name, self.device = seconds, name, device
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[self.name] += time.perf_counter() - self.start
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds[name] += time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -185,8 +180,10 @@ def prepare(
     test = (test or load_split(config.dataset, "test")).to(device)
     # What a control learns from: never the images that it is scored on.
     real = load_split(config.dataset, "fit" if test.name == "validation" else "train") if kind.reads_images else None
-    if how := quantisation_of(config):
-        student = quantised(teacher, how, facts.image_shape, config.seed)
+    if config.weight_bits is not None:
+        from .classifiers.quantised import quantisation_of, quantised  # here: other students stay float
+
+        student = quantised(teacher, quantisation_of(config), facts.image_shape, config.seed)
     else:
         student = make_classifier(config.student, teacher.class_names, teacher.mean, teacher.std, config.seed)
     method = kind(

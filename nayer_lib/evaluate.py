@@ -74,7 +74,7 @@ class Evaluator:
         batch: images at a time; None: `at_once`.
 
     Attributes:
-        classifier: the teacher itself, also where the method has it as a black box: nothing that is asked here counts.
+        classifier: the open teacher, also where the method has a black box: evaluation uses up none of its budget.
         teacher: its scores.
 
     Raises:
@@ -84,7 +84,7 @@ class Evaluator:
     def __init__(self, teacher: Classifier, split: Split, batch: int | None = None):
         self.classes = len(teacher.class_names)
         self.classifier, self.split = teacher, split.checked(self.classes)
-        self.batch = min(batch or at_once(split.images), len(split.labels))
+        self.batch = min(batch or at_once(self.split.images), len(self.split.labels))
         self.teacher_logits = self.logits(teacher)
         self.teacher = self.score(self.teacher_logits)
         self._warn(teacher.accuracy.get(split.name))

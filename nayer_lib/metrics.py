@@ -16,7 +16,6 @@ from .classifiers.judge import check_judge
 from .classifiers.teacher import Classifier
 from .errors import UserError
 from .evaluate import features, in_batches, in_unit_range
-from .generator.noisy_layer import NoisyLayer
 
 
 @dataclass(frozen=True)
@@ -126,44 +125,25 @@ def _newest(labels: Tensor, per_class: int) -> list[Tensor]:
     return [(labels == k).nonzero().flatten()[-per_class:] for k in labels.unique()]
 
 
-@dataclass(frozen=True)
-class ClassifierScore:
-    """How well a classifier tells images apart: from 1, not at all, to K, the number of its classes.
+def classifier_score(logits: Tensor) -> float:
+    """The inception score's formula for any judge: exp(mean_i KL(p(y|x_i) || mean_j p(y|x_j))), from 1 to K.
 
-    Attributes:
-        mean, sd: over splits.
-    """
-
-    mean: float
-    sd: float
-
-
-def classifier_score(logits: Tensor, splits: int = 10) -> ClassifierScore:
-    """The inception score's formula for any judge: exp(mean_i KL(p(y|x_i) || mean_j p(y|x_j))).
-
-    The score is high if the judge is sure of each image and predicts all classes equally often. Few images a split
-    score too low; 500 are usual. The distilled teacher is no judge: see `load_judge`. Source: Salimans et al. 2016,
-    "Improved techniques for training GANs", section 4.
+    The score is high if the judge is sure of each image and predicts all classes equally often. Few images score too
+    low; 500 are usual. The distilled teacher is no judge: see `load_judge`. Source: Salimans et al. 2016, "Improved
+    techniques for training GANs", section 4, without its splits.
 
     Args:
         logits: (N, K) of the judge.
-        splits: the number of equal parts to which images are dealt, in a fixed random order.
 
     Raises:
-        UserError: fewer images than splits, or logits of another shape.
+        UserError: no logits, or of another shape.
     """
-    if logits.ndim != 2:
+    if logits.ndim != 2 or not len(logits):
         raise UserError(f"a classifier's score needs logits (N, K), a row an image, not {tuple(logits.shape)}.")
-    if not 1 <= splits <= len(logits):
-        raise UserError(f"{len(logits)} images do not make {splits} splits: take more images, or fewer splits.")
-    shuffled = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0)).to(logits.device)
-    scores = []
-    for p in logits.double().softmax(1)[shuffled].tensor_split(splits):
-        # The mean KL is the entropy of the mean answer less the mean entropy of the answers.
-        information = torch.special.entr(p.mean(0)).sum() - torch.special.entr(p).sum(1).mean()
-        scores.append(information.exp())
-    over_splits = torch.stack(scores)
-    return ClassifierScore(over_splits.mean().item(), over_splits.std(correction=0).item())
+    p = logits.double().softmax(1)
+    # The mean KL is the entropy of the mean answer less the mean entropy of the answers.
+    information = torch.special.entr(p.mean(0)).sum() - torch.special.entr(p).sum(1).mean()
+    return information.exp().item()
 
 
 def by_step(
@@ -179,8 +159,8 @@ def by_step(
         judge: of `load_judge`.
 
     Returns:
-        A value a step, or None where there is none, of the judge's "score" (in one split), pixel diversity "within"
-        and "across" rounds, and "feature" diversity across rounds.
+        A value a step, or None where there is none, of the judge's "score", pixel diversity "within" and "across"
+        rounds, and "feature" diversity across rounds.
 
     Raises:
         UserError: no rounds or labels, or a judge that is the teacher.
@@ -198,24 +178,11 @@ def by_step(
     for step in zip(*traces, strict=True):
         images = torch.cat(step)[chosen]
         by_pixels, by_features = diversity(images, y, rounds), feature_diversity(images, y, rounds, teacher)
-        score = classifier_score(in_batches(judge, images), splits=1).mean
+        score = classifier_score(in_batches(judge, images))
         values = score, by_pixels.within, by_pixels.across, by_features.across
         for name, value in zip(curves, values, strict=True):
             curves[name].append(None if math.isnan(value) else value)
     return curves
-
-
-def weight_magnitude(layer: NoisyLayer) -> tuple[float, float]:
-    """Fig. 3d: mean |W| of the heads' weights on BN(e), and on the concatenated noise.
-
-    Raises:
-        UserError: the layer has no noise beside BN(e).
-    """
-    width = layer.norm.num_features
-    if layer.weight.shape[1] == width:
-        raise UserError("this layer reads no concatenated noise: take a 'cat' latent.")
-    magnitude = layer.weight.detach().abs()
-    return magnitude[:, :width].mean().item(), magnitude[:, width:].mean().item()
 
 
 def cosines(table: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base_config import Config
-from .classifiers.quantised import layers as quantised_layers
 from .errors import UserError
 
 # Fields that count images of all ranks.
@@ -86,16 +85,15 @@ class Ranks:
 
         Args:
             modules: whose weights are equal on all ranks.
-            trained: all parameters that the optimisers change. A gradient that is not finite on one rank makes one not
-                finite on every rank, so that all ranks skip the same steps in fp16.
+            trained: all parameters that the optimisers change. If a gradient is not finite on any rank, one on every
+                rank becomes NaN, so that all ranks skip the same steps in fp16.
         """
         if self.size == 1:
             return
-        modules = list(modules)
         parts = [part for module in modules for part in module.modules()]
         gradients = [p.grad for part in parts for p in part.parameters(recurse=False) if p.grad is not None]
         running = [x for part in parts if isinstance(part, _BatchNorm) for x in (part.running_mean, part.running_var)]
-        running += [end for module in modules for layer in quantised_layers(module) for end in (layer.low, layer.high)]
+        running += [x for part in parts for name, x in part.named_buffers(recurse=False) if name in ("low", "high")]
         carriers = [p.grad for p in trained if p.grad is not None]
         if not gradients + carriers:
             return

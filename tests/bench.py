@@ -30,7 +30,7 @@ from nayer_lib.methods.base import Batch
 from nayer_lib.methods.nayer import Nayer
 from nayer_lib.methods.round import SynthesisBatch
 from nayer_lib.runs.card import device_name
-from nayer_lib.runs.forecast import epoch_seconds, run_seconds
+from nayer_notebooks.pace import epoch_seconds, run_seconds
 
 DRAW = 512  # images of a memory draw: Table 8's student batch
 FORMATS = {

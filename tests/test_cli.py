@@ -1,6 +1,7 @@
 """`python -m nayer_lib`: each command does what its notebook call does, and a user's mistake is one sentence."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from nayer_lib.runs.card import kept_cards, read_card
 from nayer_lib.text.labels import class_names
 from nayer_lib.text.lte_pool import load_pool
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY_SET = ["--set", *(f"{name}={value}" for name, value in TINY.items())]
 
 
@@ -165,6 +167,17 @@ def test_python_m_nayer_lib_lists_the_commands():
     done = subprocess.run([sys.executable, "-m", "nayer_lib", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in ("distill", "teacher", "lte", "runs", "sweep"))
+
+
+@pytest.mark.parametrize("words", [["sweep", "data/sweeps/redraw_digits.json", "--dry-run"], ["--help"]], ids=" ".join)
+def test_a_reader_that_closes_the_pipe_ends_a_command_quietly(words):
+    """As `head -1` does when it has its line: here the reader has gone before the first."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "nayer_lib", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_images_of_the_data_set_may_lie_elsewhere(tmp_path, capsys):

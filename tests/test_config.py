@@ -284,7 +284,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known(arguments, kind, near
         make_config(**arguments)
 
 
-COUNTS = sorted(COUNTS_AND_SIZES - {"warmup_epochs"} | {"rounds", "memory_size"})
+COUNTS = sorted(COUNTS_AND_SIZES - {"warmup_epochs"} | {"rounds", "memory_size", "latent_concat"})
 not_a_count = st.one_of(
     st.integers(max_value=0), st.floats(), st.text(), st.lists(st.integers(), max_size=2), st.tuples(st.integers())
 )
@@ -313,7 +313,7 @@ def test_the_warm_up_is_a_whole_number_from_0_up(value):
 
 @few
 @given(
-    st.sampled_from(["generator_lr", "student_lr", "temperature"]),
+    st.sampled_from(["generator_lr", "student_lr", "temperature", "latent_beta"]),
     st.one_of(finite.filter(lambda x: x <= 0), st.sampled_from(NOT_FINITE)),
 )
 def test_a_rate_is_positive_and_finite(name, value):

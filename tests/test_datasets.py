@@ -480,13 +480,13 @@ GREY = np.zeros((3, 1, 8, 8), np.uint8)
         ),
         ({"images": np.zeros((3, 3, 8, 8), np.uint8), "labels": np.arange(3)}, r"of shape \(3, 3, 8, 8\): for digits"),
         ({"images": GREY / 255, "labels": np.arange(3)}, "are float64 of shape"),
-        ({"images": GREY}, r"3 test images and float64 `labels` of shape \(0,\): give one whole number an image"),
-        ({"images": GREY, "labels": np.arange(4)}, r"3 test images and int64 `labels` of shape \(4,\)"),
-        ({"images": GREY, "labels": np.arange(3.0)}, "3 test images and float64 `labels`"),
-        ({"images": GREY, "labels": np.eye(3, dtype=int)}, r"`labels` of shape \(3, 3\)"),
-        ({"images": GREY[:0], "labels": np.arange(0)}, "has 0 test images"),
-        ({"images": GREY, "labels": np.array([0, 10, 9])}, "go from 0 to 10, and digits has 10 classes"),
-        ({"images": GREY, "labels": np.array([0, -1, 9])}, "go from -1 to 9, and digits has 10 classes"),
+        ({"images": GREY}, r"a\.npz: 3 images want as many labels, .* not torch.float64 of shape \(0,\)"),
+        ({"images": GREY, "labels": np.arange(4)}, r"3 images want as many labels, .* not torch.int64 of shape \(4,\)"),
+        ({"images": GREY, "labels": np.arange(3.0)}, "3 images want as many labels, .* not torch.float64"),
+        ({"images": GREY, "labels": np.eye(3, dtype=int)}, r"not torch.int64 of shape \(3, 3\)"),
+        ({"images": GREY[:0], "labels": np.arange(0)}, r"a\.npz: there is no image: the split is empty"),
+        ({"images": GREY, "labels": np.array([0, 10, 9])}, r"a\.npz: labels go up to 10, and there are 10 classes"),
+        ({"images": GREY, "labels": np.array([0, -1, 9])}, r"a\.npz: labels count the classes from 0, and one is -1"),
     ],
 )
 def test_an_npz_file_of_other_images_or_labels_is_told(tmp_path, arrays, told):
@@ -498,7 +498,7 @@ def test_an_npz_file_of_other_images_or_labels_is_told(tmp_path, arrays, told):
 def test_sheets_without_enough_labels_or_none_at_all_are_told(splits, tmp_path):
     part = splits["digits"]["test"]
     write_sheets(tmp_path / "sheets", "test", part.images, part.labels[:400])
-    with pytest.raises(UserError, match=r"has 500 test images and uint8 `labels` of shape \(400,\): give one"):
+    with pytest.raises(UserError, match=r"sheets: 500 images want as many labels, .*uint8 of shape \(400,\)"):
         load_packed(tmp_path / "sheets", "digits")
     (tmp_path / "sheets" / "test_labels.npz").unlink()
     assert not is_packed(tmp_path / "sheets")
@@ -559,8 +559,8 @@ LABELS = torch.arange(4)
         (IMAGES, LABELS.float(), "one whole number each, not torch.float32"),
         (IMAGES, LABELS > 0, "one whole number each, not torch.bool"),
         (IMAGES, torch.eye(4).long(), r"of one-hot labels their argmax\(1\)"),
-        (IMAGES, LABELS + 1, "go up to 4, the teacher has 4 classes"),
-        (IMAGES[:0], LABELS[:0], "there is no image to score on"),
+        (IMAGES, LABELS + 1, "go up to 4, and there are 4 classes"),
+        (IMAGES[:0], LABELS[:0], "there is no image: the split is empty"),
         (IMAGES, LABELS - 1, "count the classes from 0, and one is -1"),
         (IMAGES, ["a", "b", "c", "d"], "labels must be a tensor or an array of numbers"),
         (None, LABELS, "images must be a tensor or an array of numbers"),

@@ -88,6 +88,11 @@ def test_scores_do_not_depend_on_the_batch():
     assert [size for size, *_ in student.net.calls] == [6, 4, 2]
 
 
+def test_a_split_of_numpys_arrays_is_scored_as_one_of_tensors():
+    evaluate = Evaluator(TEACHER, Split(SPLIT.images.numpy(), SPLIT.labels.numpy()))
+    assert evaluate.teacher.accuracy == Evaluator(TEACHER, SPLIT).teacher.accuracy and evaluate.batch == 6
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_scoring_is_in_eval_mode_without_gradients_and_puts_the_mode_back(training):
     student = predicting(0, 0, 0, 0, 0, 0).train(training)
@@ -106,7 +111,7 @@ def test_the_teacher_is_asked_once():
 
 def test_a_label_beyond_the_teachers_classes_is_refused():
     split = Split(SPLIT.images, torch.tensor([0, 0, 0, 0, 1, 3]))
-    with pytest.raises(UserError, match="labels go up to 3, the teacher has 3 classes"):
+    with pytest.raises(UserError, match="labels go up to 3, and there are 3 classes"):
         Evaluator(TEACHER, split)
 
 

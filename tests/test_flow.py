@@ -41,7 +41,7 @@ BEYOND = """
 nayer_beyond moments equalisation rounding dfq_nagel zeroq zaq
 noise procedural coupled views cpnet nayer_plus ta_dfkd black_box stealing
 """
-NOTEBOOKS = "geometry embeddings paper rule statistics lines ablations tables plots exercises display demo"
+NOTEBOOKS = "pace geometry embeddings paper rule statistics lines ablations tables plots exercises display demo"
 ORDER = [f"nayer_lib.{name}".removesuffix(".nayer_lib") for name in LIBRARY.split()]
 ORDER += [f"nayer_beyond.{name}".removesuffix(".nayer_beyond") for name in BEYOND.split()]
 ORDER += [f"nayer_notebooks.{name}" for name in NOTEBOOKS.split()]
@@ -92,7 +92,7 @@ def test_nothing_heavy_is_imported_with_the_library():
     assert not done.stdout.split()
 
 
-def test_a_run_imports_its_own_methods_file_alone_and_no_encoder():
+def test_a_run_imports_its_own_method_and_networks_alone_and_no_encoder():
     code = "import sys; from nayer_lib import cli; from nayer_lib.distill import prepare; "
     code += "from nayer_lib.config import make_config; prepare(make_config(), device='cpu'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -101,6 +101,7 @@ def test_a_run_imports_its_own_methods_file_alone_and_no_encoder():
     read = {name for name in modules if name.startswith(("nayer_lib.methods.", "nayer_beyond"))}
     assert read == {f"nayer_lib.methods.{name}" for name in "base round inversion live nayer".split()}
     assert "nayer_lib.text.lte_pool" in modules and "nayer_lib.text.encoders" not in modules  # its pool is kept
+    assert not modules & {f"nayer_lib.classifiers.{name}" for name in "quantised vgg mobilenet".split()}
 
 
 def test_without_its_package_a_method_is_refused_in_one_sentence(monkeypatch):

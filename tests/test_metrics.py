@@ -1,4 +1,4 @@
-"""Convergence, diversity, scores and weight magnitude, on cases small enough to be worked out by hand."""
+"""Convergence, diversity and scores, on cases small enough to be worked out by hand."""
 
 import json
 import math
@@ -14,9 +14,7 @@ from nayer_lib.classifiers.teacher import Classifier, load_teacher
 from nayer_lib.datasets import load_split
 from nayer_lib.errors import UserError
 from nayer_lib.evaluate import in_batches
-from nayer_lib.generator.noisy_layer import NoisyLayer
 from nayer_lib.metrics import (
-    ClassifierScore,
     Convergence,
     Diversity,
     by_step,
@@ -24,7 +22,6 @@ from nayer_lib.metrics import (
     convergence,
     diversity,
     feature_diversity,
-    weight_magnitude,
 )
 
 few = settings(max_examples=40, deadline=None, database=None)
@@ -236,45 +233,22 @@ def by_hand(p: torch.Tensor) -> float:
 
 
 def test_a_judge_that_is_sure_of_every_class_gives_as_many_as_there_are():
-    assert classifier_score(torch.eye(7) * 1000, splits=1) == ClassifierScore(pytest.approx(7), 0)
-    assert classifier_score(answers(*torch.eye(7).tolist()), splits=1).mean == pytest.approx(7)  # log 0
+    assert classifier_score(torch.eye(7) * 1000) == pytest.approx(7)
+    assert classifier_score(answers(*torch.eye(7).tolist())) == pytest.approx(7)  # log 0
     two = torch.eye(7)[[0, 0, 3, 3]]  # of seven classes it sees two
-    assert classifier_score(two * 1000, splits=1).mean == pytest.approx(2)
+    assert classifier_score(two * 1000) == pytest.approx(2)
 
 
 def test_a_judge_that_answers_the_same_to_every_image_gives_1_be_it_sure_or_not():
     for row in ((1.0, 0.0, 0.0), (0.2, 0.3, 0.5), (1 / 3, 1 / 3, 1 / 3)):
-        assert classifier_score(answers(*[row] * 4), splits=2) == ClassifierScore(pytest.approx(1), pytest.approx(0))
+        assert classifier_score(answers(*[row] * 4)) == pytest.approx(1)
+    assert classifier_score(torch.eye(2)[:1]) == 1  # one image has no other to differ from
 
 
 def test_the_score_of_two_images_by_hand():
     """Both are log 2 - H(1/4) from their mean, (1/2, 1/2)."""
     information = math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
-    told = classifier_score(answers((0.75, 0.25), (0.25, 0.75)), splits=1)
-    assert told.mean == pytest.approx(math.exp(information))
-
-
-def test_mean_and_spread_are_over_the_splits():
-    """Two images are surely of one class, two of the other: pairs score 1 and 1, or 2 and 2, whoever is dealt whom."""
-    logits = 1000 * torch.eye(2)[[0, 1, 0, 1]]
-    assert classifier_score(logits, splits=4) == ClassifierScore(1, 0)  # one image has no other to differ from
-    assert classifier_score(logits, splits=2) in (ClassifierScore(1, 0), ClassifierScore(pytest.approx(2), 0))
-    mixed = 1000 * torch.eye(2)[[0, 0, 0, 1]]  # a pair scores 1, the other 2
-    assert classifier_score(mixed, splits=2) == ClassifierScore(pytest.approx(1.5), pytest.approx(0.5))
-
-
-def test_the_order_of_a_memory_does_not_matter_to_the_splits():
-    """By class, as sorted images are, or class after class, as a round's are: each split sees all classes."""
-    for labels in (torch.arange(10).repeat_interleave(100), torch.arange(10).repeat(100)):
-        assert 9 < classifier_score(1000 * torch.eye(10)[labels]).mean <= 10
-
-
-def test_the_dealing_is_always_the_same_and_leaves_the_global_seed_alone():
-    logits = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
-    expected = torch.rand(2)
-    torch.manual_seed(0)
-    assert classifier_score(logits) == classifier_score(logits) and torch.equal(torch.rand(2), expected)
+    assert classifier_score(answers((0.75, 0.25), (0.25, 0.75))) == pytest.approx(math.exp(information))
 
 
 tables = st.tuples(st.integers(3, 12), st.integers(2, 6), st.integers(0, 1000), st.floats(0.1, 20))
@@ -285,15 +259,12 @@ def drawn(images: int, classes: int, seed: int, scale: float) -> torch.Tensor:
 
 
 @few
-@given(tables, st.integers(1, 3))
-def test_the_score_is_the_formula_and_lies_between_1_and_the_number_of_classes(table, splits):
+@given(tables)
+def test_the_score_is_the_formula_and_lies_between_1_and_the_number_of_classes(table):
     logits = drawn(*table)
-    order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
-    parts = [by_hand(part) for part in logits.double().softmax(1)[order].tensor_split(splits)]
-    told, mean = classifier_score(logits, splits), sum(parts) / splits
-    assert told.mean == pytest.approx(mean)
-    assert told.sd == pytest.approx((sum((part - mean) ** 2 for part in parts) / splits) ** 0.5, abs=1e-9)
-    assert 1 - 1e-9 <= told.mean <= table[1] + 1e-9
+    score = classifier_score(logits)
+    assert score == pytest.approx(by_hand(logits.double().softmax(1)))
+    assert 1 - 1e-9 <= score <= table[1] + 1e-9
 
 
 @few
@@ -302,17 +273,11 @@ def test_the_score_does_not_ask_for_names_of_classes_order_of_images_or_a_consta
     logits, rng = drawn(*table), torch.Generator().manual_seed(seed)
     images, classes = (torch.randperm(n, generator=rng) for n in logits.shape)
     other = logits[images][:, classes] + torch.randn(len(logits), 1, generator=rng)
-    assert classifier_score(other, splits=1).mean == pytest.approx(classifier_score(logits, splits=1).mean, rel=1e-4)
+    assert classifier_score(other) == pytest.approx(classifier_score(logits), rel=1e-4)
 
 
-@pytest.mark.parametrize(("images", "splits"), [(0, 10), (9, 10), (3, 4), (3, 0)])
-def test_too_few_images_for_the_splits_are_refused(images, splits):
-    with pytest.raises(UserError, match=f"{images} images do not make {splits} splits: take more images, or fewer"):
-        classifier_score(torch.zeros(images, 3), splits)
-
-
-@pytest.mark.parametrize("shape", [(20,), (20, 3, 1), ()], ids=str)
-def test_logits_of_another_shape_are_refused(shape):
+@pytest.mark.parametrize("shape", [(20,), (20, 3, 1), (), (0, 3)], ids=str)
+def test_no_logits_and_those_of_another_shape_are_refused(shape):
     with pytest.raises(UserError, match=r"needs logits \(N, K\), a row an image, not \("):
         classifier_score(torch.zeros(shape))
 
@@ -321,7 +286,7 @@ def test_logits_of_another_shape_are_refused(shape):
 def test_a_kept_judge_tells_real_images_from_noise(name):
     judge, images = load_judge(name, load_teacher(name, "wrn10_1")), load_split(name, "test").images[:500]
     noise = torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    real, chance = (classifier_score(in_batches(judge, some)).mean for some in (images, noise))
+    real, chance = (classifier_score(in_batches(judge, some)) for some in (images, noise))
     assert chance < 2 and real > 0.8 * 10  # the first 500 of color_digits are in one ink
 
 
@@ -372,7 +337,7 @@ def test_a_step_of_the_curves_is_the_metric_of_its_images(rounds, steps, seed):
     for t in range(steps):
         images, y = torch.cat([kept[t] for kept in traces]), torch.cat(labels)
         pixels, features = diversity(images, y, made_in), feature_diversity(images, y, made_in, looking())
-        score = classifier_score(in_batches(seeing(5), images), splits=1).mean
+        score = classifier_score(in_batches(seeing(5), images))
         expected = score, pixels.within, pixels.across, features.across
         at = [math.nan if curve[t] is None else curve[t] for curve in told.values()]
         assert at == pytest.approx(expected, nan_ok=True, rel=1e-5, abs=1e-6)
@@ -397,23 +362,3 @@ def test_metrics_by_step_need_rounds_labels_and_a_judge_that_is_not_the_teacher(
         by_step(kept, None, seeing(1), looking())
     with pytest.raises(UserError, match="the judge has the weights of the distilled teacher"):
         by_step(kept, labels, looking(), looking())
-
-
-# --- weight magnitude
-
-
-def test_weight_magnitude_is_the_mean_absolute_weight_of_each_part():
-    layer = NoisyLayer(2, 3, 4, 2, concat_dim=1)
-    layer.weight.data = torch.tensor([[[1.0, -1, 1], [-2, 2, 2], [5, -5, 5]], [[3.0, 3, 3], [-4, 4, -4], [0, 0, 6]]])
-    assert weight_magnitude(layer) == ((1 + 2 + 3 + 4) / 4, (15 + 6) / 6)
-
-
-def test_fresh_weights_have_the_magnitude_of_a_standard_normal():
-    torch.manual_seed(0)
-    told = weight_magnitude(NoisyLayer(100, 200, 4, 4, concat_dim=100))
-    assert told == pytest.approx((math.sqrt(2 / math.pi),) * 2, abs=0.02)
-
-
-def test_a_layer_without_concatenated_noise_is_refused():
-    with pytest.raises(UserError, match="reads no concatenated noise: take a 'cat' latent"):
-        weight_magnitude(NoisyLayer(2, 3, 4, 2))

@@ -67,7 +67,7 @@ def test_clip_and_sbert_say_what_to_install(encoder, package, tmp_path):
         encode(["a zero"], encoder)
 
 
-@pytest.mark.parametrize("corpus", [None, "text8", "a file"])
+@pytest.mark.parametrize("corpus", [None, "a file"])
 def test_doc2vec_says_what_to_install(corpus, tmp_path):
     """Whether or not WordNet is installed."""
     if corpus == "a file":

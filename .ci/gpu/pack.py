@@ -42,7 +42,7 @@ def pack(
         copy(teacher, out / "teacher.safetensors")
     words = ["download", "-q", "--no-deps", "--only-binary=:all:", "-c", ROOT / "constraints.txt", "-d", out / "wheels"]
     subprocess.run([sys.executable, "-m", "pip", *map(str, words), *wheels], check=True)
-    changed = git("status", "--porcelain", "--", "nayer_lib", "notebooks/nayer_beyond")
+    changed = git("status", "--porcelain", "--", "nayer_lib", "notebooks/*.py")
     (out / "commit.txt").write_text(git("rev-parse", "HEAD") + ("+" if changed else ""), encoding="utf-8")
     packed = sorted(path for path in out.rglob("*") if path.is_file())
     sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(out).as_posix()}\n" for p in packed]

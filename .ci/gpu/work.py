@@ -31,8 +31,8 @@ from nayer_lib.datasets import Split, load_packed
 from nayer_lib.distill import Setup, choose_device, prepare
 from nayer_lib.methods.base import Method
 from nayer_lib.runs.card import device_name
-from nayer_lib.runs.forecast import epoch_seconds, measured
 from nayer_lib.runs.run import Run
+from nayer_notebooks.pace import epoch_seconds, measured
 
 IMPORTED = time.time()
 TOLERANCE = 0.03  # relative, of two ways to compute one loss

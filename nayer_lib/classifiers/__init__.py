@@ -1,13 +1,12 @@
 """The networks of teachers and students: `build` makes a network from its name."""
 
 import re
+from pkgutil import resolve_name
 
 from torch import nn
 
 from ..errors import UserError, unknown
-from .mobilenet import MobileNetV2
 from .resnet import Projection, dafl_resnet, he_resnet, imagenet_resnet50
-from .vgg import VGG11, VGG19
 from .wide_resnet import WideResNet
 
 BUILDERS = {
@@ -15,9 +14,10 @@ BUILDERS = {
     "resnet34": lambda *shape: dafl_resnet(34, *shape),
     "resnet50": imagenet_resnet50,
     "resnet20_b": lambda *shape: he_resnet(20, *shape, Projection),
-    "vgg11": VGG11,
-    "vgg19": VGG19,
-    "mobilenetv2": MobileNetV2,
+    # Few runs have one of these, so their files are imported when they are asked for.
+    "vgg11": lambda *shape: resolve_name(f"{__name__}.vgg:VGG11")(*shape),
+    "vgg19": lambda *shape: resolve_name(f"{__name__}.vgg:VGG19")(*shape),
+    "mobilenetv2": lambda *shape: resolve_name(f"{__name__}.mobilenet:MobileNetV2")(*shape),
 }
 KNOWN = (*BUILDERS, *"resnet8 resnet20 resnet44 wrn10_half wrn10_1 wrn16_1 wrn16_2 wrn40_1 wrn40_2".split())
 

@@ -119,7 +119,7 @@ def check_weights(weights: Mapping[str, Tensor], source: object) -> None:
 def load_weights(net: nn.Module, weights: dict[str, Tensor], source: object) -> None:
     """Load strictly, sound weights only; the error names missing, unexpected and misshapen keys in one sentence.
 
-    A quantised network's ranges in a network that is not quantised are told as such.
+    Weights of a quantised network for a float network are refused with a sentence of their own.
     """
     expected = net.state_dict()
     if any(name.endswith((".low", ".high")) for name in weights.keys() - expected.keys()):

@@ -1,5 +1,5 @@
-"""BatchNorm in eval mode is a scale and a shift, which a convolution before it can take over; or it is given the
-statistics of each batch."""
+"""BatchNorm at evaluation: folded into the convolution before it, or with each batch's statistics in place of the
+running ones."""
 
 import copy
 

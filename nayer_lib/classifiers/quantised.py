@@ -47,7 +47,7 @@ class Quantisation:
 
 
 def quantisation_of(config: Config) -> Quantisation | None:
-    """That of a config's student; None where it is not quantised."""
+    """How a config's student is quantised; None if it is not."""
     if config.weight_bits is None:
         return None
     return Quantisation(**{name: getattr(config, name) for name in QUANTISATION})
@@ -71,7 +71,7 @@ class Quantised:
         x = x.float()
         if self.training:
             low, high = torch.aminmax(x.detach())
-            # No branch on a tensor's value, for which a captured step could not wait.
+            # No `if` on a tensor's value: a captured step cannot wait for one.
             share = torch.where(self.high > self.low, self.range_momentum, 1.0)
             self.low.lerp_(low.clamp(max=0), share)
             self.high.lerp_(high.clamp(min=0), share)
@@ -104,7 +104,7 @@ class QuantLinear(Quantised, nn.Linear):
         return F.linear(self.input_on_grid(x), self.weight_on_grid(), self.bias)
 
 
-KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
+QUANTISED_FORM: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
 
 
 def layers(net: nn.Module) -> list[Quantised]:
@@ -125,17 +125,17 @@ def quantise(net: nn.Module, how: Quantisation) -> None:
     if layers(net):
         raise UserError("this network is quantised already: start from its float teacher.")
     for name, module in net.named_modules():
-        if type(module) not in KINDS and any(p.dim() > 1 for p in module.parameters(recurse=False)):
+        if type(module) not in QUANTISED_FORM and any(p.dim() > 1 for p in module.parameters(recurse=False)):
             raise UserError(
                 f"only nn.Conv2d and nn.Linear can be quantised, and the weight of {name!r} is a "
                 f"{type(module).__name__}'s: put plain layers in its place."
             )
-    found = [module for module in net.modules() if type(module) in KINDS]
+    found = [module for module in net.modules() if type(module) in QUANTISED_FORM]
     if not found:
         raise UserError("this network has no convolution and no linear layer to quantise.")
     for module in found:
         edge = how.edge_bits if module in (found[0], found[-1]) else None
-        module.__class__ = KINDS[type(module)]
+        module.__class__ = QUANTISED_FORM[type(module)]
         module.weight_bits = edge or how.weight_bits
         module.activation_bits = edge or how.activation_bits
         module.per_channel = how.weight_scale == "channel"

@@ -116,13 +116,11 @@ DAFL_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
 def dafl_resnet(depth: int, num_classes: int, channels: int = 3) -> ResNet:
-    """ResNet-18 or -34 for 32 and 64 px images, PyTorch's default initialisation.
+    """ResNet of depth 18 or 34 for 32 and 64 px images, PyTorch's default initialisation.
 
-    Shapes: (B, channels, H, W) normalised images -> (B, num_classes) logits. Any other depth raises `UserError`.
+    Shapes: (B, channels, H, W) normalised images -> (B, num_classes) logits.
     Source: Chen et al. 2019, "Data-free learning of student networks" (DAFL); block counts: He et al. 2016, table 1.
     """
-    if depth not in DAFL_BLOCKS:
-        raise UserError(f"this ResNet's depth is 18 or 34, not {depth}.")
     return ResNet(DAFL_BLOCKS[depth], (64, 128, 256, 512), Projection, num_classes, channels)
 
 

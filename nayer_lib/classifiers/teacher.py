@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from ..errors import MissingFile, UserError
 from ..text.labels import check_names
 from . import build
 from .checkpoints import check_content, load_weights, read_checkpoint
-from .quantised import Quantisation, as_saved
+
+if TYPE_CHECKING:
+    from .quantised import Quantisation
 
 NO_HEAD = (
     "the teacher is without a head that can be found: with as many outputs as there are class names, its last layer "
@@ -38,7 +40,7 @@ class Classifier(nn.Module):
     Attributes:
         accuracy: in [0, 1], by split, as the file that it was read from states it; {} if nothing does.
         quantisation: how its network is quantised; None if it is not.
-        answers_alone: whether its answers are all that is to be had: no layer, no gradient.
+        answers_alone: whether it is a black box: it gives answers, but no layer and no gradient.
     """
 
     answers_alone: ClassVar[bool] = False
@@ -229,6 +231,8 @@ def load_classifier(path: Path) -> Classifier:
         raise UserError(f"{path} names no network of this kit: build yours in Python (docs/your_own_model.md).")
     classifier = make_classifier(header["network"], header["class_names"], header["mean"], header["std"], seed=0)
     if "quantisation" in header:
+        from .quantised import as_saved  # here: other classifiers stay float
+
         classifier.net, classifier.quantisation = as_saved(classifier.net, header["quantisation"], path)
     load_weights(classifier.net, tensors, path)
     stated = header.get("accuracy")

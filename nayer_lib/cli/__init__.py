@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import inspect
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -98,7 +99,8 @@ def distill(
         no_channels_last: the other one.
         steps: "eager"; "graphs", whole steps as CUDA graphs; or "compiled", through torch.compile.
         dry_run: only rehearse: everything at its real size, two random images a batch, on the CPU; and say how much
-            memory the run would hold, and how long a run like it took. It needs neither data nor weights.
+            memory the run would hold, and how long a run like it took. It needs no weights, and no data but the
+            images of a control that learns from real ones.
     """
     from tqdm import tqdm
 
@@ -197,7 +199,18 @@ COMMANDS = {f.__name__: f for f in (distill, runs, sweep)} | {"lte": pools, "tea
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. A user's mistake is one sentence on stderr and exit status 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        try:
+            return _status(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # what reads the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes the rest at its end
+        return 1
+
+
+def _status(arguments: list[str]) -> int:
+    """Run one command; its exit status."""
     try:
         done = _app(COMMANDS).cli(prog="nayer_lib", args=arguments)
         if isinstance(done, Run) and done.stopped:

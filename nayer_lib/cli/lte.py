@@ -28,7 +28,7 @@ def build(
         encoder: "clip", "sbert", "doc2vec", or "random" for the control.
         prompt: ids of text/prompts.py, "a", "p2", "photo", ..., or templates with a {name} slot.
         model: CLIP: NAME:TAG or NAME:FILE of open_clip; SBERT: a model of the hub or a folder; Doc2Vec: its corpus,
-            "wordnet", "text8" or a text file with one document a line.
+            "wordnet" or a text file with one document a line.
         classes: your own class names, one a line, in place of the data set's.
         device: where CLIP and SBERT compute, "cpu" or "cuda".
         out: of one pool; default: data/lte/<data set>.<encoder>.<prompt>.safetensors.

@@ -136,16 +136,12 @@ def build_latent(
     """A latent by its name: a key of COLUMNS, or "noise" (z).
 
     Raises:
-        UserError: unknown name, a batch of one image, which BatchNorm cannot normalise; no positive beta or concat_dim.
+        UserError: unknown name, or a batch of one image, which BatchNorm cannot normalise.
     """
     if name not in LATENTS:
         raise unknown("latent", name, LATENTS)
     if batch < 2:
         raise UserError("a synthesis batch needs at least 2 images: BatchNorm has nothing to compare in one.")
-    if not 0 < beta < float("inf"):
-        raise UserError(f"beta must be a positive number, not {beta!r}: with 0 the noise would be gone, take 'lte'.")
-    if not isinstance(concat_dim, int) or concat_dim < 1:
-        raise UserError(f"the concatenated noise must have at least one number, not {concat_dim!r}.")
     if name == "noise":
         return Noise(noise_dim, batch)
     return LabelLatent(COLUMNS[name], table, noise_dim, batch, beta, concat_dim, redraw_norm)

@@ -107,9 +107,10 @@ def _numbers(kit: str) -> list[int]:
 
 
 def card_config(card: dict) -> Config:
-    """The config of a card; fields that are newer than the card have their defaults, which is what it ran with, and
-    those that its method does not read, which older cards have, are dropped. A field that no method reads any more is
-    told once.
+    """The config of a card.
+
+    A field newer than the card has its default, with which the card's run was computed. A field that the method does
+    not read is dropped, with a warning if no method reads it any more.
 
     Raises:
         UserError: a card of a method that this kit does not have.

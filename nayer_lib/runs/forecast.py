@@ -1,15 +1,13 @@
-"""What a run will cost: what it spends, by arithmetic; its memory, likewise; its time, by a trial here or by cards.
+"""What a run will cost: what it spends, by arithmetic; its memory, likewise; its time, by cards of runs like it.
 
-A rehearsal has every object at its real size and two images a batch. It needs neither data nor weights nor network, and
-shows in seconds that a config can be put together and run.
+A rehearsal has every object at its real size and two images a batch. It needs no weights, no network and no data, but
+for the images of a control that learns from real ones, and shows in seconds that a config can be put together and run.
 """
 
 import dataclasses
 import re
 import statistics
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from ..classifiers.teacher import Classifier, load_teacher, make_classifier, tea
 from ..compute import Compute
 from ..config import Config, fields_of
 from ..datasets import Split, dataset
-from ..distill import Setup, distill, prepare
+from ..distill import distill, prepare
 from ..errors import UserError
 from ..methods import KINDS
 from ..methods.base import Method
@@ -78,8 +76,9 @@ def held(method: Method) -> Held:
     config = method.config
     networks = {name: getattr(method, name, nn.Module()) for name in COPIES}  # not every method has a generator
     parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
-    synthesized = config.total_rounds * config.generator_batch or getattr(config, "images", 0)  # drawn pictures
-    images = 0 if isinstance(method, Live) else min(synthesized, config.memory_size or synthesized)
+    drawn = getattr(config, "images", 0) or len(method.memory)  # pictures by a formula, or a control's real images
+    made = config.total_rounds * config.generator_batch or drawn
+    images = 0 if isinstance(method, Live) else min(made, config.memory_size or made)
     sizes = {name: FLOAT * COPIES[name] * count for name, count in parameters.items()}
     return Held(parameters, images, sizes | {"memory": images * method.memory.row_bytes, "beside": method.beside})
 
@@ -153,7 +152,10 @@ def in_words(config: Config, counted: Held) -> str:
     if counted.bytes["beside"]:
         lines.append(f"{'beside them':26}{_mb(counted.bytes['beside']):>20}")
     lines.append(f"{'together':26}{_mb(sum(counted.bytes.values())):>20}  and activations on top")
-    lines.append("One round, one student step and one evaluation ran on random images: no data or weights were needed.")
+    ran = "One round, one student step and one evaluation ran on random images: no data or weights were needed."
+    if KINDS[config.method].reads_images:
+        ran = "One student step ran on real images, one evaluation on random ones: no weights were needed."
+    lines.append(ran)
     return "\n".join(lines)
 
 
@@ -162,48 +164,6 @@ def _mb(count: int) -> str:
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
-
-
-def measured(setup: Setup) -> dict[str, float]:
-    """The pace here: seconds of a round of the warm-up, a round after it, a student step and an epoch's evaluation.
-
-    The set-up is used up by this: prepare it again for the run. First calls, which load, compile and record, do not
-    count.
-    """
-    method, config = setup.method, setup.method.config
-
-    def took(call: Callable, times: int) -> float:
-        for _ in range(2):
-            start = time.perf_counter()
-            for _ in range(times):
-                call()
-            if method.device.type == "cuda":
-                torch.cuda.synchronize(method.device)
-        return (time.perf_counter() - start) / times
-
-    def round_of(epoch: int) -> float:
-        method.begin_epoch(epoch)
-        return took(lambda: method.synthesize(epoch), 2)
-
-    return {
-        "warm-up round": round_of(0) if config.warmup_epochs else 0.0,
-        "round": round_of(config.total_epochs - 1),
-        "student step": took(lambda: method.student_step(method.sample(config.student_batch)), 10),
-        "evaluation": took(lambda: setup.evaluate(method.student), 1) / setup.score_every,
-    }
-
-
-def epoch_seconds(config: Config, epoch: int, pace: dict[str, float]) -> float:
-    """How long an epoch takes at a pace, as `measured` has it."""
-    if epoch < config.warmup_epochs:
-        return config.repeats * config.synthesis_rounds(epoch) * pace["warm-up round"]
-    turn = config.synthesis_rounds(epoch) * pace["round"] + config.student_steps * pace["student step"]
-    return config.repeats * turn + pace["evaluation"]
-
-
-def run_seconds(config: Config, pace: dict[str, float]) -> float:
-    """How long a whole run takes at a pace."""
-    return sum(epoch_seconds(config, epoch, pace) for epoch in range(config.total_epochs))
 
 
 def projected(config: Config, finished: list[tuple[Config, dict]]) -> tuple[float, str] | None:

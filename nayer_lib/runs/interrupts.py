@@ -14,7 +14,7 @@ LINE = b"\nstopping at the end of this epoch, to be resumed; a second interrupt 
 def asks_to(stop: Callable[[], None]) -> Iterator[None]:
     """While the block runs, Ctrl-C, SIGTERM and SIGHUP call `stop`; a second Ctrl-C does what it did before.
 
-    For who runs one run and nothing after it: a script's loop over runs should end with its first Ctrl-C.
+    Only for a program with a single run: a script that loops over runs should end at the first Ctrl-C.
     A signal that is ignored stays so (nohup). Only the main thread gets signals: in another one nothing changes.
     """
     before = {}

@@ -4,8 +4,9 @@ Every run is a process of its own, the `distill` command: one that dies takes no
 reaches the next, and what it prints stands in log.txt in its run folder. A run that has finished is known by its card
 and is not run again, one that stopped half-way goes on from its saved state: a killed sweep continues.
 
-On Linux these processes are forked off one that has done nothing but import what they need (`preload.py`), so that a
-sweep waits for that once. That one has no second thread and never looks for a GPU: neither would survive a fork.
+On Linux these processes are forked from a server process that has only imported the library (`preload.py`), so that a
+sweep pays for the imports once. The server has one thread and never uses a GPU: neither threads nor CUDA survive a
+fork.
 """
 
 import dataclasses

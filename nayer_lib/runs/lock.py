@@ -68,7 +68,7 @@ def unlock(lock: "BaseFileLock") -> None:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a process of this machine is running in a folder. A file that stands in for a lock does not tell."""
+    """Whether a process of this machine is running in a folder; where a file stands in for a lock, always False."""
     from filelock import FileLock, Timeout
 
     path = Path(folder) / LOCK

@@ -42,7 +42,8 @@ def convergence_and_diversity(method: Method, rounds: list[list[float]], teacher
 
 
 def judged(method: Method, teacher: Classifier) -> dict:
-    """A judge's score of those images, and Figure 5's curves from the last epoch's rounds; without a judge nothing.
+    """A judge's score of the method's newest images, and Figure 5's curves from the last epoch's rounds; {} without
+    a judge.
 
     Raises:
         UserError: the judge's file is damaged, or the judge is the distilled teacher.
@@ -51,8 +52,8 @@ def judged(method: Method, teacher: Classifier) -> dict:
         judge = load_judge(method.config.dataset, teacher).to(method.device)
     except MissingFile:
         return {}
-    score = classifier_score(in_batches(judge, method.examples().images[-SCORED:]), splits=1)
-    found = {"classifier_score": dataclasses.asdict(score) | {"judge": judge.name}}
+    score = classifier_score(in_batches(judge, method.examples().images[-SCORED:]))
+    found = {"classifier_score": {"mean": score, "judge": judge.name}}
     if method.trace:
         found["by_step"] = by_step(*zip(*method.trace, strict=True), judge, teacher)
     return found

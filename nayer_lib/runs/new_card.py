@@ -10,7 +10,6 @@ from importlib.metadata import version
 import torch
 
 from .. import __version__, files
-from ..classifiers.quantised import kib, layers
 from ..distill import Setup
 from ..methods.base import Method
 from .card import REGISTRATION, device_name
@@ -61,6 +60,8 @@ def of_quantised(setup: Setup) -> dict:
 
     "kib" is what it would take if it were stored at its bits, "kib_float" what its float form takes.
     """
+    from ..classifiers.quantised import kib, layers  # here: other students are float
+
     student = setup.method.student
     at_bits, as_float = kib(student.net)
     return {

@@ -1,13 +1,14 @@
 """Many runs from one file: arms that differ in a few config fields, the same seeds for each.
 
 A sweep file is JSON: "preset", "variant" and "profile" (as in `make_config`), "seeds", "common" overrides, and "arms",
-a name -> overrides map. "more_seeds" gives further seeds to the arms that it names. Arms of unequal budgets cannot be
-compared, so a file that wants them says "unequal_budgets": true. A file that is there to choose a setting says
-"split": "validation", on which its runs are scored then, in place of the test split.
-"compute": {"precision": "bf16", "channels_last": true} has all runs computed alike (fields of `Compute`); what it does
-not name each run chooses for itself. "primary" names, before anything runs, the at most six contrasts that the sweep
-is there to decide, each an arm and its reference; every card keeps the hash of what was so registered, in its own sweep
-and in each other one of data/sweeps to which its run belongs too.
+a name -> overrides map. "more_seeds" gives further seeds to the arms that it names. Arms of unequal budgets are refused
+unless the file says "unequal_budgets": true. A file that chooses a setting says "split": "validation": its runs are
+scored on the validation split, in place of the test split.
+
+"compute": {"precision": "bf16", "channels_last": true} is how all runs are computed (fields of `Compute`); each run
+chooses the fields that are not named. "primary" names, before anything runs, at most six contrasts that the sweep is to
+decide, each an arm and its reference. Every card keeps the hash of this registration, for its own sweep and for each
+other sweep of data/sweeps that its run belongs to.
 """
 
 import dataclasses

@@ -2,18 +2,15 @@
 
 import lzma
 import re
-import socket
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from ..errors import MissingFile, UserError
 from ..files import text_hash
-from .hub import DOWNLOAD, within
 
 WORDNET = Path("/usr/share/wordnet")  # where Debian's wordnet-base puts it
-TEXT8_DOCUMENT = 200  # words; text8 is one endless line
 
 
 def words(text: str) -> list[str]:
@@ -26,18 +23,16 @@ def read_corpus(corpus: str) -> tuple[list[list[str]], dict]:
     """The documents of a corpus, and its source as header entries.
 
     Args:
-        corpus: "wordnet", lemmas and gloss of each of WordNet 3.0's 117,659 meanings; "text8", the start of Wikipedia
-            through gensim's downloader; or a text file, one document a line (also .gz, .bz2, .xz).
+        corpus: "wordnet", lemmas and gloss of each of WordNet 3.0's 117,659 meanings, or a text file, one document a
+            line (also .gz, .bz2, .xz).
 
     Raises:
-        MissingFile: no such file, WordNet not installed, or text8 neither cached nor downloadable.
+        MissingFile: no such file, or WordNet not installed.
         UserError: not a text file, or one without words.
     """
     if corpus == "wordnet":
         documents = list(_wordnet())
         source = {"corpus": "WordNet 3.0, lemmas and glosses"}
-    elif corpus == "text8":
-        documents, source = _text8(), {"corpus": "text8"}
     else:
         path = Path(corpus)
         documents, source = _lines(path), {"corpus": path.name}
@@ -53,14 +48,9 @@ def vocabulary(documents: list[list[str]]) -> set[str]:
     return {word for document in documents for word in document}
 
 
-def coverage(names: Sequence[str], known_words: set[str]) -> list[str]:
-    """The names whose words are all known."""
-    return [name for name in names if set(words(name)) <= known_words]
-
-
 def _lines(path: Path) -> list[list[str]]:
     if not path.is_file():
-        raise MissingFile(f"no corpus at {path}: name a text file with one document a line, 'wordnet' or 'text8'.")
+        raise MissingFile(f"no corpus at {path}: name a text file with one document a line, or 'wordnet'.")
     from gensim import utils
 
     try:
@@ -82,22 +72,3 @@ def _wordnet() -> Iterator[list[str]]:
                 fields = entry.split()
                 lemmas = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
                 yield words(" ".join(lemma.partition("(")[0] for lemma in lemmas) + " " + gloss)
-
-
-def _text8() -> list[list[str]]:
-    from gensim import downloader, utils
-
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)
-    try:
-        # The path alone, so that no downloaded code is executed.
-        path = within(DOWNLOAD, lambda: downloader.load("text8", return_path=True))
-    except Exception as error:  # errors of urllib, of json and of gensim
-        raise MissingFile(
-            "text8 is not here and could not be downloaded: connect to the network once, or name a corpus of your own."
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-    with utils.open(path, "rt", encoding="utf-8") as file:
-        text = words(file.read())
-    return [text[start : start + TEXT8_DOCUMENT] for start in range(0, len(text), TEXT8_DOCUMENT)]

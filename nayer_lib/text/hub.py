@@ -1,4 +1,4 @@
-"""Weights of the Hugging Face hub: their file on this machine, or an error within a bound if they cannot be had."""
+"""Weights from the Hugging Face hub: the cached file, or an error within seconds if the hub does not answer."""
 
 import sys
 from collections.abc import Callable

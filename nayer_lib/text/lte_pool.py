@@ -90,16 +90,12 @@ def save_pool(path: Path, pool: LTEPool) -> None:
 def equal_rows(table: Tensor) -> list[tuple[int, int]]:
     """Pairs of classes with one and the same embedding: a generator that reads it cannot tell them apart.
 
-    Rows are the same that differ by less than a thousandth of the longest: equal texts may be rounded otherwise in
-    another batch, and in float16. Such rows lie side by side when all are sorted along one direction.
+    Rows are the same that differ by at most a thousandth of the longest: equal texts may be rounded otherwise in
+    another batch, and in float16.
     """
     rows = table.double()
-    order = (rows @ torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0)).to(rows)).argsort()
-    steps = rows[order].diff(dim=0).norm(dim=1) > 1e-3 * rows.norm(dim=1).max()
-    place = torch.zeros_like(order)
-    place[order[1:]] = steps.cumsum(0)
-    pairs = torch.triu(place[:, None] == place[None, :], 1).nonzero()
-    return [(i, j) for i, j in pairs.tolist()]
+    same = torch.cdist(rows, rows) <= 1e-3 * rows.norm(dim=1).max()
+    return [(i, j) for i, j in same.triu(1).nonzero().tolist()]
 
 
 def agreement(first: LTEPool, second: LTEPool) -> Tensor:

@@ -21,6 +21,7 @@ from nayer_lib.base_config import NayerConfig
 from nayer_lib.config import PROFILES, TABLE8, Config, differences
 from nayer_lib.distill import Epoch
 from nayer_lib.errors import unknown
+from nayer_lib.runs.forecast import free_memory
 from nayer_lib.runs.interrupts import asks_to
 from nayer_lib.runs.run import Run
 
@@ -243,9 +244,8 @@ def _progress(config: Config, points: list[tuple[int, float]], teacher: float, m
 
 def _memory() -> str:
     """What is free where Linux tells it, else what there is."""
-    told = Path("/proc/meminfo")
-    if told.is_file() and (free := re.search(r"^MemAvailable: +(\d+) kB", told.read_text(), re.M)):
-        return f"{int(free[1]) * 1024 / 1e9:.1f} GB free"
+    if free := free_memory(torch.device("cpu")):
+        return f"{free / 1e9:.1f} GB free"
     try:
         return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB in all"
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf

@@ -17,6 +17,7 @@ from nayer_lib.cli.common import own_teacher
 from nayer_lib.config import TABLE8, Config
 from nayer_lib.errors import UserError
 from nayer_lib.evaluate import features
+from nayer_lib.text.corpora import words
 from nayer_lib.text.labels import class_names, superclasses
 from nayer_lib.text.lte_pool import LTEPool, classes_of, equal_rows, read_pool
 
@@ -33,6 +34,11 @@ class ImageFeatures:
     features: Tensor
     labels: Tensor
     teacher: str
+
+
+def coverage(names: Sequence[str], known_words: set[str]) -> list[str]:
+    """The names whose words are all known."""
+    return [name for name in names if set(words(name)) <= known_words]
 
 
 def describe(pool: LTEPool, names: Sequence[str], images: ImageFeatures | None = None) -> dict:

@@ -1,4 +1,4 @@
-"""The geometry of label-text embeddings and image features: Figures 3b, 3c and 6 as numbers.
+"""The geometry of label-text embeddings and image features, and the heads' weights: Figures 3b-d and 6 as numbers.
 
 The rows of a table are a pool's embeddings, or class means of image features. The paper speaks of an "L2 distance"
 (Section 3.3) without saying of what; `spread` gives every reading that we know.
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nayer_lib.errors import UserError
+from nayer_lib.generator.noisy_layer import NoisyLayer
 from nayer_lib.metrics import cosines, distances
 
 
@@ -99,6 +100,19 @@ def rank_correlation(first: Tensor, second: Tensor, permutations: int = 9999, se
         return rho, rho
     chance = [(first_ranks[order[rows], order[columns]] * second_ranks).mean().item() for order in shuffles]
     return rho, (1 + sum(value >= rho - 1e-12 for value in chance)) / (1 + permutations)
+
+
+def weight_magnitude(layer: NoisyLayer) -> tuple[float, float]:
+    """Fig. 3d: mean |W| of the heads' weights on BN(e), and on the concatenated noise.
+
+    Raises:
+        UserError: the layer has no noise beside BN(e).
+    """
+    width = layer.norm.num_features
+    if layer.weight.shape[1] == width:
+        raise UserError("this layer reads no concatenated noise: take a 'cat' latent.")
+    magnitude = layer.weight.detach().abs()
+    return magnitude[:, :width].mean().item(), magnitude[:, width:].mean().item()
 
 
 def tsne(rows: Tensor, perplexity: float, seed: int = 0) -> Tensor:

@@ -388,8 +388,6 @@ def test_other_bad_shapes():
         WideResNet(16, 0.3, 10)
     with pytest.raises(UserError, match=r"6n\+2 .*, not 18"):
         he_resnet(18, 10)
-    with pytest.raises(UserError, match="18 or 34, not 50"):
-        dafl_resnet(50, 10)
 
 
 def test_a_wrn_outside_the_list():

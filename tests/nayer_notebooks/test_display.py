@@ -262,7 +262,7 @@ def test_apples_gpu_is_named_as_one_that_is_not_used(monkeypatch):
 
 
 def test_where_linux_does_not_tell_its_memory_the_total_or_nothing_is_told(monkeypatch):
-    monkeypatch.setattr(Path, "is_file", lambda _: False)
+    monkeypatch.setattr(display, "free_memory", lambda device: None)
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2_000_000, "SC_PAGE_SIZE": 4096}.__getitem__, raising=False)
     assert display.environment()["memory"] == "8.2 GB in all"
     monkeypatch.delattr(os, "sysconf")

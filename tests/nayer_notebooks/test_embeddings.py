@@ -20,6 +20,7 @@ from nayer_lib.text.released import released_pool
 from nayer_notebooks.embeddings import (
     FIGURE6,
     ImageFeatures,
+    coverage,
     describe,
     figure6,
     in_words,
@@ -39,6 +40,10 @@ def pool_of(table, names=NAMES):
 def on_a_circle(*degrees: float) -> torch.Tensor:
     angles = torch.tensor(degrees).deg2rad()
     return torch.stack([angles.cos(), angles.sin()], 1)
+
+
+def test_a_name_is_covered_only_whole():
+    assert coverage(["dog", "cat mice", "sea dog", "lion"], {"dog", "cat", "mice"}) == ["dog", "cat mice"]
 
 
 # --- described

@@ -1,6 +1,7 @@
 """How rows lie, on tables small enough to be worked out by hand."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from nayer_lib.errors import UserError
+from nayer_lib.generator.noisy_layer import NoisyLayer
 from nayer_notebooks.geometry import (
     batch_normed,
     class_means,
@@ -21,6 +23,7 @@ from nayer_notebooks.geometry import (
     rank_correlation,
     spread,
     tsne,
+    weight_magnitude,
 )
 
 few = settings(max_examples=40, deadline=None, database=None)
@@ -220,3 +223,23 @@ def test_tsne_keeps_near_what_is_near_and_is_the_same_each_time():
     assert points.shape == (12, 2) and torch.equal(points, tsne(rows, perplexity=3))
     nearest = torch.cdist(points, points).fill_diagonal_(float("inf")).argmin(1)
     assert torch.equal(nearest // 6, torch.arange(12) // 6)
+
+
+# --- weight magnitude
+
+
+def test_weight_magnitude_is_the_mean_absolute_weight_of_each_part():
+    layer = NoisyLayer(2, 3, 4, 2, concat_dim=1)
+    layer.weight.data = torch.tensor([[[1.0, -1, 1], [-2, 2, 2], [5, -5, 5]], [[3.0, 3, 3], [-4, 4, -4], [0, 0, 6]]])
+    assert weight_magnitude(layer) == ((1 + 2 + 3 + 4) / 4, (15 + 6) / 6)
+
+
+def test_fresh_weights_have_the_magnitude_of_a_standard_normal():
+    torch.manual_seed(0)
+    told = weight_magnitude(NoisyLayer(100, 200, 4, 4, concat_dim=100))
+    assert told == pytest.approx((math.sqrt(2 / math.pi),) * 2, abs=0.02)
+
+
+def test_a_layer_without_concatenated_noise_is_refused():
+    with pytest.raises(UserError, match="reads no concatenated noise: take a 'cat' latent"):
+        weight_magnitude(NoisyLayer(2, 3, 4, 2))

@@ -1,6 +1,5 @@
 """Every column of Table 1 can be put together and run without data, weights or network; what it would hold adds up."""
 
-import dataclasses
 import os
 
 import pytest
@@ -117,6 +116,16 @@ def test_ones_own_teacher_pool_and_images_are_rehearsed_with():
     assert counted.bytes["memory"] == 100 * (3 * 16 * 16 + 16)
 
 
+def test_real_images_that_a_control_learns_from_are_held_and_told(monkeypatch):
+    asked = []
+    monkeypatch.setattr(distill, "load_split", lambda *words: asked.append(words) or TWO)
+    config = tiny_config(method="with_data")
+    counted = rehearse(config)
+    assert asked == [("digits", "train")]
+    assert counted.images == 2 and counted.bytes["memory"] == 2 * (64 + 8 + 8)
+    assert "step ran on real images, one evaluation on random ones: no weights were needed" in in_words(config, counted)
+
+
 @pytest.mark.filterwarnings("ignore:the teacher scores")  # on two images
 def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch, capsys):
     setup = distill.prepare(tiny_config(), test=TWO, device="cpu")
@@ -165,43 +174,3 @@ def test_distill_dry_run_prints_the_table_and_leaves_no_run(tmp_path, monkeypatc
     assert not (tmp_path / "runs").exists()
     assert cli.main(["distill", "--preset", preset, "--dry-run", "--set", "student=wrn16"]) == 2
     assert capsys.readouterr().err.startswith("nayer_lib: unknown network 'wrn16'")
-
-
-# --- time
-
-
-def test_a_run_takes_its_epochs_at_the_pace_that_was_measured():
-    """Three epochs, one of them warm-up with one round; two rounds and two student steps in the others."""
-    config = tiny_config()
-    pace = {"warm-up round": 100.0, "round": 10.0, "student step": 1.0, "evaluation": 0.25}
-    assert [forecast.epoch_seconds(config, epoch, pace) for epoch in range(3)] == [100.0, 22.25, 22.25]
-    assert forecast.run_seconds(config, pace) == 144.5
-
-
-def test_an_epoch_that_repeats_takes_so_many_turns():
-    config = tiny_config(method="zskt", repeats=3)
-    pace = {"warm-up round": 0.0, "round": 10.0, "student step": 1.0, "evaluation": 0.25}
-    turn = 10 * config.synthesis_rounds(config.total_epochs - 1) + config.student_steps
-    assert forecast.epoch_seconds(config, config.total_epochs - 1, pace) == 3 * turn + 0.25
-
-
-@pytest.mark.filterwarnings("ignore:the teacher scores")  # on two images
-def test_the_pace_is_that_of_the_calls_after_the_first(monkeypatch):
-    """Each first call loads something, which takes a second."""
-    clock, slow = [0.0], set()
-    setup = distill.prepare(tiny_config(), test=TWO, device="cpu")
-
-    def lasting(name, seconds):
-        def call(*_):
-            clock[0] += seconds + (1.0 if name not in slow else 0.0)
-            slow.add(name)
-
-        return call
-
-    monkeypatch.setattr(forecast.time, "perf_counter", lambda: clock[0])
-    setup.method.synthesize = lambda epoch: lasting(f"round {epoch}", 3.0 if epoch else 2.0)()
-    setup.method.student_step, setup.method.sample = lasting("step", 0.5), lambda n: None
-    setup = dataclasses.replace(setup, evaluate=lasting("evaluation", 0.1), score_every=5)
-    assert forecast.measured(setup) == pytest.approx(
-        {"warm-up round": 2.0, "round": 3.0, "student step": 0.5, "evaluation": 0.02}
-    )

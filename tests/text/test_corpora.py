@@ -1,11 +1,10 @@
-"""What Doc2Vec is trained on: words of WordNet, of the start of Wikipedia, or of a file."""
+"""What Doc2Vec is trained on: words of WordNet, or of a file."""
 
 import bz2
 import gzip
 import hashlib
 import lzma
 import re
-import socket
 import string
 from collections import Counter
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 from nayer_lib.errors import MissingFile, UserError
 from nayer_lib.text import corpora
-from nayer_lib.text.corpora import coverage, read_corpus, vocabulary, words
+from nayer_lib.text.corpora import read_corpus, vocabulary, words
 
 TEXT = "A dog barks.\n\nThe cat: 2 mice!\n"
 DOCUMENTS = [["a", "dog", "barks"], ["the", "cat", "mice"]]
@@ -46,10 +45,8 @@ def test_the_words_of_words_are_themselves(text):
     assert "".join(found) == re.sub("[^a-z]", "", text.lower())
 
 
-def test_the_vocabulary_is_every_word_and_covers_a_name_only_whole():
-    heard = vocabulary(DOCUMENTS)
-    assert heard == {"a", "dog", "barks", "the", "cat", "mice"}
-    assert coverage(["dog", "cat mice", "sea dog", "lion"], heard) == ["dog", "cat mice"]
+def test_the_vocabulary_is_every_word():
+    assert vocabulary(DOCUMENTS) == {"a", "dog", "barks", "the", "cat", "mice"}
 
 
 # --- files
@@ -70,7 +67,7 @@ def test_a_line_of_a_file_is_a_document_also_where_it_is_packed(tmp_path, ending
 
 
 def test_a_file_that_is_not_there_names_what_there_could_be(tmp_path):
-    with pytest.raises(MissingFile, match=r"no corpus at .*nowhere\.txt: name a text file .*, 'wordnet' or 'text8'"):
+    with pytest.raises(MissingFile, match=r"no corpus at .*nowhere\.txt: name a text file .*, or 'wordnet'"):
         read_corpus(str(tmp_path / "nowhere.txt"))
     with pytest.raises(MissingFile, match="no corpus at "):
         read_corpus(str(tmp_path))
@@ -165,39 +162,3 @@ def test_wordnet_is_the_corpus_that_was_made_of_it_elsewhere(test_data):
     differing = [(ours, theirs) for ours, theirs in zip(documents, elsewhere, strict=True) if ours != theirs]
     assert len(differing) == 799
     assert all(only_markers_more(ours, theirs) for ours, theirs in differing)
-
-
-# --- text8
-
-
-@pytest.mark.parametrize("error", [OSError("no route to host"), ValueError("not JSON"), AssertionError("checksum")])
-def test_text8_that_cannot_be_downloaded_is_one_sentence(monkeypatch, error):
-    from gensim import downloader
-
-    def fails(*_, **__):
-        raise error
-
-    monkeypatch.setattr(downloader, "load", fails)
-    waited = socket.getdefaulttimeout()
-    with pytest.raises(MissingFile, match="text8 is not here and could not be downloaded: connect to the network once"):
-        read_corpus("text8")
-    assert socket.getdefaulttimeout() == waited  # it waits ten seconds, and leaves others alone
-
-
-def test_text8_is_asked_for_its_path_alone_and_cut_into_documents_of_200_words(tmp_path, monkeypatch):
-    """gensim would else import and run code that came with the download."""
-    from gensim import downloader
-
-    text, asked = [f"{a}{b}" for a in "abcdefghijklmnopqrstu" for b in "abcdefghijklmnopqrstu"], []  # 441 words
-    with gzip.open(tmp_path / "text8.gz", "wt") as file:
-        file.write(" ".join(text))
-
-    def load(*arguments, **options):
-        asked.append((arguments, options, socket.getdefaulttimeout()))
-        return str(tmp_path / "text8.gz")
-
-    monkeypatch.setattr(downloader, "load", load)
-    documents, source = read_corpus("text8")
-    assert asked == [(("text8",), {"return_path": True}, 10)]
-    assert [len(document) for document in documents] == [200, 200, 41] and sum(documents, []) == text
-    assert source["corpus"] == "text8" and source["documents"] == 3

@@ -283,6 +283,13 @@ def test_equal_rows_are_told_in_pairs():
     assert equal_rows(rows[[0, 1, 5]]) == []
 
 
+def test_equal_rows_are_told_whatever_rows_lie_between_them_along_a_direction():
+    """Each row has a twin nearer to it than a thousandth of the longest; along any direction others lie between."""
+    rows, noise = torch.randn(2, 300, 8, generator=torch.Generator().manual_seed(0))
+    twins = rows + 5e-4 * rows.norm(dim=1).max() * torch.nn.functional.normalize(noise)
+    assert equal_rows(torch.cat([rows, twins])) == [(k, k + 300) for k in range(300)]
+
+
 # --- what the kit brings
 
 
