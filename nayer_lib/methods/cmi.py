@@ -75,6 +75,7 @@ class CMI(Inversion):
     published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 400, "student_batch": 128}
     terms = Nayer.terms | {"L_cr": "alpha_cr"}
     balanced = False
+    saved = (*Inversion.saved, "head", "head_optimizer", "bank")
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         width = sum(len(layer.running_var) for layer in teacher.batch_norms())
@@ -163,18 +164,3 @@ class CMI(Inversion):
     def beside(self) -> int:
         """The bank, and the head under its Adam."""
         return self.bank.nbytes + parameter_bytes(self.head, copies=4)
-
-    def state_dict(self) -> dict:
-        """`Rounds.state_dict` with the head, its optimiser and the bank."""
-        return super().state_dict() | {
-            "head": self.head.state_dict(),
-            "head_optimizer": self.head_optimizer.state_dict(),
-            "bank": self.bank.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        self.head.load_state_dict(state["head"])
-        self.head_optimizer.load_state_dict(state["head_optimizer"])
-        self.bank.load_state_dict(state["bank"])

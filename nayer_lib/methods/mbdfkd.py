@@ -45,6 +45,7 @@ class MBDFKD(Replay):
     name = "MBDFKD"
     citation = "Binici et al. 2022"
     config_class = MBDFKDConfig
+    saved = (*Replay.saved, "ring")
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
@@ -76,12 +77,3 @@ class MBDFKD(Replay):
     def beside(self) -> int:
         """The bytes of a full ring."""
         return self.ring.capacity * self._pushed * math.prod(self.facts.image_shape)
-
-    def state_dict(self) -> dict:
-        """`Live.state_dict` with the ring."""
-        return super().state_dict() | {"ring": self.ring.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        self.ring.load_state_dict(state["ring"])
