@@ -36,7 +36,7 @@ from ..classifiers.teacher import Classifier, tapped
 from ..errors import UserError
 from ..generator.latents import Noise
 from ..generator.networks import redraw_weights
-from ..memory import FeatureBank
+from ..memory import Pool
 from . import terms
 from .inversion import Inversion, InversionConfig
 from .nayer import Nayer
@@ -92,7 +92,7 @@ class CMI(Inversion):
             )
         same = {id(tensor): tensor for tensor in (*self.teacher.parameters(), *self.teacher.buffers())}
         self.onlooker = copy.deepcopy(self.teacher, same)
-        self.bank = FeatureBank(2 * width, config.bank_size, self.device)
+        self.bank = Pool([((2 * width,), torch.float32)], self.device, config.bank_size)
         self.head = self.build(lambda: nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 256)))
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), config.generator_lr, fused=True)
         r, batch = config.noise_dim, config.generator_batch
@@ -118,7 +118,7 @@ class CMI(Inversion):
     def draw_view(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """The global view's pixels, the local view's windows, and rows of the bank to compare with."""
         windows = draw_windows(batch, 0.25, self.facts.flip, self.rng, self.device)
-        return super().draw_view(batch), windows, self.bank.draw(self.config.bank_draw, self.rng)
+        return super().draw_view(batch), windows, self.bank.choose(self.config.bank_draw, self.rng)
 
     def view(self, images: Tensor, drawn: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """The global view."""
@@ -149,7 +149,7 @@ class CMI(Inversion):
         with self.watched() as inputs:
             self._look(self.view(kept[0], view), self.teacher)
             self._look(enlarge(kept[0], view[1]), self.onlooker)
-        self.bank.add(self._features(inputs))
+        self.bank.add([self._features(inputs)], labels, self.round - 1)
 
     def _look(self, view: Tensor, onlooker: Classifier) -> None:
         with self.compute.autocast(self.device):
@@ -162,5 +162,5 @@ class CMI(Inversion):
 
     @property
     def beside(self) -> int:
-        """The bank, and the head under its Adam."""
-        return self.bank.nbytes + parameter_bytes(self.head, copies=4)
+        """The full bank, and the head under its Adam."""
+        return self.bank.capacity * self.bank.row_bytes + parameter_bytes(self.head, copies=4)

@@ -270,11 +270,11 @@ def test_the_bank_holds_the_features_of_both_views_of_the_images_that_are_kept(m
     method = tiny_cmi()
     pixels, windows, _ = method.draw_view(20)
     untouched = torch.eye(2, 3).expand(20, -1, -1)
-    monkeypatch.setattr(method, "draw_view", lambda batch: (pixels, untouched, method.bank.draw(30, method.rng)))
+    monkeypatch.setattr(method, "draw_view", lambda batch: (pixels, untouched, method.bank.choose(30, method.rng)))
     kept, remember = [], method.remember
     monkeypatch.setattr(method, "remember", lambda made, labels: kept.append(made[0]) or remember(made, labels))
     method.synthesize(WARMUP)
-    held = method.bank.state_dict()["rows"]
+    (held,) = method.bank.rows
     assert held.shape == (20, 2 * FEATURES)
     expected = [features_of(method.teacher, images) for images in (method.view(kept[0], (pixels,)), kept[0])]
     torch.testing.assert_close(held, torch.cat(expected, 1), rtol=1e-3, atol=1e-4)
@@ -301,7 +301,7 @@ def test_a_new_run_starts_with_an_empty_bank_and_a_loaded_one_with_the_states(tm
     assert len(tiny_cmi().bank) == len(tiny_cmi().memory) == 0
     used.load_state_dict(first.state_dict())
     assert len(used.bank) == len(used.memory) == 20
-    assert torch.equal(used.bank.state_dict()["rows"], first.bank.state_dict()["rows"])
+    assert torch.equal(used.bank.rows[0], first.bank.rows[0])
 
 
 # --- how it is computed
@@ -343,7 +343,7 @@ def three_rounds() -> dict:
         "head": method.head.state_dict(),
         "generator": method.generator.state_dict(),
         "told": torch.tensor([[r.bn, r.adv, r.extra["L_cr"], *r.ce_per_step] for r in reports]),
-        "bank": method.bank.state_dict()["rows"],
+        "bank": method.bank.rows[0],
     }
 
 
