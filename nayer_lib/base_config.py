@@ -5,7 +5,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from .errors import UserError, unknown
 from .files import text_hash
@@ -92,6 +92,10 @@ class Config:
     def synthesis_passes(self) -> int:
         """Images that go through the teacher in all synthesis steps, warm-up included: the cost of synthesis."""
         return self.total_rounds * self.generator_steps * self.generator_batch
+
+    def in_turns(self) -> Self:
+        """The config with NAYER's counts spread over an epoch's turns: itself, but for methods that need many turns."""
+        return self
 
     def lr(self, epoch: int) -> float:
         """The student's learning rate in an epoch: cosine over the distillation epochs (A.2)."""

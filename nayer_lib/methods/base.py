@@ -112,6 +112,7 @@ class Method:
         reads_images: whether it learns from real images: a control, and no data-free method.
         needs_bits: whether the method is for quantised students alone.
         makes_images: whether it makes any.
+        keeps_images: whether those of its rounds stay in the memory: not those of a live generator.
         black_box: whether answers are all that it needs of its teacher.
         compilable: whether torch.compile can take the student's loss: not a loss that contains gradients.
         saved: the attributes whose state decides what happens next, random numbers aside: a module, an optimiser or
@@ -136,6 +137,7 @@ class Method:
     reads_images: ClassVar[bool] = False
     needs_bits: ClassVar[bool] = False
     makes_images: ClassVar[bool] = True
+    keeps_images: ClassVar[bool] = True
     black_box: ClassVar[bool] = False
     compilable: ClassVar[bool] = True
     saved: ClassVar[tuple[str, ...]] = ("student", "student_optimizer", "memory", "scaler")

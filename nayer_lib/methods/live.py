@@ -69,6 +69,7 @@ class Live(Rounds):
         holds_z: whether a round's steps, and the student steps after them, all use the same z.
     """
 
+    keeps_images = False
     holds_z: ClassVar[bool] = False
     saved = (*Rounds.saved, "generator_optimizer", "_held_z")
 

@@ -24,7 +24,6 @@ from ..distill import Setup, distill, prepare
 from ..errors import UserError
 from ..methods import KINDS
 from ..methods.base import Method
-from ..methods.live import Live
 from ..ranks import Ranks
 from ..text.lte_pool import LTEPool, load_pool, pool_path
 from .card import device_name
@@ -79,7 +78,7 @@ def held(method: Method) -> Held:
     networks = {name: getattr(method, name, nn.Module()) for name in COPIES}  # not every method has a generator
     parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     synthesized = config.total_rounds * config.generator_batch or getattr(config, "images", 0)  # drawn pictures
-    images = 0 if isinstance(method, Live) else min(synthesized, config.memory_size or synthesized)
+    images = min(synthesized, config.memory_size or synthesized) if method.keeps_images else 0
     sizes = {name: FLOAT * COPIES[name] * count for name, count in parameters.items()}
     return Held(parameters, images, sizes | {"memory": images * method.memory.row_bytes, "beside": method.beside})
 
