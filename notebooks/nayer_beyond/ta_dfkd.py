@@ -72,7 +72,7 @@ class TADFKD(Live):
     def against_student(self, t: Tensor, s: Tensor) -> Tensor:
         """1 - JS, the mean over clean images."""
         if not self.config.select:
-            return terms.adversarial_js(t, s)
+            return 1 - terms.jensen_shannon(t, s)
         kept = clean(uncertainty(t.detach()))
         own = torch.where(kept.unsqueeze(1), s, t.detach())  # JS of an unclean image is 0, and so is its gradient
         return 1 - terms.jensen_shannon(t, own) * len(t) / kept.sum().clamp(min=1)
