@@ -31,11 +31,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..augment import draw_windows, enlarge
 from ..classifiers.teacher import Classifier, tapped
 from ..errors import UserError
 from ..generator.latents import Noise
-from ..generator.networks import redraw_weights
 from ..memory import Pool
 from . import terms
 from .inversion import Inversion, InversionConfig
@@ -164,3 +162,41 @@ class CMI(Inversion):
     def beside(self) -> int:
         """The full bank, and the head under its Adam."""
         return self.bank.capacity * self.bank.row_bytes + parameter_bytes(self.head, copies=4)
+
+
+def draw_windows(batch: int, smallest: float, flip: bool, rng: torch.Generator, device: torch.device) -> Tensor:
+    """The random part of a random resized crop, for `enlarge`: (B, 2, 3), one affine map an image.
+
+    A window's share of the image's area is uniform in [smallest, 1], its width over its height log-uniform in
+    [3/4, 4/3] and its place uniform; windows are cut off at the image's edges. With `flip` half of the windows are
+    mirrored. The map takes (x, y, 1), with x and y from -1 to 1 over the crop, to the place in the image.
+    """
+    area, ratio, across, down = torch.rand(4, batch, generator=rng, device=device)
+    area = smallest + (1 - smallest) * area
+    ratio = (3 / 4) * (16 / 9) ** ratio
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    windows = torch.zeros(batch, 2, 3, device=device)
+    windows[:, 0, 0], windows[:, 0, 2] = width, (1 - width) * (2 * across - 1)
+    windows[:, 1, 1], windows[:, 1, 2] = height, (1 - height) * (2 * down - 1)
+    if flip:
+        windows[:, 0, 0] *= torch.where(torch.rand(batch, generator=rng, device=device) < 0.5, -1, 1)
+    return windows
+
+
+def enlarge(images: Tensor, windows: Tensor) -> Tensor:
+    """The windows that `draw_windows` drew, each enlarged to the image's size, (B, C, H, W); bilinear."""
+    grid = F.affine_grid(windows, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+@torch.no_grad()
+def redraw_weights(network: nn.Module, rng: torch.Generator) -> None:
+    """Initialise a network in place, as CMI and FM start G: weights from N(0, 0.02), those of norms from N(1, 0.02),
+    biases 0. Source: their authors' code."""
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, 0.02, generator=rng)
+        elif name.endswith("weight"):
+            parameter.normal_(1, 0.02, generator=rng)
+        else:
+            parameter.zero_()
