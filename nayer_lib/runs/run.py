@@ -13,6 +13,7 @@ import torch
 
 from .. import files
 from ..checkpoint import STATE, Checkpoint
+from ..classifiers.judge import JUDGES
 from ..classifiers.teacher import save_classifier
 from ..compute import compute_of
 from ..distill import Epoch, Setup, distill
@@ -111,8 +112,7 @@ class Run:
         config, done = self.setup.config, len(self.card["curve"])
         begun, before = time.perf_counter(), self._seconds["total"]
         saved, took, status = begun, 0.0, "stopped before its last epoch"
-        if done + 1 == config.total_epochs:
-            method.trace = []  # the rounds of the last epoch are traced, for Figure 5's curves
+        self._trace(config.total_epochs - done)
         try:
             for epoch in distill(method, evaluate, done, score_every):
                 for name, value in epoch.seconds.items():
@@ -135,8 +135,7 @@ class Run:
                 yield epoch
                 if self.stopped:
                     return
-                if left == 1:
-                    method.trace = []
+                self._trace(left)
         except torch.OutOfMemoryError as error:
             status = "failed: out of memory"
             raise UserError(
@@ -171,6 +170,11 @@ class Run:
         For a run of one process: others would wait for this one.
         """
         self._stop = True
+
+    def _trace(self, left: int) -> None:
+        """Trace the rounds of the last epoch, for Figure 5's curves, where there is a judge to draw them."""
+        if left == 1 and self.setup.config.dataset in JUDGES:
+            self.setup.method.trace = []
 
     def _save(self) -> None:
         """Save the state between two epochs."""
