@@ -158,7 +158,7 @@ FEWEST_BITS, MOST_BITS = 2, 16  # symmetric weights of one bit would have one le
 OPTIONAL = "warmup_rounds generator_life memory_size budget".split()  # counts that None switches off
 POSITIVE = "latent_beta generator_lr student_lr temperature".split()
 BELOW_ONE = "range_momentum bn_momentum student_momentum ema".split()
-SHARES = "exchange_rate exchange cutmix jitter".split()
+SHARES = "exchange_rate exchange cutmix jitter reset_after vae_share".split()
 NAME_BYTES = 50  # a run's id holds four names, and a file's name may have 255 bytes
 CHOICES = {  # field -> what a sentence calls it, and its values
     "protocol": ("protocol", PROTOCOLS),

@@ -336,6 +336,16 @@ def test_a_momentum_lies_below_one(name, value):
     refuses(name, value)
 
 
+@pytest.mark.parametrize(
+    ("method", "name"), [("fm", "reset_after"), ("prekd", "vae_share"), ("kakr_gr", "vae_share")]
+)
+@pytest.mark.parametrize("value", [-0.1, 1.1, 3.0, math.nan])
+def test_a_share_lies_between_0_and_1(method, name, value):
+    with pytest.raises(UserError, match=rf"{name} must lie in \[0, 1\], not {value}"):
+        make_config(method=method, **{name: value})
+    assert getattr(make_config(method=method, **{name: 1.0}), name) == 1
+
+
 def test_an_epoch_count_that_leaves_the_student_nothing_is_refused_naming_d6():
     with pytest.raises(UserError, match="leaves none for the student .*D6"):
         full("cifar10-wrn40_2-wrn16_2", "paper", epochs=20)

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from .. import losses
-from ..errors import UserError
 from ..generator.vae import VAE
 from ..steps import Step
 from . import terms
@@ -65,8 +64,6 @@ class PREKD(Replay):
         self._remember = Step(self._vae_loss, self.running)
         self._step_of_turn = 0  # 0 again at an epoch's end
         self._vae_losses: list[Tensor] = []  # L_V since the last round, on the device
-        if config.vae_share > 1:
-            raise UserError(f"vae_share must lie in [0, 1], not {config.vae_share!r}.")
 
     def synthesize(self, epoch: int) -> SynthesisReport:
         """One round of generator steps; L_V of the student steps since the last round is reported with it.
