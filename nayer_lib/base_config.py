@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 from .errors import UserError, unknown
 from .files import text_hash
 from .generator.latents import EMBEDDINGS, LATENTS
+from .generator.networks import LAYOUTS
 
 PROTOCOLS = ("equal", "published")
 ANSWERS = ("logits", "probabilities", "labels")  # of a black box
@@ -162,6 +163,7 @@ SHARES = "exchange_rate exchange cutmix jitter reset_after vae_share".split()
 NAME_BYTES = 50  # a run's id holds four names, and a file's name may have 255 bytes
 CHOICES = {  # field -> what a sentence calls it, and its values
     "protocol": ("protocol", PROTOCOLS),
+    "generator_layout": ("generator layout", LAYOUTS),
     "latent": ("latent", LATENTS),
     "embedding": ("embedding", EMBEDDINGS),
     "keep": ("choice for keep", ("best", "last")),
@@ -208,6 +210,8 @@ def _check(name: str, default: object, value: object) -> None:
         must = None if whole else "be a whole number"
     elif name == "warmup_epochs":
         must = None if whole and value >= 0 else "be a whole number from 0 up"
+    elif name == "generator_width":
+        must = None if whole and value >= 2 and value % 2 == 0 else "be an even number from 2 up"
     elif name in BITS:
         off = value is None and default is None
         must = None if off or whole and FEWEST_BITS <= value <= MOST_BITS else "be a whole number of bits from 2 to 16"

@@ -277,6 +277,7 @@ def test_a_config_is_frozen():
         ({"profile": "quik"}, "profile", "quick"),
         ({"generator_stepz": 3}, "config field", "generator_steps"),
         ({"keep": "lasts"}, "choice for keep", "last"),
+        ({"generator_layout": "papre"}, "generator layout", "paper"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_known(arguments, kind, nearest):
@@ -302,6 +303,13 @@ def refuses(name, value):
 @given(st.sampled_from(COUNTS), not_a_count)
 def test_a_count_is_a_whole_number_from_1_up(name, value):
     refuses(name, value)
+
+
+@pytest.mark.parametrize("value", [1, 33, -2, 32.0, True])
+def test_the_generators_width_can_be_halved(value):
+    with pytest.raises(UserError, match=f"generator_width must be an even number from 2 up, not {value}"):
+        make_config(generator_width=value)
+    assert make_config(generator_width=2).generator_width == 2
 
 
 @few
