@@ -203,7 +203,7 @@ def check(config: Config) -> Config:
 def _check(name: str, default: object, value: object) -> None:
     """Check one field's value by the type of the default."""
     whole = type(value) is int  # a bool is not
-    number = value if isinstance(value, int | float) else math.nan
+    number = _number(value)
     if name in CHOICES and value not in CHOICES[name][1]:
         raise unknown(CHOICES[name][0], value, CHOICES[name][1])
     if name == "seed":
@@ -227,7 +227,7 @@ def _check(name: str, default: object, value: object) -> None:
     elif isinstance(default, float):
         must = None if 0 <= number < math.inf else "be zero or positive"
     elif name == "generator_betas":
-        pair = isinstance(value, tuple) and len(value) == 2 and all(0 <= beta < 1 for beta in value)
+        pair = isinstance(value, tuple) and len(value) == 2 and all(0 <= _number(beta) < 1 for beta in value)
         must = None if pair else "be a pair of numbers in [0, 1)"
     elif isinstance(default, str):  # names of folders and files are made of them
         plain = isinstance(value, str) and re.fullmatch(r"[^\W_][\w .+-]*", value) and len(value.encode()) <= NAME_BYTES
@@ -236,3 +236,8 @@ def _check(name: str, default: object, value: object) -> None:
         must = None if isinstance(value, type(default)) else f"be a {type(default).__name__}"
     if must:
         raise UserError(f"{name} must {must}, not {value!r}.")
+
+
+def _number(value: object) -> float:
+    """A number as it is; for anything else, and for a bool, NaN, which lies in no range."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

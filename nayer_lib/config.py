@@ -172,11 +172,12 @@ def make_config(
         UserError: an unknown name (the nearest is named), a field that the method does not read, an invalid value
             (`check`), or the variant "paper", which is NAYER's text, for another method.
     """
-    preset = DEFAULT_PRESETS.get(profile) if preset is None else preset
     named = {"profile": (profile, PROFILES), "variant": (variant, VARIANTS), "method": (method, KINDS)}
-    for kind, (name, known) in (named | {"protocol": (protocol, PROTOCOLS), "preset": (preset, PRESETS)}).items():
-        if name not in known:
+    named |= {"protocol": (protocol, PROTOCOLS)} | ({} if preset is None else {"preset": (preset, PRESETS)})
+    for kind, (name, known) in named.items():
+        if not isinstance(name, str) or name not in known:
             raise unknown(kind, name, known)
+    preset = DEFAULT_PRESETS[profile] if preset is None else preset
     if variant != "released" and method != "nayer":
         raise UserError(f"the variant {variant!r} is NAYER's text: leave it out for {method}.")
     for name in (name for name in overrides if name not in fields_of(method)):

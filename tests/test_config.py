@@ -1,5 +1,6 @@
 """Table 8 stands in the code as the paper prints it; variants, profiles and overrides change what they say they do."""
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -283,6 +284,37 @@ def test_a_config_is_frozen():
 def test_an_unknown_name_is_refused_with_the_nearest_known(arguments, kind, nearest):
     with pytest.raises(UserError, match=f"unknown {kind} .*Did you mean '{nearest}'"):
         make_config(**arguments)
+
+
+@pytest.mark.parametrize("kind", ["profile", "variant", "method", "protocol", "preset"])
+@pytest.mark.parametrize("value", [["digits"], {}, 3, True])
+def test_what_is_no_name_is_an_unknown_one(kind, value):
+    with pytest.raises(UserError, match=f"unknown {kind} {re.escape(repr(value))}"):
+        make_config(**{kind: value})
+
+
+@pytest.mark.parametrize("pair", [("a", "b"), (True, 0.9), (0.5, None), (0.5,), ["a", "b"], 0.5])
+def test_what_is_no_pair_of_numbers_is_refused(pair):
+    with pytest.raises(UserError, match=r"generator_betas must be a pair of numbers in \[0, 1\), not "):
+        make_config(generator_betas=pair)
+
+
+@pytest.mark.parametrize("name", ["alpha_cls", "student_lr", "bn_momentum", "latent_beta", "range_momentum", "seed"])
+@pytest.mark.parametrize("value", [True, False])
+def test_a_bool_is_no_number(name, value):
+    with pytest.raises(UserError, match=f"{name} must .*, not {value}"):
+        make_config(**{name: value})
+
+
+JUNK = [True, None, -1, 1.5, math.nan, "a", "", [], ["a"], [["a"]], {}, {"a": 1}, ("a", "b"), object()]
+
+
+@pytest.mark.parametrize("method", ["nayer", "cmi", "nayer_plus", "noise"])
+def test_no_value_of_a_field_is_a_traceback(method):
+    for name in fields_of(method) - {"method"}:
+        for value in JUNK:
+            with contextlib.suppress(UserError):
+                make_config(**{"method": method, name: value})
 
 
 COUNTS = sorted(COUNTS_AND_SIZES - {"warmup_epochs"} | {"rounds", "memory_size"})
