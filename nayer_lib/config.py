@@ -185,9 +185,9 @@ def make_config(
             raise UserError(f"{method} does not read {name}: of all methods {', '.join(readers)} do.")
         raise unknown(f"config field of {method}", name, fields_of(method))
 
-    overrides = {name: tuple(v) if isinstance(v, list) else v for name, v in overrides.items()}  # JSON has no tuples
-    schedule = KINDS[method].published if protocol == "published" else {}
     config_class, row = KINDS[method].config_class, PRESETS[preset]
+    overrides = {name: _typed(value, getattr(config_class, name)) for name, value in overrides.items()}
+    schedule = KINDS[method].published if protocol == "published" else {}
     if not issubclass(config_class, NayerConfig):  # others take Table 8's names and counts, not its weights and rates
         kept = {"student_lr"} if "weight_bits" in row else set()  # not Table 8's: every quantised student's
         taken = fields_of(method) - {name for name in row.keys() - kept if re.match(r"alpha_|.*_lr$", name)}
@@ -201,6 +201,14 @@ def make_config(
     if protocol == "equal" and "repeats" not in overrides:
         return check(config.in_turns())
     return config
+
+
+def _typed(value: Any, default: Any) -> Any:
+    """A value as its field has it, so that equal configs have equal hashes: JSON has no tuples, and one may write 1 for
+    1.0. The only tuples are pairs of floats."""
+    if isinstance(value, list | tuple):
+        return tuple(_typed(each, default) for each in value)
+    return float(value) if type(value) is int and isinstance(default, float | tuple) else value
 
 
 def fields_of(method: str) -> frozenset[str]:

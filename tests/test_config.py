@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nayer_lib import files
-from nayer_lib.base_config import QUANTISATION, NayerConfig
+from nayer_lib.base_config import BELOW_ONE, QUANTISATION, NayerConfig
 from nayer_lib.config import (
     DEFAULT_PRESETS,
     DIVERGENCES,
@@ -259,6 +259,18 @@ def test_the_hash_ignores_the_seed_and_nothing_else():
     for name in QUANTISATION:
         assert dataclasses.replace(rounded, **{name: 5}).hash != rounded.hash, name
     assert make_config("digits", "paper").hash != base.hash
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_configs_have_equal_hashes_whether_a_number_is_written_with_a_point_or_without(method):
+    fields = dataclasses.fields(METHODS[method].config_class)
+    whole = {field.name: int(field.name not in BELOW_ONE) for field in fields if isinstance(field.default, float)}
+    exact = {name: float(number) for name, number in whole.items()}
+    if "generator_betas" in fields_of(method):
+        whole["generator_betas"], exact["generator_betas"] = [0, 0], (0.0, 0.0)
+    bits = {"method": method, "weight_bits": 4, "student": "wrn10_1"}  # with them all fields count
+    one, other = make_config(**bits, **whole), make_config(**bits, **exact)
+    assert one == other and one.hash == other.hash
 
 
 def test_a_config_is_frozen():
