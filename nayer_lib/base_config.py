@@ -5,11 +5,12 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from .errors import UserError, unknown
 from .files import text_hash
 from .generator.latents import EMBEDDINGS, LATENTS
+from .generator.networks import LAYOUTS
 
 PROTOCOLS = ("equal", "published")
 ANSWERS = ("logits", "probabilities", "labels")  # of a black box
@@ -93,6 +94,10 @@ class Config:
         """Images that go through the teacher in all synthesis steps, warm-up included: the cost of synthesis."""
         return self.total_rounds * self.generator_steps * self.generator_batch
 
+    def in_turns(self) -> Self:
+        """The config with NAYER's counts spread over an epoch's turns: itself, but for methods that need many turns."""
+        return self
+
     def lr(self, epoch: int) -> float:
         """The student's learning rate in an epoch: cosine over the distillation epochs (A.2)."""
         done = (epoch - self.warmup_epochs) / self.distillation_epochs
@@ -154,10 +159,11 @@ FEWEST_BITS, MOST_BITS = 2, 16  # symmetric weights of one bit would have one le
 OPTIONAL = "warmup_rounds generator_life memory_size budget".split()  # counts that None switches off
 POSITIVE = "latent_beta generator_lr student_lr temperature".split()
 BELOW_ONE = "range_momentum bn_momentum student_momentum ema".split()
-SHARES = "exchange_rate exchange cutmix jitter".split()
+SHARES = "exchange_rate exchange cutmix jitter reset_after vae_share".split()
 NAME_BYTES = 50  # a run's id holds four names, and a file's name may have 255 bytes
 CHOICES = {  # field -> what a sentence calls it, and its values
     "protocol": ("protocol", PROTOCOLS),
+    "generator_layout": ("generator layout", LAYOUTS),
     "latent": ("latent", LATENTS),
     "embedding": ("embedding", EMBEDDINGS),
     "keep": ("choice for keep", ("best", "last")),
@@ -197,13 +203,15 @@ def check(config: Config) -> Config:
 def _check(name: str, default: object, value: object) -> None:
     """Check one field's value by the type of the default."""
     whole = type(value) is int  # a bool is not
-    number = value if isinstance(value, int | float) else math.nan
+    number = _number(value)
     if name in CHOICES and value not in CHOICES[name][1]:
         raise unknown(CHOICES[name][0], value, CHOICES[name][1])
     if name == "seed":
         must = None if whole else "be a whole number"
     elif name == "warmup_epochs":
         must = None if whole and value >= 0 else "be a whole number from 0 up"
+    elif name == "generator_width":
+        must = None if whole and value >= 2 and value % 2 == 0 else "be an even number from 2 up"
     elif name in BITS:
         off = value is None and default is None
         must = None if off or whole and FEWEST_BITS <= value <= MOST_BITS else "be a whole number of bits from 2 to 16"
@@ -219,7 +227,7 @@ def _check(name: str, default: object, value: object) -> None:
     elif isinstance(default, float):
         must = None if 0 <= number < math.inf else "be zero or positive"
     elif name == "generator_betas":
-        pair = isinstance(value, tuple) and len(value) == 2 and all(0 <= beta < 1 for beta in value)
+        pair = isinstance(value, tuple) and len(value) == 2 and all(0 <= _number(beta) < 1 for beta in value)
         must = None if pair else "be a pair of numbers in [0, 1)"
     elif isinstance(default, str):  # names of folders and files are made of them
         plain = isinstance(value, str) and re.fullmatch(r"[^\W_][\w .+-]*", value) and len(value.encode()) <= NAME_BYTES
@@ -228,3 +236,8 @@ def _check(name: str, default: object, value: object) -> None:
         must = None if isinstance(value, type(default)) else f"be a {type(default).__name__}"
     if must:
         raise UserError(f"{name} must {must}, not {value!r}.")
+
+
+def _number(value: object) -> float:
+    """A number as it is; for anything else, and for a bool, NaN, which lies in no range."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

@@ -17,7 +17,7 @@ from .errors import UserError
 from .files import check_no_link, load_torch, save_torch
 from .methods.base import Method
 
-VERSION = 2
+VERSION = 3
 STATE, IMAGES = "state.pt", "memory.bin"
 AGAIN = "run without resume to start again, in another folder"
 

@@ -20,11 +20,9 @@ import functools
 import re
 from typing import Any
 
-from .base_config import PROTOCOLS, Config, check
+from .base_config import PROTOCOLS, Config, NayerConfig, check
 from .errors import UserError, unknown
 from .methods import KINDS
-from .methods.live import LiveConfig
-from .methods.nayer import Nayer
 
 # Rows of Table 8. The digit sets are ours: CIFAR-10's row with small networks and an encoder that works offline; other
 # differences were chosen on their validation part.
@@ -167,18 +165,19 @@ def make_config(
 
     `preset` None takes the profile's own: digits on a laptop, CIFAR-10 with ResNet-20 -> WRN-16-1 on a CPU,
     with WRN-40-2 -> WRN-16-2 on a GPU. Under the protocol "equal" counts are NAYER's, and a method with a persistent
-    generator spreads them over turns (`LiveConfig.in_turns`), unless `repeats` is overridden: then counts stay as
+    generator spreads them over turns (`Config.in_turns`), unless `repeats` is overridden: then counts stay as
     given.
 
     Raises:
         UserError: an unknown name (the nearest is named), a field that the method does not read, an invalid value
             (`check`), or the variant "paper", which is NAYER's text, for another method.
     """
-    preset = DEFAULT_PRESETS.get(profile) if preset is None else preset
     named = {"profile": (profile, PROFILES), "variant": (variant, VARIANTS), "method": (method, KINDS)}
-    for kind, (name, known) in (named | {"protocol": (protocol, PROTOCOLS), "preset": (preset, PRESETS)}).items():
-        if name not in known:
+    named |= {"protocol": (protocol, PROTOCOLS)} | ({} if preset is None else {"preset": (preset, PRESETS)})
+    for kind, (name, known) in named.items():
+        if not isinstance(name, str) or name not in known:
             raise unknown(kind, name, known)
+    preset = DEFAULT_PRESETS[profile] if preset is None else preset
     if variant != "released" and method != "nayer":
         raise UserError(f"the variant {variant!r} is NAYER's text: leave it out for {method}.")
     for name in (name for name in overrides if name not in fields_of(method)):
@@ -186,22 +185,30 @@ def make_config(
             raise UserError(f"{method} does not read {name}: of all methods {', '.join(readers)} do.")
         raise unknown(f"config field of {method}", name, fields_of(method))
 
-    overrides = {name: tuple(v) if isinstance(v, list) else v for name, v in overrides.items()}  # JSON has no tuples
+    config_class, row = KINDS[method].config_class, PRESETS[preset]
+    overrides = {name: _typed(value, getattr(config_class, name)) for name, value in overrides.items()}
     schedule = KINDS[method].published if protocol == "published" else {}
-    row = PRESETS[preset]
-    if not issubclass(KINDS[method], Nayer):  # others take Table 8's names and counts, not its weights and rates
+    if not issubclass(config_class, NayerConfig):  # others take Table 8's names and counts, not its weights and rates
         kept = {"student_lr"} if "weight_bits" in row else set()  # not Table 8's: every quantised student's
         taken = fields_of(method) - {name for name in row.keys() - kept if re.match(r"alpha_|.*_lr$", name)}
         row = {name: value for name, value in row.items() if name in taken}
     rows = {**row, **VARIANTS[variant], **schedule}
     rows |= {"method": method, "protocol": protocol, "variant": variant, "profile": profile}
-    config = KINDS[method].config_class(**rows)
+    config = config_class(**rows)
     whole = {name: getattr(config, name) for name in PROFILES[profile] if name in fields_of(method)}
     shrunk = {name: min(PROFILES[profile][name], value) for name, value in whole.items() if value is not None}
     config = check(dataclasses.replace(config, **{**shrunk, **overrides}))
-    if protocol == "equal" and isinstance(config, LiveConfig) and "repeats" not in overrides:
+    if protocol == "equal" and "repeats" not in overrides:
         return check(config.in_turns())
     return config
+
+
+def _typed(value: Any, default: Any) -> Any:
+    """A value as its field has it, so that equal configs have equal hashes: JSON has no tuples, and one may write 1 for
+    1.0. The only tuples are pairs of floats."""
+    if isinstance(value, list | tuple):
+        return tuple(_typed(each, default) for each in value)
+    return float(value) if type(value) is int and isinstance(default, float | tuple) else value
 
 
 def fields_of(method: str) -> frozenset[str]:

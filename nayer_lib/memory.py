@@ -1,11 +1,10 @@
 """The memory M (Algorithm 1, lines 11 and 13): every image made so far, on the device, one byte a pixel.
 
-Beside M: a pool of other tensors (SpaceshipNet's activations), a bank of features (CMI) and a ring of mini-batches
-(MBDFKD).
+M is a pool whose rows are images; other methods keep other rows beside it or in its place (SpaceshipNet's activations,
+CMI's features).
 """
 
 import math
-from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -109,6 +108,16 @@ class Pool:
         drawn = [self._rows[column] for column in columns or (0,)] + [self._labels]
         return tuple(column.index_select(0, chosen) for column in drawn)
 
+    def choose(self, n: int, rng: torch.Generator) -> Tensor:
+        """The first tensor of n different rows, (n, ...), drawn uniformly; (0, ...) while the pool holds fewer than n.
+
+        Unlike `draw` it has no order to walk through: each call is independent of those before it.
+        """
+        if self._count < n:
+            return self._rows[0][:0]
+        chosen = torch.randperm(self._count, generator=rng, device=self._order.device)[:n]
+        return self._rows[0].index_select(0, chosen)
+
     def _grow(self, needed: int) -> None:
         """Make room for `needed` rows by doubling: the mean cost of adding a row is constant."""
         if needed <= len(self._labels):
@@ -199,91 +208,3 @@ def newest_of_each(images: Tensor, labels: Tensor, classes: int, count: int) -> 
         newest = images[labels == k].flip(0)[:count]
         rows[k, : len(newest)] = newest
     return rows.flatten(0, 1)
-
-
-class FeatureBank:
-    """The newest features, one a row: a ring of `capacity` rows on the device.
-
-    Args:
-        width: numbers of a feature.
-        capacity: rows to keep, the newest ones.
-    """
-
-    def __init__(self, width: int, capacity: int, device: torch.device | str):
-        self._rows = torch.empty(capacity, width, device=device)
-        self._count = 0  # rows held
-        self._next = 0  # the place of the next row
-
-    def __len__(self) -> int:
-        return self._count
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all `capacity` rows."""
-        return self._rows.nbytes
-
-    def add(self, features: Tensor) -> None:
-        """Add features (n, width), without their gradient."""
-        room = len(self._rows)
-        features = features.detach()[-room:]
-        places = (self._next + torch.arange(len(features), device=features.device)) % room
-        self._rows[places] = features
-        self._next = (self._next + len(features)) % room
-        self._count = min(self._count + len(features), room)
-
-    def draw(self, n: int, rng: torch.Generator) -> Tensor:
-        """n different rows (n, width), drawn uniformly; (0, width) while the bank holds fewer than n."""
-        if self._count < n:
-            return self._rows[:0]
-        chosen = torch.randperm(self._count, generator=rng, device=self._rows.device)[:n]
-        return self._rows.index_select(0, chosen)
-
-    def state_dict(self) -> dict:
-        """The bank's rows, for an exact resume."""
-        return {"rows": self._rows[: self._count].clone(), "next": self._next}
-
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`; the bank's rows are replaced."""
-        self._count, self._next = len(state["rows"]), state["next"]
-        self._rows[: self._count] = state["rows"]
-
-
-class BatchRing:
-    """The newest whole mini-batches of images, one byte a pixel as in the memory M: a quarter of a float, with an error
-    of less than 1/255.
-
-    Args:
-        capacity: mini-batches to keep, the newest ones.
-        device: where the ring keeps its mini-batches.
-    """
-
-    def __init__(self, capacity: int, device: torch.device | str):
-        self.capacity = capacity
-        self._batches: deque[Tensor] = deque(maxlen=capacity)
-        self._device = device
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def push(self, images: Tensor) -> None:
-        """Add images (n, C, H, W) in [0, 1] as one mini-batch."""
-        self._batches.append(Memory.as_bytes(images).to(self._device))
-
-    def draw(self, rng: torch.Generator) -> Tensor:
-        """One of the mini-batches, drawn uniformly, (n, C, H, W) uint8.
-
-        Raises:
-            UserError: the ring is empty.
-        """
-        if not self._batches:
-            raise UserError("the ring is empty: push a mini-batch before drawing one.")
-        return self._batches[int(torch.randint(len(self), (), generator=rng, device=self._device))].clone()
-
-    def state_dict(self) -> dict:
-        """The mini-batches, the oldest first, for an exact resume."""
-        return {"batches": [batch.clone() for batch in self._batches]}
-
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`; the ring's mini-batches are replaced."""
-        self._batches.clear()
-        self._batches.extend(batch.to(self._device, copy=True) for batch in state["batches"])

@@ -23,6 +23,12 @@ def test_a_block_stands_in_the_file_that_it_names(path, code):
     assert code in (ROOT / path).read_text(encoding="utf-8")
 
 
+def test_the_example_of_saved_is_mads():
+    [(base, name)] = re.findall(r'`saved = \(\*(\w+)\.saved, "(\w+)"\)`', TEXT)
+    assert METHODS["mad"].__base__.__name__ == base
+    assert METHODS["mad"].saved == (*METHODS["mad"].__base__.saved, name)
+
+
 def test_the_method_is_shown_whole():
     """All but the header and the imports."""
     shown, file = dict(BLOCKS)["nayer_lib/methods/dfad.py"], (ROOT / "nayer_lib/methods/dfad.py").read_text()

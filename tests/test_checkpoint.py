@@ -273,6 +273,24 @@ def test_a_gpu_that_is_too_small_is_told_with_the_batch_to_try(tmp_path, whole):
     assert left(tmp_path / "run") == whole
 
 
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        ("noise", r"student_batch=16: half of it, --set student_batch=8, is the next"),
+        ("rounding", "rounding with wrn10_1: take --device cpu"),
+    ],
+)
+def test_a_gpu_that_is_too_small_is_told_only_of_batches_that_the_method_has(method, advice, tmp_path):
+    run = Run(tiny_setup(method=method), tmp_path / "run")
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    run.setup.method.begin_epoch = full
+    with pytest.raises(UserError, match=f"memory is too small for {advice}.* What was saved before is whole"):
+        list(run)
+
+
 # --- after the last epoch
 
 

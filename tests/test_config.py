@@ -1,5 +1,6 @@
 """Table 8 stands in the code as the paper prints it; variants, profiles and overrides change what they say they do."""
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nayer_lib import files
-from nayer_lib.base_config import QUANTISATION, NayerConfig
+from nayer_lib.base_config import BELOW_ONE, QUANTISATION, NayerConfig
 from nayer_lib.config import (
     DEFAULT_PRESETS,
     DIVERGENCES,
@@ -260,6 +261,18 @@ def test_the_hash_ignores_the_seed_and_nothing_else():
     assert make_config("digits", "paper").hash != base.hash
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_configs_have_equal_hashes_whether_a_number_is_written_with_a_point_or_without(method):
+    fields = dataclasses.fields(METHODS[method].config_class)
+    whole = {field.name: int(field.name not in BELOW_ONE) for field in fields if isinstance(field.default, float)}
+    exact = {name: float(number) for name, number in whole.items()}
+    if "generator_betas" in fields_of(method):
+        whole["generator_betas"], exact["generator_betas"] = [0, 0], (0.0, 0.0)
+    bits = {"method": method, "weight_bits": 4, "student": "wrn10_1"}  # with them all fields count
+    one, other = make_config(**bits, **whole), make_config(**bits, **exact)
+    assert one == other and one.hash == other.hash
+
+
 def test_a_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_config().seed = 1
@@ -277,11 +290,43 @@ def test_a_config_is_frozen():
         ({"profile": "quik"}, "profile", "quick"),
         ({"generator_stepz": 3}, "config field", "generator_steps"),
         ({"keep": "lasts"}, "choice for keep", "last"),
+        ({"generator_layout": "papre"}, "generator layout", "paper"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_known(arguments, kind, nearest):
     with pytest.raises(UserError, match=f"unknown {kind} .*Did you mean '{nearest}'"):
         make_config(**arguments)
+
+
+@pytest.mark.parametrize("kind", ["profile", "variant", "method", "protocol", "preset"])
+@pytest.mark.parametrize("value", [["digits"], {}, 3, True])
+def test_what_is_no_name_is_an_unknown_one(kind, value):
+    with pytest.raises(UserError, match=f"unknown {kind} {re.escape(repr(value))}"):
+        make_config(**{kind: value})
+
+
+@pytest.mark.parametrize("pair", [("a", "b"), (True, 0.9), (0.5, None), (0.5,), ["a", "b"], 0.5])
+def test_what_is_no_pair_of_numbers_is_refused(pair):
+    with pytest.raises(UserError, match=r"generator_betas must be a pair of numbers in \[0, 1\), not "):
+        make_config(generator_betas=pair)
+
+
+@pytest.mark.parametrize("name", ["alpha_cls", "student_lr", "bn_momentum", "latent_beta", "range_momentum", "seed"])
+@pytest.mark.parametrize("value", [True, False])
+def test_a_bool_is_no_number(name, value):
+    with pytest.raises(UserError, match=f"{name} must .*, not {value}"):
+        make_config(**{name: value})
+
+
+JUNK = [True, None, -1, 1.5, math.nan, "a", "", [], ["a"], [["a"]], {}, {"a": 1}, ("a", "b"), object()]
+
+
+@pytest.mark.parametrize("method", ["nayer", "cmi", "nayer_plus", "noise"])
+def test_no_value_of_a_field_is_a_traceback(method):
+    for name in fields_of(method) - {"method"}:
+        for value in JUNK:
+            with contextlib.suppress(UserError):
+                make_config(**{"method": method, name: value})
 
 
 COUNTS = sorted(COUNTS_AND_SIZES - {"warmup_epochs"} | {"rounds", "memory_size", "latent_concat"})
@@ -302,6 +347,13 @@ def refuses(name, value):
 @given(st.sampled_from(COUNTS), not_a_count)
 def test_a_count_is_a_whole_number_from_1_up(name, value):
     refuses(name, value)
+
+
+@pytest.mark.parametrize("value", [1, 33, -2, 32.0, True])
+def test_the_generators_width_can_be_halved(value):
+    with pytest.raises(UserError, match=f"generator_width must be an even number from 2 up, not {value}"):
+        make_config(generator_width=value)
+    assert make_config(generator_width=2).generator_width == 2
 
 
 @few
@@ -334,6 +386,16 @@ def test_a_weight_is_zero_or_positive_and_finite(name, value):
 @given(st.sampled_from(["bn_momentum", "student_momentum"]), st.floats().filter(lambda x: not 0 <= x < 1))
 def test_a_momentum_lies_below_one(name, value):
     refuses(name, value)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("fm", "reset_after"), ("prekd", "vae_share"), ("kakr_gr", "vae_share")]
+)
+@pytest.mark.parametrize("value", [-0.1, 1.1, 3.0, math.nan])
+def test_a_share_lies_between_0_and_1(method, name, value):
+    with pytest.raises(UserError, match=rf"{name} must lie in \[0, 1\], not {value}"):
+        make_config(method=method, **{name: value})
+    assert getattr(make_config(method=method, **{name: 1.0}), name) == 1
 
 
 def test_an_epoch_count_that_leaves_the_student_nothing_is_refused_naming_d6():

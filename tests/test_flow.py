@@ -99,7 +99,7 @@ def test_a_run_imports_its_own_method_and_networks_alone_and_no_encoder():
     assert done.returncode == 0, done.stderr
     modules = set(done.stdout.split())
     read = {name for name in modules if name.startswith(("nayer_lib.methods.", "nayer_beyond"))}
-    assert read == {f"nayer_lib.methods.{name}" for name in "base round inversion live nayer".split()}
+    assert read == {f"nayer_lib.methods.{name}" for name in "base round inversion nayer".split()}
     assert "nayer_lib.text.lte_pool" in modules and "nayer_lib.text.encoders" not in modules  # its pool is kept
     assert not modules & {f"nayer_lib.classifiers.{name}" for name in "quantised vgg mobilenet".split()}
 

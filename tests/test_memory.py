@@ -1,5 +1,4 @@
-"""The memory M: bytes as an image file would hold them, a ring where it is bounded, and fair draws. Beside it the
-bank, a ring of features, and the ring of mini-batches."""
+"""The memory M: bytes as an image file would hold them, a ring where it is bounded, and fair draws."""
 
 import math
 
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nayer_lib.errors import UserError
-from nayer_lib.memory import BatchRing, FeatureBank, Memory, Pool
+from nayer_lib.memory import Memory, Pool
 
 few = settings(max_examples=40, deadline=None)
 sizes = st.lists(st.integers(0, 7), max_size=8)
@@ -264,120 +263,34 @@ def test_a_pool_keeps_no_gradient():
     assert not any(column.requires_grad for column in pool.rows)
 
 
-# --- the bank of features
-
-
-def bank_of(counts, capacity):
-    """A bank after additions of these sizes; rows of two numbers, both the row's number."""
-    bank, start = FeatureBank(2, capacity, "cpu"), 0
-    for count in counts:
-        bank.add(torch.arange(start, start + count).float().unsqueeze(1).expand(-1, 2))
-        start += count
-    return bank
-
-
-@given(sizes, st.integers(1, 10), st.integers(0, 99))
-@few
-def test_a_bank_holds_the_newest_rows_and_never_more_than_it_may(counts, capacity, seed):
-    bank, total = bank_of(counts, capacity), sum(counts)
-    assert len(bank) == min(total, capacity) and len(bank._rows) == capacity
-    rows = bank.draw(len(bank), seeded(seed))
-    assert sorted(rows[:, 0].tolist()) == list(range(total - len(bank), total)) and torch.equal(rows[:, 0], rows[:, 1])
-
-
 @given(sizes, st.integers(1, 10), st.integers(1, 10), st.integers(0, 99))
 @few
-def test_a_bank_gives_as_many_different_rows_as_asked_for_or_none(counts, capacity, n, seed):
-    bank = bank_of(counts, capacity)
-    drawn = bank.draw(n, seeded(seed))
-    assert drawn.shape == (n if n <= len(bank) else 0, 2)
-    assert len(set(drawn[:, 0].tolist())) == len(drawn)
-    assert set(drawn[:, 0].tolist()) <= set(range(sum(counts)))  # only what was added
+def test_as_many_different_rows_are_chosen_as_asked_for_or_none(counts, capacity, n, seed):
+    pool = pool_of(counts, capacity)
+    chosen = pool.choose(n, seeded(seed)).flatten(1)
+    assert chosen.shape == (n if n <= len(pool) else 0, 2) and torch.equal(chosen[:, 0], chosen[:, 1])
+    assert len(set(chosen[:, 0].tolist())) == len(chosen)
+    assert set(chosen[:, 0].tolist()) <= set(pool.labels.tolist())  # only what is held
+    assert sorted(pool.choose(len(pool), seeded(seed)).flatten(1)[:, 0].tolist()) == pool.labels.tolist()
 
 
-def test_every_row_of_a_bank_is_drawn_as_often():
-    bank, rng = bank_of([10], 10), seeded()
-    drawn = torch.cat([bank.draw(3, rng)[:, 0] for _ in range(1000)])
-    assert drawn.long().bincount().sub(300).abs().max() < 75  # a standard deviation is 14.5
-
-
-def test_a_bank_keeps_copies_without_gradient():
-    bank, rows = FeatureBank(2, 4, "cpu"), torch.ones(2, 2, requires_grad=True)
-    bank.add(rows)
-    drawn, state = bank.draw(2, seeded()), bank.state_dict()
-    assert not drawn.requires_grad
-    for tensor in (rows.data, drawn, state["rows"]):
-        tensor.fill_(7)
-    assert (bank.draw(2, seeded()) == 1).all()
+def test_every_row_is_chosen_as_often():
+    pool, rng = pool_of([10], 10), seeded()
+    chosen = torch.cat([pool.choose(3, rng).flatten(1)[:, 0] for _ in range(1000)])
+    assert chosen.long().bincount().sub(300).abs().max() < 75  # a standard deviation is 14.5
 
 
 @given(sizes, sizes, st.integers(1, 10), st.integers(1, 10), st.integers(0, 99))
 @few
-def test_a_resumed_bank_goes_on_as_if_it_had_never_stopped(counts, others, capacity, n, seed):
-    bank, resumed = bank_of(counts, capacity), bank_of(others, capacity)  # what it held before is gone
-    resumed.load_state_dict(bank.state_dict())
-    for each in (bank, resumed):
-        each.now = [each.draw(min(n, capacity), seeded(seed))]
-        each.add(torch.full((3, 2), -1.0))
-        each.now += [each.draw(min(n, capacity), seeded(seed))]
-    assert all(map(torch.equal, bank.now, resumed.now)) and len(bank) == len(resumed)
+def test_a_resumed_pool_chooses_the_same_rows(counts, others, capacity, n, seed):
+    pool, resumed = pool_of(counts, capacity), pool_of(others, capacity)  # what it held before is gone
+    resumed.load_state_dict(pool.state_dict())
+    assert torch.equal(*(each.choose(min(n, capacity), seeded(seed)) for each in (pool, resumed)))
 
 
-# --- the ring of mini-batches
-
-
-def ring_of(count, capacity):
-    """A ring after as many mini-batches of three images of one pixel, which say the mini-batch's number."""
-    ring = BatchRing(capacity, "cpu")
-    for number in range(count):
-        ring.push(torch.full((3, 1, 1, 1), (number + 0.5) / 255))
-    return ring
-
-
-def drawn_from(ring, times, seed=0):
-    """The numbers of the mini-batches that come; each comes whole."""
-    rng = seeded(seed)
-    batches = [ring.draw(rng) for _ in range(times)]
-    assert all(batch.shape == (3, 1, 1, 1) and len(batch.unique()) == 1 for batch in batches)
-    return [batch.unique().item() for batch in batches]
-
-
-@given(st.integers(1, 20), st.integers(1, 6))
-@few
-def test_a_ring_holds_the_newest_mini_batches_and_never_more_than_it_may(count, capacity):
-    ring = ring_of(count, capacity)
-    assert len(ring) == len(ring.state_dict()["batches"]) == min(count, capacity)
-    held = [batch.unique().item() for batch in ring.state_dict()["batches"]]
-    assert held == list(range(count - len(ring), count))
-    assert set(drawn_from(ring, 100)) == set(held)
-
-
-def test_a_ring_keeps_copies_in_bytes_without_gradient():
-    images = torch.full((3, 1, 1, 1), 0.5, requires_grad=True)
-    ring = BatchRing(2, "cpu")
-    ring.push(images)
-    drawn, state = ring.draw(seeded()), ring.state_dict()["batches"]
-    assert drawn.dtype == torch.uint8 and not drawn.requires_grad
-    for tensor in (images.data, drawn, state[0]):
+def test_a_pool_keeps_and_gives_copies():
+    pool, row = Pool(KINDS, "cpu", 4), [torch.ones(2, *shape) for shape, _ in KINDS]
+    pool.add(row, torch.tensor([0, 1]), 0)
+    for tensor in (*row, pool.choose(2, seeded()), *pool.draw(2, seeded(), 0, 1)):
         tensor.fill_(7)
-    assert (ring.draw(seeded()) == 127).all()
-
-
-def test_every_mini_batch_of_a_ring_is_drawn_as_often():
-    times = torch.tensor(drawn_from(ring_of(5, 5), 1000)).bincount()
-    assert times.sub(200).abs().max() < 65  # a standard deviation is 12.6
-
-
-def test_an_empty_ring_has_nothing_to_draw():
-    with pytest.raises(UserError, match="ring is empty: push a mini-batch"):
-        BatchRing(2, "cpu").draw(seeded())
-
-
-@given(st.integers(1, 9), st.integers(0, 9), st.integers(1, 5), st.integers(0, 99))
-@few
-def test_a_resumed_ring_goes_on_as_if_it_had_never_stopped(count, other, capacity, seed):
-    ring, resumed = ring_of(count, capacity), ring_of(other, capacity)  # what it held before is gone
-    resumed.load_state_dict(ring.state_dict())
-    for each in (ring, resumed):
-        each.push(torch.ones(3, 1, 1, 1))
-    assert len(ring) == len(resumed) and drawn_from(ring, 9, seed) == drawn_from(resumed, 9, seed)
+    assert all((column == 1).all() for column in pool.rows)

@@ -319,6 +319,31 @@ def test_a_state_says_the_same_after_loading(name, ran):
         assert torch.equal(mine.images, other.images) and same([mine.labels], [other.labels])
 
 
+def test_what_saved_names_comes_back_whatever_it_is():
+    """A part with a state of its own stays the same object; tensors come to the method's device, here "meta" as a GPU;
+    nothing may be a part, too."""
+
+    class Example(METHODS["dfad"]):
+        saved = (*METHODS["dfad"].saved, "part", "count", "single", "several", "off")
+        part, count, single, several, off = None, 0, None, [], None
+
+    def example() -> Example:
+        made = tiny_setup(method="dfad").method
+        method = Example(made.teacher, made.student, made.config)
+        method.part = torch.nn.Linear(1, 1)
+        return method
+
+    method, fresh = example(), example()
+    method.count, method.single, method.several = 3, torch.ones(2), [torch.ones(1), torch.zeros(2)]
+    part, fresh.device = fresh.part, torch.device("meta")
+    fresh.load_state_dict(through_a_file(method.state_dict()))
+    assert fresh.part is part and torch.equal(part.weight, method.part.weight)
+    assert fresh.count == 3 and fresh.off is None
+    assert [(x.device.type, len(x)) for x in (fresh.single, *fresh.several)] == [("meta", 2), ("meta", 1), ("meta", 2)]
+    with pytest.raises(KeyError):
+        fresh.load_state_dict(tiny_setup(method="dfad").method.state_dict())
+
+
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_it_runs_in_16_bits(name, making, precision):
     setup = prepare(tiny_config(method=name), device="cpu", compute=Compute(precision))

@@ -7,7 +7,6 @@ convolution is a separate switch (D2). Table 6 serves images up to 64 px, Table 
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, unknown
@@ -93,16 +92,3 @@ class Generator(nn.Module):
         """The images (B, channels, size, size) from the input `maps` of layer number `layer`."""
         before = self.layers[layer:-1](maps)
         return self.layers[-1](before.float())  # the Sigmoid, in 32 bits: bfloat16 has too few values in [0.5, 1]
-
-
-@torch.no_grad()
-def redraw_weights(network: nn.Module, rng: torch.Generator) -> None:
-    """Initialise a network in place, as FM and CMI do with G: weights from N(0, 0.02), those of norms from N(1, 0.02),
-    biases 0. Source: their authors' code."""
-    for name, parameter in network.named_parameters():
-        if parameter.dim() > 1:
-            parameter.normal_(0, 0.02, generator=rng)
-        elif name.endswith("weight"):
-            parameter.normal_(1, 0.02, generator=rng)
-        else:
-            parameter.zero_()

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from .. import losses
 from ..augment import crop_and_flip
@@ -111,8 +112,11 @@ class Method:
         reads_images: whether it learns from real images: a control, and no data-free method.
         needs_bits: whether the method is for quantised students alone.
         makes_images: whether it makes any.
+        keeps_images: whether those of its rounds stay in the memory: not those of a live generator.
         black_box: whether answers are all that it needs of its teacher.
         compilable: whether torch.compile can take the student's loss: not a loss that contains gradients.
+        saved: the attributes whose state decides what happens next, random numbers aside: a module, an optimiser or
+            whatever else has a `state_dict`, or tensors and plain values.
         config: of this process's part of the run, with its share of the batches.
         rng: this process's random numbers.
         trace: a list to which each round of an `Inversion` adds its images at every step, (g, B, C, H, W) uint8, and
@@ -133,8 +137,10 @@ class Method:
     reads_images: ClassVar[bool] = False
     needs_bits: ClassVar[bool] = False
     makes_images: ClassVar[bool] = True
+    keeps_images: ClassVar[bool] = True
     black_box: ClassVar[bool] = False
     compilable: ClassVar[bool] = True
+    saved: ClassVar[tuple[str, ...]] = ("student", "student_optimizer", "memory", "scaler")
 
     def __init__(
         self,
@@ -265,19 +271,17 @@ class Method:
         return {}
 
     def state_dict(self) -> dict:
-        """Everything that decides what happens next, where this process is alone."""
-        return {
-            "student": self.student.state_dict(),
-            "student_optimizer": self.student_optimizer.state_dict(),
-            "memory": self.memory.state_dict(),
-            "rng": self.rng.get_state(),
-            "scaler": self.scaler.state_dict(),
-        }
+        """Everything that decides what happens next, where this process is alone: the parts in `saved`."""
+        parts = {name: getattr(self, name) for name in self.saved}
+        states = {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in parts.items()}
+        return states | {"rng": self.rng.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of `state_dict`, on a method built with the same arguments."""
-        self.student.load_state_dict(state["student"])
-        self.student_optimizer.load_state_dict(state["student_optimizer"])
-        self.memory.load_state_dict(state["memory"])
         self.rng.set_state(state["rng"])
-        self.scaler.load_state_dict(state["scaler"])
+        for name in self.saved:
+            part = getattr(self, name)
+            if hasattr(part, "load_state_dict"):
+                part.load_state_dict(state[name])
+            else:
+                setattr(self, name, tree_map_only(Tensor, lambda value: value.to(self.device), state[name]))

@@ -31,12 +31,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..augment import draw_windows, enlarge
 from ..classifiers.teacher import Classifier, tapped
 from ..errors import UserError
 from ..generator.latents import Noise
-from ..generator.networks import redraw_weights
-from ..memory import FeatureBank
+from ..memory import Pool
 from . import terms
 from .inversion import Inversion, InversionConfig
 from .nayer import Nayer
@@ -75,6 +73,7 @@ class CMI(Inversion):
     published |= {"epochs": 200, "warmup_epochs": 0, "student_steps": 400, "student_batch": 128}
     terms = Nayer.terms | {"L_cr": "alpha_cr"}
     balanced = False
+    saved = (*Inversion.saved, "head", "head_optimizer", "bank")
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         width = sum(len(layer.running_var) for layer in teacher.batch_norms())
@@ -91,7 +90,7 @@ class CMI(Inversion):
             )
         same = {id(tensor): tensor for tensor in (*self.teacher.parameters(), *self.teacher.buffers())}
         self.onlooker = copy.deepcopy(self.teacher, same)
-        self.bank = FeatureBank(2 * width, config.bank_size, self.device)
+        self.bank = Pool([((2 * width,), torch.float32)], self.device, config.bank_size)
         self.head = self.build(lambda: nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 256)))
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), config.generator_lr, fused=True)
         r, batch = config.noise_dim, config.generator_batch
@@ -117,7 +116,7 @@ class CMI(Inversion):
     def draw_view(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """The global view's pixels, the local view's windows, and rows of the bank to compare with."""
         windows = draw_windows(batch, 0.25, self.facts.flip, self.rng, self.device)
-        return super().draw_view(batch), windows, self.bank.draw(self.config.bank_draw, self.rng)
+        return super().draw_view(batch), windows, self.bank.choose(self.config.bank_draw, self.rng)
 
     def view(self, images: Tensor, drawn: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """The global view."""
@@ -148,7 +147,7 @@ class CMI(Inversion):
         with self.watched() as inputs:
             self._look(self.view(kept[0], view), self.teacher)
             self._look(enlarge(kept[0], view[1]), self.onlooker)
-        self.bank.add(self._features(inputs))
+        self.bank.add([self._features(inputs)], labels, self.round - 1)
 
     def _look(self, view: Tensor, onlooker: Classifier) -> None:
         with self.compute.autocast(self.device):
@@ -161,20 +160,43 @@ class CMI(Inversion):
 
     @property
     def beside(self) -> int:
-        """The bank, and the head under its Adam."""
-        return self.bank.nbytes + parameter_bytes(self.head, copies=4)
+        """The full bank, and the head under its Adam."""
+        return self.bank.capacity * self.bank.row_bytes + parameter_bytes(self.head, copies=4)
 
-    def state_dict(self) -> dict:
-        """`Rounds.state_dict` with the head, its optimiser and the bank."""
-        return super().state_dict() | {
-            "head": self.head.state_dict(),
-            "head_optimizer": self.head_optimizer.state_dict(),
-            "bank": self.bank.state_dict(),
-        }
 
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        self.head.load_state_dict(state["head"])
-        self.head_optimizer.load_state_dict(state["head_optimizer"])
-        self.bank.load_state_dict(state["bank"])
+def draw_windows(batch: int, smallest: float, flip: bool, rng: torch.Generator, device: torch.device) -> Tensor:
+    """The random part of a random resized crop, for `enlarge`: (B, 2, 3), one affine map an image.
+
+    A window's share of the image's area is uniform in [smallest, 1], its width over its height log-uniform in
+    [3/4, 4/3] and its place uniform; windows are cut off at the image's edges. With `flip` half of the windows are
+    mirrored. The map takes (x, y, 1), with x and y from -1 to 1 over the crop, to the place in the image.
+    """
+    area, ratio, across, down = torch.rand(4, batch, generator=rng, device=device)
+    area = smallest + (1 - smallest) * area
+    ratio = (3 / 4) * (16 / 9) ** ratio
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    windows = torch.zeros(batch, 2, 3, device=device)
+    windows[:, 0, 0], windows[:, 0, 2] = width, (1 - width) * (2 * across - 1)
+    windows[:, 1, 1], windows[:, 1, 2] = height, (1 - height) * (2 * down - 1)
+    if flip:
+        windows[:, 0, 0] *= torch.where(torch.rand(batch, generator=rng, device=device) < 0.5, -1, 1)
+    return windows
+
+
+def enlarge(images: Tensor, windows: Tensor) -> Tensor:
+    """The windows that `draw_windows` drew, each enlarged to the image's size, (B, C, H, W); bilinear."""
+    grid = F.affine_grid(windows, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+@torch.no_grad()
+def redraw_weights(network: nn.Module, rng: torch.Generator) -> None:
+    """Initialise a network in place, as CMI and FM start G: weights from N(0, 0.02), those of norms from N(1, 0.02),
+    biases 0. Source: their authors' code."""
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, 0.02, generator=rng)
+        elif name.endswith("weight"):
+            parameter.normal_(1, 0.02, generator=rng)
+        else:
+            parameter.zero_()

@@ -125,7 +125,7 @@ class DeepInversion(Inversion):
 
     def against_student(self, t: Tensor, s: Tensor) -> Tensor:
         """1 - JS in place of -L_KL."""
-        return terms.adversarial_js(t, s)
+        return 1 - terms.jensen_shannon(t, s)
 
     def values(self, batch: SynthesisBatch) -> list[Tensor]:
         """The five terms."""

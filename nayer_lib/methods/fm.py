@@ -64,6 +64,7 @@ class FM(Inversion):
     published |= {"epochs": 200, "warmup_epochs": 20, "student_steps": 400, "student_batch": 256}
     balanced = False
     terms, values = Nayer.terms, Nayer.values
+    saved = (*Inversion.saved, "meta", "meta_optimizer")
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
@@ -125,16 +126,3 @@ class FM(Inversion):
     def beside(self) -> int:
         """G under the meta step's Adam."""
         return parameter_bytes(self.meta, copies=4)
-
-    def state_dict(self) -> dict:
-        """`Rounds.state_dict` with G and its optimiser."""
-        return super().state_dict() | {
-            "meta": self.meta.state_dict(),
-            "meta_optimizer": self.meta_optimizer.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        self.meta.load_state_dict(state["meta"])
-        self.meta_optimizer.load_state_dict(state["meta_optimizer"])

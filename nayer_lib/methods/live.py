@@ -69,7 +69,9 @@ class Live(Rounds):
         holds_z: whether a round's steps, and the student steps after them, all use the same z.
     """
 
+    keeps_images = False
     holds_z: ClassVar[bool] = False
+    saved = (*Rounds.saved, "generator_optimizer", "_held_z")
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
@@ -124,16 +126,3 @@ class Live(Rounds):
         z = torch.randn(500, self.config.noise_dim, generator=rng, device=self.device)
         images = copy.deepcopy(self.generator)(z).float()
         return Examples(Memory.as_bytes(images), self.teacher(images).argmax(1), None)
-
-    def state_dict(self) -> dict:
-        """`Rounds.state_dict` with the generator's optimiser and the held z."""
-        return super().state_dict() | {
-            "generator_optimizer": self.generator_optimizer.state_dict(),
-            "held_z": self._held_z,
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
-        self._held_z = state["held_z"].to(self.device)

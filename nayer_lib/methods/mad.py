@@ -63,6 +63,7 @@ class MAD(Live):
     config_class = MADConfig
     published = DFQChoi.published  # a guess
     terms, values = DFQChoi.terms, DFQChoi.values
+    saved = (*Live.saved, "slow")
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
@@ -90,12 +91,3 @@ class MAD(Live):
     def beside(self) -> int:
         """G~."""
         return parameter_bytes(self.slow, copies=1)
-
-    def state_dict(self) -> dict:
-        """`Live.state_dict` with G~."""
-        return super().state_dict() | {"slow": self.slow.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        self.slow.load_state_dict(state["slow"])

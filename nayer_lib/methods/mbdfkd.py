@@ -16,10 +16,11 @@ share of a batch.
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..memory import BatchRing
+from ..memory import Memory
 from .replay import Replay, ReplayConfig, replayed_of
 
 
@@ -36,7 +37,7 @@ class MBDFKD(Replay):
     """Replay from a ring of mini-batches.
 
     Attributes:
-        ring: the mini-batches to replay.
+        ring: the newest mini-batches, (n, C, H, W) each as bytes, the oldest first.
 
     Raises:
         UserError: a memory_size that holds no mini-batch.
@@ -45,43 +46,36 @@ class MBDFKD(Replay):
     name = "MBDFKD"
     citation = "Binici et al. 2022"
     config_class = MBDFKDConfig
+    saved = (*Replay.saved, "ring")
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
         config = self.config
         self._pushed = replayed_of(config.student_batch)
-        batches = config.ring_batches
+        self._batches = config.ring_batches
         if config.memory_size and self._pushed:
-            batches = config.memory_size // self._pushed
-        if not batches:
+            self._batches = config.memory_size // self._pushed
+        if not self._batches:
             raise UserError(
                 f"memory_size={config.memory_size} holds none of the mini-batches of {self._pushed} images that a "
                 "student step replays: raise memory_size, or lower student_batch."
             )
-        self.ring = BatchRing(batches, self.device)
+        self.ring: list[Tensor] = []
 
     def begin_epoch(self, epoch: int) -> None:
         """Push a freshly generated mini-batch into the ring: after the first epoch, then every `push_every` epochs."""
         super().begin_epoch(epoch)
         if epoch and (epoch - 1) % self.config.push_every == 0 and self._pushed:
-            self.ring.push(self.generate(self._pushed))
+            self.ring = [*self.ring, Memory.as_bytes(self.generate(self._pushed))][-self._batches :]
 
     def replay(self, n: int) -> Tensor:
         """The first n images of one of the ring's mini-batches, augmented."""
-        if not len(self.ring):
+        if not self.ring:
             return self.no_images
-        return self.augment(self.ring.draw(self.rng)[:n].float() / 255)
+        drawn = int(torch.randint(len(self.ring), (), generator=self.rng, device=self.device))
+        return self.augment(self.ring[drawn][:n].float() / 255)
 
     @property
     def beside(self) -> int:
         """The bytes of a full ring."""
-        return self.ring.capacity * self._pushed * math.prod(self.facts.image_shape)
-
-    def state_dict(self) -> dict:
-        """`Live.state_dict` with the ring."""
-        return super().state_dict() | {"ring": self.ring.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        self.ring.load_state_dict(state["ring"])
+        return self._batches * self._pushed * math.prod(self.facts.image_shape)

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from .. import losses
-from ..errors import UserError
 from ..generator.vae import VAE
 from ..steps import Step
 from . import terms
@@ -55,6 +54,7 @@ class PREKD(Replay):
     name = "PREKD"
     citation = "Binici et al. 2022"
     config_class = PREKDConfig
+    saved = (*Replay.saved, "vae", "vae_optimizer", "_vae_losses")
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
@@ -64,8 +64,6 @@ class PREKD(Replay):
         self._remember = Step(self._vae_loss, self.running)
         self._step_of_turn = 0  # 0 again at an epoch's end
         self._vae_losses: list[Tensor] = []  # L_V since the last round, on the device
-        if config.vae_share > 1:
-            raise UserError(f"vae_share must lie in [0, 1], not {config.vae_share!r}.")
 
     def synthesize(self, epoch: int) -> SynthesisReport:
         """One round of generator steps; L_V of the student steps since the last round is reported with it.
@@ -141,18 +139,3 @@ class PREKD(Replay):
     def beside(self) -> int:
         """The VAE under its Adam."""
         return parameter_bytes(self.vae, copies=4)
-
-    def state_dict(self) -> dict:
-        """`Live.state_dict` with the VAE, its optimiser and L_V."""
-        return super().state_dict() | {
-            "vae": self.vae.state_dict(),
-            "vae_optimizer": self.vae_optimizer.state_dict(),
-            "vae_losses": self._vae_losses,
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        self.vae.load_state_dict(state["vae"])
-        self.vae_optimizer.load_state_dict(state["vae_optimizer"])
-        self._vae_losses = [loss.to(self.device) for loss in state["vae_losses"]]

@@ -41,7 +41,7 @@ def one_minus_js(t: Tensor, s: Tensor) -> Tensor:
     differ.
 
     p and q are the softmax of t / 3 and s / 3, m = (p + q) / 2, all clamped to [0.01, 0.99]; t gets no gradient. Unlike
-    `terms.adversarial_js` this exchanges KL's arguments and divides by K as well: the gradient in s is 5.9 (K = 10)
+    `terms.jensen_shannon` this exchanges KL's arguments and divides by K as well: the gradient in s is 5.9 (K = 10)
     and 55 (K = 100) times smaller (measured on normal logits of standard deviation 3).
     """
     p, q = F.softmax(t.detach() / 3, 1), F.softmax(s / 3, 1)

@@ -85,6 +85,7 @@ class Rounds(Method):
 
     terms: ClassVar[dict[str, str]]
     asks_features: ClassVar[bool] = False
+    saved = (*Method.saved, "generator", "bn_loss", "round")
     generator: nn.Module
     optimizers: list[torch.optim.Optimizer]
 
@@ -269,19 +270,3 @@ class Rounds(Method):
     def adam(self, parameters, rate: float) -> torch.optim.Adam:
         """A.2's optimiser for synthesis: Adam."""
         return torch.optim.Adam(parameters, rate, self.config.generator_betas, fused=True)
-
-    def state_dict(self) -> dict:
-        """`Method.state_dict` with the generator, L_BN and the number of rounds."""
-        return super().state_dict() | {
-            "generator": self.generator.state_dict(),
-            "bn_loss": self.bn_loss.state_dict() if self.bn_loss else {},
-            "round": self.round,
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        self.generator.load_state_dict(state["generator"])
-        if self.bn_loss:
-            self.bn_loss.load_state_dict(state["bn_loss"])
-        self.round = state["round"]

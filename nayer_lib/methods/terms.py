@@ -14,6 +14,7 @@ from torch.nn import functional as F
 def jensen_shannon(t: Tensor, s: Tensor, temperature: float = 3.0) -> Tensor:
     """The mean over images of JS(p, q) = (KL(p || m) + KL(q || m)) / 2, m = (p + q) / 2, in nats: from 0 to ln 2.
 
+    1 - JS is the adversarial term of Yin et al. 2020; public code clamps JS to [0, 1], a range that it never leaves.
     p and q are the softmax of t / T and s / T, each probability clamped to [0.01, 0.99], beyond which nothing is gained
     by pulling further: the clamp stops its gradient (Yin et al. 2020). The authors' and later public code passes
     `kl_div` its arguments the other way round and so has KL(m || p) and KL(m || q): equal to second order near p = q,
@@ -22,14 +23,6 @@ def jensen_shannon(t: Tensor, s: Tensor, temperature: float = 3.0) -> Tensor:
     p, q = (F.softmax(x / temperature, 1).clamp(0.01, 0.99) for x in (t, s))
     m = (p + q) / 2
     return (p * (p / m).log() + q * (q / m).log()).sum(1).mean() / 2
-
-
-def adversarial_js(t: Tensor, s: Tensor) -> Tensor:
-    """1 - JS at temperature 3, the adversarial term of Yin et al. 2020: 1 where student and teacher agree.
-
-    Public code clamps JS to [0, 1], a range that JS never leaves.
-    """
-    return 1 - jensen_shannon(t, s)
 
 
 def total_variation(x: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from ..distill import distill, prepare
 from ..errors import UserError
 from ..methods import KINDS
 from ..methods.base import Method
-from ..methods.live import Live
 from ..ranks import Ranks
 from ..text.lte_pool import LTEPool, load_pool, pool_path
 from .card import device_name
@@ -78,7 +77,7 @@ def held(method: Method) -> Held:
     parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     drawn = getattr(config, "images", 0) or len(method.memory)  # pictures by a formula, or a control's real images
     made = config.total_rounds * config.generator_batch or drawn
-    images = 0 if isinstance(method, Live) else min(made, config.memory_size or made)
+    images = min(made, config.memory_size or made) if method.keeps_images else 0
     sizes = {name: FLOAT * COPIES[name] * count for name, count in parameters.items()}
     return Held(parameters, images, sizes | {"memory": images * method.memory.row_bytes, "beside": method.beside})
 

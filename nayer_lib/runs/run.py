@@ -13,8 +13,10 @@ import torch
 
 from .. import files
 from ..checkpoint import STATE, Checkpoint
+from ..classifiers.judge import JUDGES
 from ..classifiers.teacher import save_classifier
 from ..compute import compute_of
+from ..config import Config, fields_of
 from ..distill import Epoch, Setup, distill
 from ..errors import UserError
 from ..methods.base import Paused
@@ -26,6 +28,7 @@ from .new_card import how_computed, new_card
 CURVE = ("epoch", "images", "ce_first", "ce_last", "student_loss", "accuracy", "agreement", "kl", "nll", "seconds")
 PHASES = ("synthesis", "student", "evaluation")
 CUT_OFF = "metrics and picture: the process ended while they were made"
+LEAST = {"generator_batch": 2, "student_batch": 1}  # images of a batch; BatchNorm needs two in synthesis
 EXTENSIBLE = {"budget"}  # fields that only say when a run has to stop: it may be resumed with another value
 REPLACED = ("card.json", "curve.csv", "student.safetensors", "images.png", STATE)  # files written by `files.replacing`
 
@@ -111,8 +114,7 @@ class Run:
         config, done = self.setup.config, len(self.card["curve"])
         begun, before = time.perf_counter(), self._seconds["total"]
         saved, took, status = begun, 0.0, "stopped before its last epoch"
-        if done + 1 == config.total_epochs:
-            method.trace = []  # the rounds of the last epoch are traced, for Figure 5's curves
+        self._trace(config.total_epochs - done)
         try:
             for epoch in distill(method, evaluate, done, score_every):
                 for name, value in epoch.seconds.items():
@@ -135,16 +137,10 @@ class Run:
                 yield epoch
                 if self.stopped:
                     return
-                if left == 1:
-                    method.trace = []
+                self._trace(left)
         except torch.OutOfMemoryError as error:
             status = "failed: out of memory"
-            raise UserError(
-                f"the GPU's memory is too small for generator_batch={config.generator_batch} and "
-                f"student_batch={config.student_batch}: half of each, --set generator_batch="
-                f"{max(2, config.generator_batch // 2)} student_batch={max(1, config.student_batch // 2)}, is the next "
-                "to try. What was saved before is whole."
-            ) from error
+            raise UserError(f"{_too_small(config)} What was saved before is whole.") from error
         except Paused as error:
             status = f"stopped: {error}"
             if method.ranks.size == 1:
@@ -171,6 +167,11 @@ class Run:
         For a run of one process: others would wait for this one.
         """
         self._stop = True
+
+    def _trace(self, left: int) -> None:
+        """Trace the rounds of the last epoch, for Figure 5's curves, where there is a judge to draw them."""
+        if left == 1 and self.setup.config.dataset in JUDGES:
+            self.setup.method.trace = []
 
     def _save(self) -> None:
         """Save the state between two epochs."""
@@ -289,6 +290,17 @@ class Run:
 
     def _write_card(self) -> None:
         files.write_text(self.folder / "card.json", json.dumps(self.card, indent=1) + "\n")
+
+
+def _too_small(config: Config) -> str:
+    """The sentence for a GPU whose memory is full: which batches its method has, and half of them."""
+    batches = [name for name in LEAST if name in fields_of(config.method)]
+    if not batches:
+        return f"the GPU's memory is too small for {config.method} with {config.student}: take --device cpu."
+    now = " and ".join(f"{name}={getattr(config, name)}" for name in batches)
+    half = " ".join(f"{name}={max(LEAST[name], getattr(config, name) // 2)}" for name in batches)
+    each = "each" if len(batches) > 1 else "it"
+    return f"the GPU's memory is too small for {now}: half of {each}, --set {half}, is the next to try."
 
 
 def _add_rows(path: Path, rows: list[dict]) -> None:

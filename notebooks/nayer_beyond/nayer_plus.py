@@ -64,6 +64,7 @@ class NayerPlus(Nayer):
     name = "NAYER+"
     config_class = NayerPlusConfig
     decode = SpaceshipNet.decode
+    saved = (*Nayer.saved, "slow")
 
     def __init__(self, teacher, student, config, table, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
@@ -132,13 +133,3 @@ class NayerPlus(Nayer):
     def beside(self) -> int:
         """G~."""
         return parameter_bytes(self.slow, copies=1) if self.slow else 0
-
-    def state_dict(self) -> dict:
-        """`Rounds.state_dict` with G~."""
-        return super().state_dict() | ({"slow": self.slow.state_dict()} if self.slow else {})
-
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        if self.slow:
-            self.slow.load_state_dict(state["slow"])

@@ -63,6 +63,7 @@ class TADFKD(Live):
     student_first = True
     terms = {"L_OH": "alpha_cls", "L_BN": "alpha_bn", "L_JS": "alpha_adv", "L_TV": "alpha_tv", "L_2": "alpha_l2"}
     values = DeepInversion.values  # the first, L_OH, has no weight here
+    saved = (*Live.saved, "seen", "clean")
 
     def __init__(self, teacher, student, config, table=None, facts=None, compute=None, ranks=None):
         super().__init__(teacher, student, config, table, facts, compute, ranks)
@@ -71,7 +72,7 @@ class TADFKD(Live):
     def against_student(self, t: Tensor, s: Tensor) -> Tensor:
         """1 - JS, the mean over clean images."""
         if not self.config.select:
-            return terms.adversarial_js(t, s)
+            return 1 - terms.jensen_shannon(t, s)
         kept = clean(uncertainty(t.detach()))
         own = torch.where(kept.unsqueeze(1), s, t.detach())  # JS of an unclean image is 0, and so is its gradient
         return 1 - terms.jensen_shannon(t, own) * len(t) / kept.sum().clamp(min=1)
@@ -100,15 +101,6 @@ class TADFKD(Live):
     def on_card(self) -> dict:
         """The share of clean images among those that this rank drew for the student."""
         return {"clean": self.clean / self.seen} if self.seen else {}
-
-    def state_dict(self) -> dict:
-        """`Live.state_dict` with both counts."""
-        return super().state_dict() | {"seen": self.seen, "clean": self.clean}
-
-    def load_state_dict(self, state: dict) -> None:
-        """The inverse of `state_dict`."""
-        super().load_state_dict(state)
-        self.seen, self.clean = state["seen"], state["clean"]
 
 
 def uncertainty(t: Tensor) -> Tensor:

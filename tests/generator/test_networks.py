@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from nayer_lib.errors import UserError
 from nayer_lib.files import data_dir
 from nayer_lib.generator.latents import build_latent
-from nayer_lib.generator.networks import LAYOUTS, Generator, redraw_weights
+from nayer_lib.generator.networks import LAYOUTS, Generator
 
 
 def parameters(*modules):
@@ -260,35 +260,3 @@ def test_bad_widths(width):
 def test_an_unknown_layout_names_the_nearest(typed, meant):
     with pytest.raises(UserError, match=f"unknown generator layout '{typed}'. Did you mean '{meant}'"):
         Generator(10, 8, 3, layout=typed)
-
-
-# --- starting over
-
-
-@pytest.mark.parametrize("spectral_norm", [False, True])
-def test_redrawn_weights_are_small_and_normal_biases_zero_and_norms_near_one(spectral_norm):
-    generator = Generator(40, 16, 3, width=64, spectral_norm=spectral_norm)
-    before = {name: (p, p.clone()) for name, p in generator.named_parameters()}
-    redraw_weights(generator, torch.Generator().manual_seed(0))
-    assert before.keys() == dict(generator.named_parameters()).keys()
-    for name, p in generator.named_parameters():
-        assert p is before[name][0]  # in place
-        if p.dim() == 1 and name.endswith("bias"):
-            assert not p.any()
-        else:
-            assert not torch.equal(p, before[name][1])
-            assert p.mean().item() == pytest.approx(0 if p.dim() > 1 else 1, abs=4 * 0.02 / p.numel() ** 0.5)
-            assert p.std().item() == pytest.approx(0.02, rel=4 / (2 * p.numel()) ** 0.5)
-    assert sum(p.dim() > 1 for p in generator.parameters()) == 1 + 3  # the linear layer and all convolutions
-
-
-def test_weights_are_redrawn_by_the_generator_of_random_numbers_alone():
-    def redrawn(seed):
-        torch.manual_seed(seed + 1)
-        generator = Generator(4, 8, 1, width=8)
-        redraw_weights(generator, torch.Generator().manual_seed(seed))
-        return generator.state_dict()
-
-    one, again, other = redrawn(0), redrawn(0), redrawn(1)
-    assert all(map(torch.equal, one.values(), again.values()))
-    assert not torch.equal(one["layers.0.weight"], other["layers.0.weight"])

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from itertools import product
 
 import pytest
 import reference
@@ -12,14 +13,14 @@ from tiny import run_all, tiny_config, tiny_setup
 from torch import nn
 
 from nayer_lib import losses
-from nayer_lib.augment import enlarge
 from nayer_lib.classifiers.teacher import Classifier, make_classifier
 from nayer_lib.compute import Compute
 from nayer_lib.config import make_config
 from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError
+from nayer_lib.generator.networks import Generator
 from nayer_lib.methods import terms
-from nayer_lib.methods.cmi import CMI
+from nayer_lib.methods.cmi import CMI, draw_windows, enlarge, redraw_weights
 
 WARMUP, AFTER = 0, 1  # the tiny config has one warm-up epoch
 FEATURES = 16 + 16 + 16 + 32 + 32 + 64 + 64  # what enters the seven BatchNorm layers of the digits' teacher
@@ -27,6 +28,10 @@ FEATURES = 16 + 16 + 16 + 32 + 32 + 64 + 64  # what enters the seven BatchNorm l
 
 def tiny_cmi(**overrides) -> CMI:
     return tiny_setup(**{"method": "cmi", "bank_size": 50, "bank_draw": 30, **overrides}).method
+
+
+def seeded(seed=0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -270,11 +275,11 @@ def test_the_bank_holds_the_features_of_both_views_of_the_images_that_are_kept(m
     method = tiny_cmi()
     pixels, windows, _ = method.draw_view(20)
     untouched = torch.eye(2, 3).expand(20, -1, -1)
-    monkeypatch.setattr(method, "draw_view", lambda batch: (pixels, untouched, method.bank.draw(30, method.rng)))
+    monkeypatch.setattr(method, "draw_view", lambda batch: (pixels, untouched, method.bank.choose(30, method.rng)))
     kept, remember = [], method.remember
     monkeypatch.setattr(method, "remember", lambda made, labels: kept.append(made[0]) or remember(made, labels))
     method.synthesize(WARMUP)
-    held = method.bank.state_dict()["rows"]
+    (held,) = method.bank.rows
     assert held.shape == (20, 2 * FEATURES)
     expected = [features_of(method.teacher, images) for images in (method.view(kept[0], (pixels,)), kept[0])]
     torch.testing.assert_close(held, torch.cat(expected, 1), rtol=1e-3, atol=1e-4)
@@ -301,7 +306,7 @@ def test_a_new_run_starts_with_an_empty_bank_and_a_loaded_one_with_the_states(tm
     assert len(tiny_cmi().bank) == len(tiny_cmi().memory) == 0
     used.load_state_dict(first.state_dict())
     assert len(used.bank) == len(used.memory) == 20
-    assert torch.equal(used.bank.state_dict()["rows"], first.bank.state_dict()["rows"])
+    assert torch.equal(used.bank.rows[0], first.bank.rows[0])
 
 
 # --- how it is computed
@@ -343,7 +348,7 @@ def three_rounds() -> dict:
         "head": method.head.state_dict(),
         "generator": method.generator.state_dict(),
         "told": torch.tensor([[r.bn, r.adv, r.extra["L_cr"], *r.ce_per_step] for r in reports]),
-        "bank": method.bank.state_dict()["rows"],
+        "bank": method.bank.rows[0],
     }
 
 
@@ -385,3 +390,127 @@ def test_a_run_in_its_own_schedule_has_its_published_numbers():
 def test_published_has_the_printed_rows_500_steps_a_round():
     config = make_config("cifar10-wrn40_2-wrn16_2", method="cmi", protocol="published", profile="full")
     assert (config.generator_steps, config.generator_batch, config.student_batch) == (500, 256, 128)
+
+
+# --- windows of an image, enlarged
+
+
+def windows_of(count, smallest=0.25, flip=True, seed=0):
+    """(width, height, across, down) of each: sides as shares of the image's, signed; centres from -1 to 1."""
+    drawn = draw_windows(count, smallest, flip, seeded(seed), torch.device("cpu"))
+    assert drawn.shape == (count, 2, 3) and not drawn[:, 0, 1].any() and not drawn[:, 1, 0].any()
+    return drawn[:, 0, 0], drawn[:, 1, 1], drawn[:, 0, 2], drawn[:, 1, 2]
+
+
+@pytest.mark.parametrize("smallest", [0.25, 0.6])
+def test_a_window_lies_in_the_image_and_has_the_area_and_the_shape_asked_for(smallest):
+    width, height, across, down = windows_of(4000, smallest, flip=False)
+    area, ratio = width * height, width / height
+    assert area.min() >= smallest and area.max() <= 1 and area.min() < smallest + 0.01
+    assert ratio.min() >= 3 / 4 - 1e-6 and ratio.max() <= 4 / 3 + 1e-6
+    assert (across.abs() + width).max() <= 1 + 1e-6 and (down.abs() + height).max() <= 1 + 1e-6
+
+
+def test_windows_are_drawn_evenly():
+    width, height, across, down = windows_of(8000, flip=False)
+    whole = width * height < 0.7  # never cut at the image's border
+    area, ratio = (width * height)[whole], (width / height)[whole]
+    assert area.mean().item() == pytest.approx((0.25 + 0.7) / 2, abs=0.01)
+    assert (ratio > 1).float().mean().item() == pytest.approx(0.5, abs=0.03)
+    for place, side in ((across, width), (down, height)):
+        free = (place / (1 - side))[side < 0.9]
+        assert free.min() < -0.99 and free.max() > 0.99 and abs(free.mean()) < 0.03
+    assert abs(torch.corrcoef(torch.stack([across, down]))[0, 1]) < 0.04
+
+
+def test_half_of_the_windows_are_mirrored_where_that_is_allowed():
+    width, height, _, _ = windows_of(4000)
+    assert abs((width < 0).float().mean().item() - 0.5) < 0.04 and height.min() > 0
+    assert windows_of(4000, flip=False)[0].min() > 0
+    assert torch.equal(width.abs(), windows_of(4000, flip=False)[0])
+
+
+def test_the_whole_image_as_its_own_window_is_the_image():
+    images = torch.rand(3, 2, 5, 6, generator=seeded())
+    whole = torch.eye(2, 3).expand(3, -1, -1)
+    torch.testing.assert_close(enlarge(images, whole), images, rtol=0, atol=1e-5)
+    mirrored = whole * torch.tensor([[[-1.0], [1.0]]])
+    torch.testing.assert_close(enlarge(images, mirrored), images.flip(-1), rtol=0, atol=1e-5)
+
+
+def test_a_window_of_whole_pixels_is_enlarged_as_libraries_do():
+    images = torch.rand(1, 3, 8, 8, generator=seeded())
+    quarter = torch.tensor([[[0.5, 0.0, 0.25], [0.0, 0.5, -0.5]]])  # columns 3 to 6, rows 0 to 3
+    inner = enlarge(images, quarter)[:, :, 1:-1, 1:-1]  # at its border it sees the pixels beside the window, too
+    plain = torch.nn.functional.interpolate(images[:, :, 0:4, 3:7], scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(inner, plain[:, :, 1:-1, 1:-1], rtol=0, atol=1e-5)
+
+
+def test_every_pixel_of_a_window_is_a_mixture_of_four_of_the_image():
+    """Written out for one pixel after the other."""
+    images = torch.rand(6, 1, 5, 7, generator=seeded(), dtype=torch.float64)
+    drawn = draw_windows(6, 0.25, True, seeded(1), torch.device("cpu")).double()
+    got = enlarge(images, drawn)
+    for b, row, column in product(range(6), range(5), range(7)):
+        x = drawn[b, 0, 0] * ((2 * column + 1) / 7 - 1) + drawn[b, 0, 2]
+        y = drawn[b, 1, 1] * ((2 * row + 1) / 5 - 1) + drawn[b, 1, 2]
+        at_x, at_y = ((x + 1) * 7 - 1) / 2, ((y + 1) * 5 - 1) / 2  # in pixels
+        at_x, at_y = min(max(at_x.item(), 0), 6), min(max(at_y.item(), 0), 4)
+        expected = sum(
+            images[b, 0, i, j] * max(0, 1 - abs(at_y - i)) * max(0, 1 - abs(at_x - j))
+            for i, j in product(range(5), range(7))
+        )
+        assert got[b, 0, row, column].item() == pytest.approx(expected.item(), abs=1e-9)
+
+
+def test_a_window_brings_nothing_in_from_outside():
+    grey = torch.full((200, 3, 6, 6), 0.4)
+    torch.testing.assert_close(enlarge(grey, draw_windows(200, 0.25, True, seeded(), grey.device)), grey)
+
+
+def test_the_gradient_of_a_window_goes_back_to_its_image_alone():
+    images = torch.rand(4, 1, 6, 6, generator=seeded()).requires_grad_()
+    seen = enlarge(images, draw_windows(4, 0.25, True, seeded(1), images.device))
+    (gradient,) = torch.autograd.grad(seen[2].sum(), images)
+    assert gradient[2].sum().item() == pytest.approx(36, rel=1e-5)  # each pixel seen is a mixture of weight 1
+    assert not gradient[[0, 1, 3]].any()
+
+
+def test_windows_come_from_their_generator_alone():
+    def drawn(seed):
+        torch.manual_seed(seed + 1)
+        return draw_windows(9, 0.25, True, seeded(seed), torch.device("cpu"))
+
+    assert torch.equal(drawn(3), drawn(3)) and not torch.equal(drawn(3), drawn(4))
+
+
+# --- G's start in every round
+
+
+@pytest.mark.parametrize("spectral_norm", [False, True])
+def test_redrawn_weights_are_small_and_normal_biases_zero_and_norms_near_one(spectral_norm):
+    generator = Generator(40, 16, 3, width=64, spectral_norm=spectral_norm)
+    before = {name: (p, p.clone()) for name, p in generator.named_parameters()}
+    redraw_weights(generator, seeded())
+    assert before.keys() == dict(generator.named_parameters()).keys()
+    for name, p in generator.named_parameters():
+        assert p is before[name][0]  # in place
+        if p.dim() == 1 and name.endswith("bias"):
+            assert not p.any()
+        else:
+            assert not torch.equal(p, before[name][1])
+            assert p.mean().item() == pytest.approx(0 if p.dim() > 1 else 1, abs=4 * 0.02 / p.numel() ** 0.5)
+            assert p.std().item() == pytest.approx(0.02, rel=4 / (2 * p.numel()) ** 0.5)
+    assert sum(p.dim() > 1 for p in generator.parameters()) == 1 + 3  # the linear layer and all convolutions
+
+
+def test_weights_are_redrawn_by_the_generator_of_random_numbers_alone():
+    def redrawn(seed):
+        torch.manual_seed(seed + 1)
+        generator = Generator(4, 8, 1, width=8)
+        redraw_weights(generator, seeded(seed))
+        return generator.state_dict()
+
+    one, again, other = redrawn(0), redrawn(0), redrawn(1)
+    assert all(map(torch.equal, one.values(), again.values()))
+    assert not torch.equal(one["layers.0.weight"], other["layers.0.weight"])

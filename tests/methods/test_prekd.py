@@ -5,7 +5,6 @@ import torch
 from tiny import run_all, tiny_setup
 
 from nayer_lib.config import make_config
-from nayer_lib.errors import UserError
 from nayer_lib.methods.base import NonFiniteLoss
 from nayer_lib.methods.prekd import PREKD
 
@@ -107,11 +106,6 @@ def test_its_loss_is_told_with_the_next_round_and_a_nan_is_no_diverged_student()
         method.student_step(method.sample(16))
     with pytest.raises(NonFiniteLoss, match="L_V became NaN or infinite before round .* lower vae_lr"):
         method.synthesize(0)
-
-
-def test_more_than_all_steps_is_no_share():
-    with pytest.raises(UserError, match=r"vae_share must lie in \[0, 1\], not 3.0"):
-        tiny_prekd(vae_share=3.0)
 
 
 def test_the_vae_learns_alone():

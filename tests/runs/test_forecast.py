@@ -87,7 +87,7 @@ def test_the_arithmetic_by_hand():
         ("mad", lambda of: 4 * numbers(of.slow)),
         ("prekd", lambda of: 16 * numbers(of.vae)),
         ("kakr_gr", lambda of: 16 * numbers(of.vae)),
-        ("cmi", lambda of: 16 * numbers(of.head) + 4 * 50 * 2 * of.head[0].in_features),
+        ("cmi", lambda of: 16 * numbers(of.head) + 50 * (4 * 2 * of.head[0].in_features + 16)),
         ("mbdfkd", lambda of: 10 * 2 * 64),  # ten mini-batches of two images of 64 bytes
     ],
 )

@@ -106,6 +106,17 @@ def test_the_card_holds_the_metrics_of_the_rounds_after_warm_up(finished):
     assert_same(told["diversity"], diversity(memory.images, memory.labels, memory.rounds))
 
 
+@pytest.mark.parametrize("judges", [{"digits": "resnet8"}, {}])
+def test_the_last_epoch_is_traced_only_where_a_judge_scores_it(judges, tmp_path, monkeypatch):
+    """The images of every step of an epoch: 15 GB on ImageNet, which has no judge."""
+    monkeypatch.setattr("nayer_lib.runs.run.JUDGES", judges)
+    run, traced = Run(tiny_setup(), tmp_path / "run"), []
+    for _ in run:
+        traced.append(len(run.setup.method.trace or []))
+    assert traced == [0, 0, run.setup.config.rounds if judges else 0]
+    assert (run.setup.method.trace is None) == (not judges)
+
+
 def assert_same(told: dict, measured) -> None:
     """A dataclass as a card tells it: null for nan, which JSON does not have."""
     expected = dataclasses.asdict(measured)
