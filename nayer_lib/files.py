@@ -75,7 +75,7 @@ def check_no_link(path: Path) -> None:
         raise UserError(f"{path} is a link to another file, which would be written to: remove the link.")
 
 
-def sweep(folder: Path, names: Iterable[str]) -> None:
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
     """Remove what `replacing` left of some files in a folder, in which nobody else writes, when it was killed."""
     for path in (path for name in names for path in Path(folder).glob(f".{name}.????????")):
         with contextlib.suppress(OSError):

@@ -85,7 +85,7 @@ class Run:
         self._rounds: list[list[float]] = []  # L_CE per step of every round after warm-up
         try:
             self.card = new_card(setup, self.folder.name if among_others else run_id)
-            files.sweep(self.folder, REPLACED)
+            files.remove_leftovers(self.folder, REPLACED)
             if begun:
                 self._resume()
             if not self.card["curve"]:
