@@ -28,7 +28,7 @@ from ..runs.sweep import keep_sweep, read_sweep
 from ..text.lte_pool import load_pool
 from . import lte as pools
 from . import teacher as teachers
-from .common import own_images, own_teacher
+from .common import NO_FOREIGN, ForeignOptions, own_images, own_teacher
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -42,11 +42,7 @@ def distill(
     seed: int = 0,
     set: tuple[str, ...] = (),
     teacher: Path | None = None,
-    network: str | None = None,
-    classes: Path | None = None,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
-    key: str | None = None,
+    foreign: ForeignOptions = NO_FOREIGN,
     lte: Path | None = None,
     images: Path | None = None,
     size: int = 32,
@@ -79,11 +75,6 @@ def distill(
         seed: of the student, the generator and every draw.
         set: overrides of config fields, as name=value.
         teacher: a checkpoint in place of the kit's own teacher: a file of this kit, or with --network anybody's.
-        network: the architecture of somebody else's checkpoint, "resnet20", "resnet34", "wrn40_2", ...
-        classes: its class names, one a line, in the order of its outputs; default: the data set's.
-        mean: of its normalisation, a number a channel, in [0, 1] units; default: the data set's.
-        std: likewise.
-        key: which state_dict of a checkpoint that holds several, as "model_ema".
         lte: a pool of label-text embeddings for its classes; default: the kit's own.
         images: your own evaluation images, a subfolder a class; or the data set's, an .npz file or a folder of sheets
             as `teacher train --help` says; default: the data set's test split.
@@ -107,7 +98,7 @@ def distill(
     if resume and not out:
         raise UserError("--resume needs --out: the folder of the run that stopped.")
     config = make_config(preset, variant, profile, method, protocol, seed=seed, **_overrides(set))
-    own = own_teacher(config.dataset, teacher, network, classes, mean, std, key)
+    own = own_teacher(config.dataset, teacher, foreign)
     pool = load_pool(lte, own.class_names if own else datasets.dataset(config.dataset).class_names) if lte else None
     test = None
     if images and split != "test":

@@ -1,10 +1,12 @@
 """What several commands take: class names from a file, and a teacher that is not the kit's."""
 
 import warnings
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 
 from .. import datasets
 from ..classifiers.teacher import Classifier, foreign_teacher, load_classifier
@@ -14,31 +16,43 @@ from ..image_files import class_folders, own_side, read_images, with_labels
 from ..text.labels import read_names
 
 
-def own_teacher(
-    dataset: str,
-    checkpoint: Path | None,
-    network: str | None,
-    classes: Path | None = None,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
-    key: str | None = None,
-) -> Classifier | None:
-    """The teacher in a checkpoint: a file of this kit, or with `network` anybody's; None without a checkpoint.
+@dataclass(frozen=True)
+class Foreign:
+    """What somebody else's checkpoint does not say of itself.
 
-    What is not given of class names, mean and std is the data set's.
+    Attributes:
+        network: the architecture of somebody else's checkpoint, "resnet20", "resnet34", "wrn40_2", ...
+        classes: its class names, one a line, in the order of its outputs; default: the data set's.
+        mean: of its normalisation, a number a channel, in [0, 1] units; default: the data set's.
+        std: likewise.
+        key: which state_dict of a checkpoint that holds several, as "model_ema".
     """
-    if network and not checkpoint:
+
+    network: str | None = None
+    classes: Path | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    key: str | None = None
+
+
+ForeignOptions = Annotated[Foreign, tyro.conf.arg(name="")]  # its fields are options of a command, as --network
+NO_FOREIGN = Foreign()
+
+
+def own_teacher(dataset: str, checkpoint: Path | None, foreign: Foreign) -> Classifier | None:
+    """The teacher in a checkpoint: a file of this kit, or with a network anybody's; None without a checkpoint."""
+    if foreign.network and not checkpoint:
         raise UserError("--network describes the checkpoint of --teacher: give both.")
-    if key and not network:
+    if foreign.key and not foreign.network:
         raise UserError("--key names a part of somebody else's checkpoint: give --network too.")
-    if not network:
+    if not foreign.network:
         return load_classifier(checkpoint) if checkpoint else None
     facts = datasets.DATASETS.get(dataset)
-    names = read_names(classes) if classes else facts and facts.class_names
-    mean, std = mean or (facts and facts.mean), std or (facts and facts.std)
+    names = read_names(foreign.classes) if foreign.classes else facts and facts.class_names
+    mean, std = foreign.mean or (facts and facts.mean), foreign.std or (facts and facts.std)
     if not names or not mean or not std:
         raise UserError(f"{dataset} is not one of the kit's data sets: give --classes, --mean and --std.")
-    return foreign_teacher(checkpoint, network, names, mean, std, key)
+    return foreign_teacher(checkpoint, foreign.network, names, mean, std, foreign.key)
 
 
 def own_images(path: Path, dataset: str, teacher: Classifier | None, size: int) -> datasets.Split:

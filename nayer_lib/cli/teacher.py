@@ -19,7 +19,7 @@ from ..distill import choose_device
 from ..errors import MissingFile, UserError, unknown
 from ..evaluate import Evaluator, Scores
 from ..runs.card import device_name
-from .common import own_images, own_teacher
+from .common import NO_FOREIGN, ForeignOptions, own_images, own_teacher
 
 
 def train(
@@ -133,11 +133,7 @@ def train(
 def score(
     file: Positional[Path],
     dataset: str | None = None,
-    network: str | None = None,
-    classes: Path | None = None,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
-    key: str | None = None,
+    foreign: ForeignOptions = NO_FOREIGN,
     images: Path | None = None,
     size: int = 32,
     device: str | None = None,
@@ -147,22 +143,17 @@ def score(
     Args:
         file: a classifier of this kit, or with --network anybody's checkpoint.
         dataset: default: the one that the file names.
-        network: the architecture of somebody else's checkpoint, "resnet20", "resnet34", "wrn40_2", ...
-        classes: its class names, one a line, in the order of its outputs; default: the data set's.
-        mean: of its normalisation, a number a channel, in [0, 1] units; default: the data set's.
-        std: likewise.
-        key: which state_dict of a checkpoint that holds several, as "model_ema".
         images: images to score on, as `distill` takes them: a subfolder a class, grey ones for a mean of one number;
             or the data set's, an .npz file or a folder of sheets; default: the data set's test split.
         size: pixels to resize those in subfolders to.
         device: "cpu" or "cuda"; default: the GPU where there is one.
     """
-    if not dataset and not network and check_content(file):
+    if not dataset and not foreign.network and check_content(file):
         dataset = files.load_tensors(file)[1].get("dataset")
     if not dataset and not images:
         raise UserError(f"which data set {file} is to be scored on stands nowhere: give --dataset or --images.")
     dataset = dataset or images.name
-    classifier = own_teacher(dataset, file, network, classes, mean, std, key)
+    classifier = own_teacher(dataset, file, foreign)
     test = own_images(images, dataset, classifier, size) if images else datasets.load_split(dataset, "test")
     check_teacher(classifier, tuple(test.images.shape[1:]))
     scores = _scores(classifier, dataset, test, choose_device(device))
@@ -176,10 +167,7 @@ def score(
 def convert(
     checkpoint: Positional[Path],
     dataset: str,
-    network: str,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
-    key: str | None = None,
+    foreign: ForeignOptions = NO_FOREIGN,
     half: bool = False,
     device: str | None = None,
     out: Path | None = None,
@@ -189,16 +177,14 @@ def convert(
     Args:
         checkpoint: safetensors or a torch file with a state_dict inside or as a whole; no code in it is executed.
         dataset: what it was trained on, with its classes in the data set's order.
-        network: its architecture, "resnet34", "wrn40_2", "vgg11", for imagenet "resnet50", ...
-        mean: of its normalisation, a number a channel, in [0, 1] units; default: the data set's.
-        std: likewise.
-        key: which state_dict of a checkpoint that holds several, as "model_ema".
         half: store float16: half the size, and scored after rounding.
         device: where to score it, "cpu" or "cuda"; default: the GPU where there is one.
         out: default: data/teachers/<data set>-<network>.safetensors.
     """
     facts = datasets.dataset(dataset)
-    classifier = own_teacher(dataset, checkpoint, network, None, mean, std, key)
+    if not foreign.network:
+        raise UserError("--network says how the checkpoint's layers are put together: resnet34, wrn40_2, vgg11, ...")
+    classifier = own_teacher(dataset, checkpoint, foreign)
     check_teacher(classifier, facts.image_shape)
     if half:
         _round(classifier, checkpoint)
@@ -210,7 +196,7 @@ def convert(
     except MissingFile as error:
         accuracy, told = {}, f"not scored: {error}"
     source = {"file": checkpoint.name, "sha256": files.file_hash(checkpoint)}
-    path = out or teacher_path(dataset, network)
+    path = out or teacher_path(dataset, foreign.network)
     _save(path, classifier, half=half, dataset=dataset, accuracy=accuracy, source=source)
     print(f"teacher {told}\n{path}")
 
