@@ -14,11 +14,12 @@ other sweep of data/sweeps that its run belongs to.
 import dataclasses
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import files
-from ..compute import Compute
+from ..compute import Compute, compute_of
 from ..config import Config, fields_of, make_config
 from ..errors import MissingFile, UserError, unknown
 from ..methods import KINDS
@@ -174,11 +175,17 @@ def registrations(sweep: Sweep) -> dict[Config, str]:
 
 
 def arm_cards(sweep: Sweep, cards: list[dict]) -> dict[str, list[dict]]:
-    """The finished cards of each arm, in the order of its seeds; a seed that was not run is left out."""
-    finished = {
-        card_config(card): card for card in cards if card["status"] == "finished" and split_of(card) == sweep.split
-    }
-    return {arm: [finished[c] for c in configs if c in finished] for arm, configs in sweep.arms.items()}
+    """The finished cards of each arm, in the order of its seeds; a seed that was not run is left out.
+
+    Of a run that another sweep made too, on another machine, the card is taken whose machine made most of this one's.
+    """
+    finished: dict[Config, dict[tuple, dict]] = {config: {} for _, config in sweep.runs()}
+    for card in cards:
+        if card["status"] == "finished" and split_of(card) == sweep.split and (config := card_config(card)) in finished:
+            finished[config][card["device"], compute_of(card)] = card
+    most = Counter(machine for found in finished.values() for machine in found)
+    own = {config: found[max(found, key=most.get)] for config, found in finished.items() if found}
+    return {arm: [own[config] for config in configs if config in own] for arm, configs in sweep.arms.items()}
 
 
 def keep_sweep(sweep: Sweep) -> Path:

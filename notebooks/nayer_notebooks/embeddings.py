@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from nayer_lib import datasets, files
 from nayer_lib.classifiers.teacher import load_teacher
-from nayer_lib.cli.common import own_teacher
+from nayer_lib.cli.common import NO_FOREIGN, ForeignOptions, own_teacher
 from nayer_lib.config import TABLE8, Config
 from nayer_lib.errors import UserError
 from nayer_lib.evaluate import features
@@ -130,9 +130,7 @@ def remember(dataset: str, name: str, facts: dict) -> None:
 def show(
     pools: Positional[tuple[Path, ...]],
     teacher: Path | None = None,
-    network: str | None = None,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
+    foreign: ForeignOptions = NO_FOREIGN,
     images: bool = False,
     keep: bool = False,
 ) -> None:
@@ -141,9 +139,6 @@ def show(
     Args:
         pools: files of `lte build` or `lte convert`.
         teacher: a checkpoint whose features of the test images are compared with the text; default: the kit's teacher.
-        network: the architecture of somebody else's checkpoint, "resnet20", ...
-        mean: its normalisation, a number a channel; default: the data set's.
-        std: likewise.
         images: compare with the class means of the teacher's features on the data set's test images.
         keep: put what is told into data/embeddings.json, from which the notebooks read.
     """
@@ -153,10 +148,10 @@ def show(
     for path in pools:
         pool = read_pool(path)
         dataset, names = classes_of(pool)
-        if (images or teacher or network) and dataset not in compared:
+        if (images or teacher or foreign.network) and dataset not in compared:
             if not dataset:
                 raise UserError(f"{path.name} is for classes of your own: there are no test images to compare with.")
-            judge = own_teacher(dataset, teacher, network, None, mean, std)
+            judge = own_teacher(dataset, teacher, foreign)
             judge = judge or load_teacher(dataset, TABLE8[dataset].get("teacher", Config.teacher))
             if judge.class_names != names:
                 raise UserError(f"the teacher's class names are not those of {dataset}: take a teacher of its classes.")

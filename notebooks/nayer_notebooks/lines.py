@@ -163,6 +163,8 @@ class Ablation:
             printed = None if name == against or None in numbers else numbers[0] - numbers[1]
             about = {"data_of_paper": _of_paper(sweep), "counted": bool(self.headline)}
             for protocol, cell in (ran[name] or {None: None}).items():
+                if cell and name == against and not compared[protocol] and any(compared.values()):
+                    continue  # another table ran the reference alone, on another machine
                 measured = compared.get(protocol, {}).get((name, against), {})
                 contrast = measured.get(self.headline)
                 about["silent"] = self.silent(name, dataset) or _incomplete(sweep, ran, protocol, (name, against))

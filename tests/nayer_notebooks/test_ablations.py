@@ -350,6 +350,15 @@ def test_runs_of_different_protocols_are_never_compared(run, sweep):
     assert row_of(page, "Table 3", "digits", "LTE")["ours: difference [95 %]"] == ""
 
 
+def test_a_reference_that_ran_alone_elsewhere_has_no_line_for_it(run, sweep):
+    cards = runs_of(run, sweep, {"NAYER(Kto1)": ten(0.9), "Z": ten(0.8)})
+    cards += runs_of(run, sweep, {"NAYER(Kto1)": ten(0.95)}, device="another")
+    rows = [row for row in sections(ablations_page(cards))["Table 3", "digits"] if row["row"] == "NAYER(Kto1)"]
+    assert [row["device"] for row in rows] == ["a device"]
+    alone = [row for row in sections(ablations_page(cards[-10:]))["Table 3", "digits"] if row["row"] == "NAYER(Kto1)"]
+    assert [row["device"] for row in alone] == ["another"]
+
+
 def test_an_arm_with_a_kept_generator_is_compared_with_k_to_1_under_one(run, sweep):
     kept = ", G kept"
     arms = {"NAYER(Kto1)": ten(0.98), f"NAYER(Kto1){kept}": ten(0.96), f"NAYER(woRI){kept}": ten(0.91)}
@@ -386,8 +395,10 @@ def test_a_registered_table_counts_its_own_runs_and_speaks_when_all_are_there(ru
 
 def test_a_table_holds_the_runs_of_its_own_seeds(run):
     """Another table may run an equal config with other seeds."""
-    configs = SWEEPS["eq5", "digits"].arms["all terms"]
-    cards = [run(config, 0.9) for config in configs] + [run(dataclasses.replace(configs[0], seed=29), 0.1)]
+    sweep = SWEEPS["eq5", "digits"]
+    configs, registered = sweep.arms["all terms"], {"registration": sweep.registration}
+    cards = [run(config, 0.9, **registered) for config in configs]
+    cards.append(run(dataclasses.replace(configs[0], seed=40), 0.1, **registered))
     line = next(line for line in lines_of("eq5", "digits", cards) if line.name == "all terms")
     assert line.cell.last == pytest.approx(len(configs) * [90])
 
@@ -510,7 +521,7 @@ def test_a_run_stands_in_every_table_that_it_answers_and_in_no_other_problem(run
         for arm, configs in sweep.arms.items()
         if config in configs and sweep.split == "test"
     }
-    assert shown == same and ("The terms of Eq. 5", "digits", "all terms") in shown
+    assert shown == same and ("Table 11", "digits", "NAYER, g = 30") in shown
 
 
 def test_every_table_tells_where_its_numbers_come_from():

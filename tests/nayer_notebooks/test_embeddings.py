@@ -12,6 +12,7 @@ import torch
 
 from nayer_lib.classifiers import build
 from nayer_lib.classifiers.teacher import make_classifier, save_classifier
+from nayer_lib.cli.common import Foreign
 from nayer_lib.datasets import DATASETS
 from nayer_lib.errors import UserError
 from nayer_lib.text.labels import class_names, labels_hash
@@ -291,7 +292,7 @@ def test_show_compares_with_the_images_that_a_teacher_sees(tmp_path, capsys):
     ours = make_classifier("wrn10_half", facts.class_names, facts.mean, facts.std, 0)
     save_classifier(tmp_path / "ours.safetensors", ours)
     torch.save(build("wrn10_half", 10, channels=1).state_dict(), tmp_path / "theirs.pth")
-    foreign = {"teacher": tmp_path / "theirs.pth", "network": "wrn10_half", "mean": (0.5,), "std": (0.25,)}
+    foreign = {"teacher": tmp_path / "theirs.pth", "foreign": Foreign("wrn10_half", mean=(0.5,), std=(0.25,))}
     for options in ({"teacher": tmp_path / "ours.safetensors"}, foreign):
         assert "with wrn10_half's features of 500 test images" in said(capsys, pool, **options)
 
@@ -305,7 +306,7 @@ def test_show_compares_with_the_images_that_a_teacher_sees(tmp_path, capsys):
         ("own", {"images": True}, "leaves.safetensors is for classes of your own"),
         ("cifar100", {"images": True}, "no teacher for cifar100/wrn40_2"),
         ("color_digits", {"teacher": "digits-wrn10_1"}, "the teacher's class names are not those of color_digits"),
-        ("digits", {"images": True, "network": "resnet20"}, "--network describes the checkpoint of --teacher"),
+        ("digits", {"images": True, "foreign": Foreign("resnet20")}, "--network describes the checkpoint of --teacher"),
     ],
 )
 def test_show_refuses_what_it_cannot_tell_of(pool, options, sentence, clone):

@@ -45,7 +45,7 @@ def test_a_metric_is_the_mean_over_the_seeds_of_an_arm_of_which_all_have_it():
     [line] = [line for line in ablations.lines_of("eq5", "digits", kept_cards()) if line.name == "no L_BN"]
     card = line.cell.cards[0]
     entries = [{"ce_by_step": [3.0, 1.0]}, {"ce_by_step": [1.0, 2.0]}]
-    cards = [like(card, seed=seed, metrics=metrics) for seed, metrics in enumerate(entries)]
+    cards = [like(card, seed=10 + place, metrics=metrics) for place, metrics in enumerate(entries)]
     found = measured("eq5", "digits", cards, "ce_by_step")
     assert list(found) == ["no L_BN"] and found["no L_BN"].tolist() == [2.0, 1.5]
     assert measured("eq5", "digits", cards, "by_step", "score") == {}

@@ -927,6 +927,16 @@ def test_a_seed_that_was_not_run_is_left_out(write):
     assert arm_cards(read, []) == {"text": [], "z": []}
 
 
+def test_of_a_run_that_was_made_on_two_machines_the_sweep_takes_that_of_its_other_runs(write):
+    """Another sweep may hold the same run."""
+    read = read_sweep(write(SPEC))
+    here = [card_of(tiny_config(seed=s, latent=x)) | {"device": "here"} for s in (0, 1) for x in ("noise", "noisy")]
+    there = [card_of(tiny_config(seed=s)) | {"device": "there", "id": f"there-{s}"} for s in (0, 1)]
+    for cards in (here + there, there + here):
+        assert {card["device"] for found in arm_cards(read, cards).values() for card in found} == {"here"}
+    assert [card["id"] for card in arm_cards(read, there)["text"]] == ["there-0", "there-1"]
+
+
 def test_a_kept_sweep_is_one_file_of_finished_cards(write, tmp_path, monkeypatch, no_runs):
     monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))
     read, before = read_sweep(write(SPEC, "latents.json")), kept_cards()
@@ -1057,7 +1067,8 @@ def test_arms_have_three_seeds_or_more_and_differ_in_nothing_but_what_the_sweep_
 def test_the_registered_sweeps_have_seeds_that_nobody_has_seen():
     registered = {path.stem: read_sweep(path) for path in OWN if read_sweep(path).primary}
     on_cifar10 = {f"{name}_cifar10" for name in ("speed", "first_rounds", "controls", "inputs", "paper", "cpnet")}
-    of_the_paper, after_it = ("table3", "redraw", "table9"), ("noise", "procedural", "black_box", "nayer_plus", "cpnet")
+    of_the_paper = ("table3", "eq5", "redraw", "table9")
+    after_it = ("noise", "procedural", "black_box", "nayer_plus", "cpnet")
     on_digits = {f"{name}_digits" for name in of_the_paper + after_it}
     assert set(registered) == on_cifar10 | on_digits
     for read in registered.values():
