@@ -6,10 +6,9 @@ differently on another processor or device; Doc2Vec is trained by one thread wit
 several threads is not reproducible.
 """
 
-import contextlib
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -136,10 +135,9 @@ def sbert(texts: list[str], model: str | None, device: str, bar: bool) -> Encode
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     place = str(folder or name)
     try:
-        with _bar_of_weights(bar):
-            encoder = within(
-                DOWNLOAD, lambda: SentenceTransformer(place, device=device, local_files_only=local is not None)
-            )
+        encoder = within(
+            DOWNLOAD, lambda: SentenceTransformer(place, device=device, local_files_only=local is not None)
+        )
         weights = folder / "model.safetensors" if folder else cached_weights(name)
     except (OSError, ValueError, SafetensorError) as error:
         raise no_weights(name) from error
@@ -149,21 +147,6 @@ def sbert(texts: list[str], model: str | None, device: str, bar: bool) -> Encode
         "weights_sha256": file_hash(weights) if weights and weights.is_file() else "",
         "library": f"sentence-transformers {version('sentence-transformers')}",
     }
-
-
-@contextlib.contextmanager
-def _bar_of_weights(shown: bool) -> Iterator[None]:
-    """Whether transformers draws its bar of the weights that it loads, which a notebook would keep."""
-    from transformers.utils import logging as transformers_logging
-
-    before = transformers_logging.is_progress_bar_enabled()
-    if not shown:
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if before:
-            transformers_logging.enable_progress_bar()
 
 
 # --- Doc2Vec ----------------------------------------------------------------------------------------------------------

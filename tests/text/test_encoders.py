@@ -172,15 +172,6 @@ def test_sbert_puts_like_meanings_near_each_other(sbert_folder):
 
 
 @pytest.mark.slow
-def test_sbert_loads_its_weights_without_a_bar_unless_one_is_asked_for(sbert_folder, capfd):
-    from transformers.utils import logging as transformers_logging
-
-    encode(TEXTS, "sbert", model=str(sbert_folder))
-    assert "Loading weights" not in capfd.readouterr().err and transformers_logging.is_progress_bar_enabled()
-    encode(TEXTS, "sbert", model=str(sbert_folder), bar=True)
-    assert "Loading weights" in capfd.readouterr().err
-
-
 def test_sbert_rows_do_not_depend_on_the_batch(sbert_folder, monkeypatch):
     whole, _ = encode(TEXTS, "sbert", sbert_folder)
     monkeypatch.setattr(encoders, "BATCH", 2)
