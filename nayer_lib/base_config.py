@@ -59,7 +59,7 @@ class Config:
     student_momentum: float = 0.9
     student_weight_decay: float = 1e-4
 
-    # A quantised student (classifiers/quantised.py): a copy of the teacher on few levels. None: none, and then the
+    # A quantised student (nayer_beyond/quantised.py): a copy of the teacher on few levels. None: none, and then the
     # other fields stay as they are.
     weight_bits: int | None = None
     activation_bits: int = 8

@@ -16,6 +16,7 @@ from .config import Config, check
 from .datasets import DATASETS, DataSet, Split, dataset, load_split
 from .errors import UserError, unknown
 from .evaluate import Evaluator, Scores
+from .lazy import imported
 from .methods import KINDS
 from .methods.base import Method, NonFiniteLoss, SynthesisReport
 from .ranks import Ranks, find_ranks
@@ -181,9 +182,7 @@ def prepare(
     # What a control learns from: never the images that it is scored on.
     real = load_split(config.dataset, "fit" if test.name == "validation" else "train") if kind.reads_images else None
     if config.weight_bits is not None:
-        from .classifiers.quantised import quantisation_of, quantised  # here: other students stay float
-
-        student = quantised(teacher, quantisation_of(config), facts.image_shape, config.seed)
+        student = imported("nayer_beyond.quantised:student_of", "a quantised student")(teacher, config, facts)
     else:
         student = make_classifier(config.student, teacher.class_names, teacher.mean, teacher.std, config.seed)
     method = kind(

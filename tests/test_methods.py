@@ -9,8 +9,8 @@ import torch
 from test_ranks import connected, whole_run
 from tiny import QUANTISED, over, run_all, same, through_a_file, tiny_config, tiny_setup
 
+from nayer_beyond.quantised import layers
 from nayer_lib.base_config import QUANTISATION
-from nayer_lib.classifiers.quantised import layers
 from nayer_lib.classifiers.teacher import Classifier, load_teacher
 from nayer_lib.compute import Compute
 from nayer_lib.config import fields_of, make_config

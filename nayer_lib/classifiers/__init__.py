@@ -1,11 +1,11 @@
 """The networks of teachers and students: `build` makes a network from its name."""
 
 import re
-from pkgutil import resolve_name
 
 from torch import nn
 
 from ..errors import UserError, unknown
+from ..lazy import imported
 from .resnet import Projection, dafl_resnet, he_resnet, imagenet_resnet50
 from .wide_resnet import WideResNet
 
@@ -14,10 +14,9 @@ BUILDERS = {
     "resnet34": lambda *shape: dafl_resnet(34, *shape),
     "resnet50": imagenet_resnet50,
     "resnet20_b": lambda *shape: he_resnet(20, *shape, Projection),
-    # Few runs have one of these, so their files are imported when they are asked for.
-    "vgg11": lambda *shape: resolve_name(f"{__name__}.vgg:VGG11")(*shape),
-    "vgg19": lambda *shape: resolve_name(f"{__name__}.vgg:VGG19")(*shape),
-    "mobilenetv2": lambda *shape: resolve_name(f"{__name__}.mobilenet:MobileNetV2")(*shape),
+    "vgg11": lambda *shape: imported(".vgg:VGG11", "vgg11", __name__)(*shape),
+    "vgg19": lambda *shape: imported(".vgg:VGG19", "vgg19", __name__)(*shape),
+    "mobilenetv2": lambda *shape: imported("nayer_beyond.mobilenet:MobileNetV2", "mobilenetv2")(*shape),  # Table 9
 }
 KNOWN = (*BUILDERS, *"resnet8 resnet20 resnet44 wrn10_half wrn10_1 wrn16_1 wrn16_2 wrn40_1 wrn40_2".split())
 

@@ -8,19 +8,17 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import files
 from ..errors import MissingFile, UserError
+from ..lazy import imported
 from ..text.labels import check_names
 from . import build
 from .checkpoints import check_content, load_weights, read_checkpoint
-
-if TYPE_CHECKING:
-    from .quantised import Quantisation
 
 NO_HEAD = (
     "the teacher is without a head that can be found: with as many outputs as there are class names, its last layer "
@@ -39,7 +37,7 @@ class Classifier(nn.Module):
 
     Attributes:
         accuracy: in [0, 1], by split, as the file that it was read from states it; {} if nothing does.
-        quantisation: how its network is quantised; None if it is not.
+        quantisation: how its network is quantised (a `Quantisation` of nayer_beyond); None if it is not.
         answers_alone: whether it is a black box: it gives answers, but no layer and no gradient.
     """
 
@@ -56,7 +54,7 @@ class Classifier(nn.Module):
         self.class_names = check_names(class_names)
         self.name = name
         self.accuracy: dict[str, float] = {}
-        self.quantisation: Quantisation | None = None
+        self.quantisation: Any = None
         self.register_buffer("_mean", torch.tensor(self.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(-1, 1, 1), persistent=False)
 
@@ -231,8 +229,7 @@ def load_classifier(path: Path) -> Classifier:
         raise UserError(f"{path} names no network of this kit: build yours in Python (docs/your_own_model.md).")
     classifier = make_classifier(header["network"], header["class_names"], header["mean"], header["std"], seed=0)
     if "quantisation" in header:
-        from .quantised import as_saved  # here: other classifiers stay float
-
+        as_saved = imported("nayer_beyond.quantised:as_saved", "a quantised network")
         classifier.net, classifier.quantisation = as_saved(classifier.net, header["quantisation"], path)
     load_weights(classifier.net, tensors, path)
     stated = header.get("accuracy")

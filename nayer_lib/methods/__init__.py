@@ -1,9 +1,8 @@
 """Every method behind one seam (`base.Method`): a new paper is its file, one line of METHODS and its test."""
 
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 
-from ..errors import UserError
+from ..lazy import imported
 from .base import Method
 
 
@@ -18,14 +17,7 @@ class Kinds(Mapping[str, type[Method]]):
         self.places = places
 
     def __getitem__(self, name: str) -> type[Method]:
-        module, _, kind = self.places[name].partition(":")
-        try:
-            return getattr(import_module(module, __name__), kind)
-        except ModuleNotFoundError as error:
-            if error.name != module.partition(".")[0]:
-                raise
-            sentence = f"{name} is of the package {error.name}, which is not installed: `pip install -e .`."
-            raise UserError(sentence) from None
+        return imported(self.places[name], name, __name__)
 
     def __contains__(self, name: object) -> bool:
         return name in self.places

@@ -11,6 +11,7 @@ import torch
 
 from .. import __version__, files
 from ..distill import Setup
+from ..lazy import imported
 from ..methods.base import Method
 from .card import REGISTRATION, device_name
 
@@ -60,8 +61,7 @@ def of_quantised(setup: Setup) -> dict:
 
     "kib" is what it would take if it were stored at its bits, "kib_float" what its float form takes.
     """
-    from ..classifiers.quantised import kib, layers  # here: other students are float
-
+    kib, layers = (imported(f"nayer_beyond.quantised:{name}", "a quantised student") for name in ("kib", "layers"))
     student = setup.method.student
     at_bits, as_float = kib(student.net)
     return {

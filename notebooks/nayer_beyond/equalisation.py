@@ -7,9 +7,8 @@ behind it said so.
 import torch
 from torch import Tensor, fx, nn
 
-from nayer_lib.classifiers.quantised import Quantised
-
 from .moments import KEEPING, RELUS, operation, through
+from .quantised import Quantised
 
 SWEEPS, STILL = 20, 2e-7  # at most so many; the mean |change| of a weight at which they end (jakc4103/DFQ)
 LAYERS = (nn.Conv2d, nn.Linear)

@@ -1,6 +1,6 @@
 """Rounding: a quantised copy of the teacher as it is, the floor under every method that makes it learn.
 
-Its ranges were set on noise (`classifiers.quantised`). Nothing is synthesised and nothing is learned, so that a
+Its ranges were set on noise (`quantised`). Nothing is synthesised and nothing is learned, so that a
 run has one epoch, in which the student is scored (Krishnamoorthi 2018, "Quantizing deep convolutional networks for
 efficient inference", arXiv:1806.08342, section 3.1).
 """

@@ -26,13 +26,14 @@ from torch import Tensor
 
 from nayer_lib import losses
 from nayer_lib.base_config import Config
-from nayer_lib.classifiers.quantised import calibrate, layers
 from nayer_lib.classifiers.teacher import tapped
 from nayer_lib.errors import UserError
 from nayer_lib.memory import Memory
 from nayer_lib.methods.base import Batch
 from nayer_lib.methods.deepinv import DeepInversion
 from nayer_lib.methods.round import StepResult, SynthesisBatch
+
+from .quantised import calibrate, layers
 
 PATIENCE, LOWEST_RATE = 100, 1e-4  # steps without progress before the rate falls tenfold, and where it ends
 

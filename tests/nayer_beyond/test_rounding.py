@@ -5,7 +5,7 @@ import copy
 import pytest
 from tiny import run_all, same, tiny_setup
 
-from nayer_lib.classifiers.quantised import Quantisation, quantised
+from nayer_beyond.quantised import Quantisation, quantised
 from nayer_lib.config import fields_of, make_config
 from nayer_lib.errors import UserError
 from nayer_lib.methods import CONTROLS, METHODS

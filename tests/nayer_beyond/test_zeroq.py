@@ -8,8 +8,8 @@ from test_ranks import connected
 from tiny import run_all, same, tiny_config, tiny_setup
 from torch import nn
 
+from nayer_beyond.quantised import calibrate, layers
 from nayer_beyond.zeroq import ZeroQ, image_statistics
-from nayer_lib.classifiers.quantised import calibrate, layers
 from nayer_lib.config import make_config
 from nayer_lib.distill import prepare
 from nayer_lib.errors import UserError

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base_config import QUANTISATION, Config
-from ..errors import UserError
-from .folding import fold_batch_norms, give_biases
+from nayer_lib.base_config import QUANTISATION, Config
+from nayer_lib.classifiers.folding import fold_batch_norms, give_biases
+from nayer_lib.datasets import DataSet
+from nayer_lib.errors import UserError
 
 TINY = 1e-12  # the smallest scale: of weights that are all 0, or of an input that was never seen
 FLOAT_BITS = 32
@@ -181,6 +182,11 @@ def quantised(teacher: nn.Module, how: Quantisation, image_shape: tuple[int, int
     noise = torch.rand(CALIBRATION_IMAGES, *image_shape, generator=torch.Generator().manual_seed(seed))
     calibrate(student, noise.to(next(student.parameters()).device))
     return student.train()
+
+
+def student_of(teacher: nn.Module, config: Config, facts: DataSet) -> nn.Module:
+    """The student of a config with `weight_bits`: `quantised`, its ranges set by the config's seed."""
+    return quantised(teacher, quantisation_of(config), facts.image_shape, config.seed)
 
 
 def as_saved(net: nn.Module, how: object, source: object) -> tuple[nn.Module, Quantisation]:

@@ -12,10 +12,10 @@ from tiny import same, tiny_config, tiny_setup
 from torch import nn
 from torch.nn import functional as F
 
+from nayer_beyond import quantised as q
+from nayer_beyond.quantised import Quantisation, calibrate, kib, layers, quantise, quantised
 from nayer_lib import files
 from nayer_lib.base_config import check
-from nayer_lib.classifiers import quantised as q
-from nayer_lib.classifiers.quantised import Quantisation, calibrate, kib, layers, quantise, quantised
 from nayer_lib.classifiers.teacher import (
     Classifier,
     foreign_teacher,
