@@ -273,13 +273,14 @@ def family_tree(
     for name, parent in ((name, parent) for name, older in parents.items() for parent in older):
         ends = {"patchA": boxes[parent].get_bbox_patch(), "patchB": boxes[name].get_bbox_patch()}
         arrow = {"arrowstyle": "-|>", "color": "dimgrey", "shrinkA": 0, "shrinkB": 1, **ends}
-        ax.annotate("", boxes[name].get_position(), boxes[parent].get_position(), arrowprops=arrow)
+        arrow["connectionstyle"] = "arc3,rad=0.02"  # a little bent, it passes the corner of a box between the two
+        ax.annotate("", boxes[name].get_position(), boxes[parent].get_position(), arrowprops=arrow, zorder=2)
     first, last = min(born.values()), max(born.values())
     for band, (family, members) in enumerate(groupby(families, key=families.get)):
         inside = [boxes[name].get_position()[1] for name in members]
         ax.axhspan(min(inside) - 0.5, max(inside) + 0.5, color="grey", alpha=0.06 if band % 2 else 0.14)
-        ax.text(first - 1.75, sum(inside) / len(inside), family, va="center", size=9)
-    ax.set(xlim=(first - 1.8, last + 0.5), ylim=(len(families) - 0.5, -0.5), yticks=[])
+        ax.text(first - 2.0, sum(inside) / len(inside), family, va="center", size=9)
+    ax.set(xlim=(first - 2.05, last + 0.5), ylim=(len(families) - 0.5, -0.5), yticks=[])
     ax.set_xticks(range(first, last + 1))
     ax.grid(False)
     return ax
