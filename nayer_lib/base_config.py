@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -207,7 +208,7 @@ def _check(name: str, default: object, value: object) -> None:
     if name in CHOICES and value not in CHOICES[name][1]:
         raise unknown(CHOICES[name][0], value, CHOICES[name][1])
     if name == "seed":
-        must = None if whole else "be a whole number"
+        must = None if whole and abs(value) < 2**63 else "be a whole number of at most 63 bits"
     elif name == "warmup_epochs":
         must = None if whole and value >= 0 else "be a whole number from 0 up"
     elif name == "generator_width":
@@ -223,9 +224,9 @@ def _check(name: str, default: object, value: object) -> None:
     elif name in SHARES:
         must = None if 0 <= number <= 1 else "lie in [0, 1]"
     elif name in POSITIVE:
-        must = None if 0 < number < math.inf else "be a positive number"
+        must = None if number > 0 else "be a positive number"
     elif isinstance(default, float):
-        must = None if 0 <= number < math.inf else "be zero or positive"
+        must = None if number >= 0 else "be zero or positive"
     elif name == "generator_betas":
         pair = isinstance(value, tuple) and len(value) == 2 and all(0 <= _number(beta) < 1 for beta in value)
         must = None if pair else "be a pair of numbers in [0, 1)"
@@ -239,5 +240,6 @@ def _check(name: str, default: object, value: object) -> None:
 
 
 def _number(value: object) -> float:
-    """A number as it is; for anything else, and for a bool, NaN, which lies in no range."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    """A number as it is; for anything else, a bool and what no float holds among it, NaN, which lies in no range."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number and abs(value) <= sys.float_info.max else math.nan

@@ -18,6 +18,7 @@ variant, the profile, what the user overrides.
 import dataclasses
 import functools
 import re
+import sys
 from typing import Any
 
 from .base_config import PROTOCOLS, Config, NayerConfig, check
@@ -208,7 +209,8 @@ def _typed(value: Any, default: Any) -> Any:
     1.0. The only tuples are pairs of floats."""
     if isinstance(value, list | tuple):
         return tuple(_typed(each, default) for each in value)
-    return float(value) if type(value) is int and isinstance(default, float | tuple) else value
+    whole = type(value) is int and abs(value) <= sys.float_info.max  # larger ones no float holds: `check` refuses them
+    return float(value) if whole and isinstance(default, float | tuple) else value
 
 
 def fields_of(method: str) -> frozenset[str]:

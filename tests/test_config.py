@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -333,8 +334,18 @@ COUNTS = sorted(COUNTS_AND_SIZES - {"warmup_epochs"} | {"rounds", "memory_size",
 not_a_count = st.one_of(
     st.integers(max_value=0), st.floats(), st.text(), st.lists(st.integers(), max_size=2), st.tuples(st.integers())
 )
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63), 10**400], ids=["above", "below", "far above"])
+def test_a_seed_is_one_that_torch_takes(seed):
+    with pytest.raises(UserError, match="seed must be a whole number of at most 63 bits"):
+        make_config(seed=seed)
+    torch.manual_seed(make_config(seed=2**63 - 1).seed)
+    torch.manual_seed(make_config(seed=1 - 2**63).seed)
+
+
 finite = st.floats(allow_nan=False, allow_infinity=False)
-NOT_FINITE = (math.nan, math.inf)
+NOT_FINITE = (math.nan, math.inf, 10**400)
 few = settings(max_examples=60, deadline=None, database=None)
 
 
