@@ -56,7 +56,7 @@ def check(
 
     told = f"yours {_short(ours)}, expected {_short(theirs)}"
     if equal(1.0):
-        print(f"{name}: right ({told})")
+        print(f"{name}: right ({told if ours.numel() <= FEW else f'all {ours.numel():,} numbers as expected'})")
         return
     known = {SIGN: "the sign is turned round", **(mistakes or {})}
     hints = [f" ({hint})" for factor, hint in known.items() if equal(factor)]

@@ -49,10 +49,13 @@ def test_a_wrong_word_is_said():
         check("nearest", "cat", "truck")
 
 
-def test_a_few_numbers_are_shown_and_more_are_told_by_their_shape_and_mean(capsys):
-    for size, told in ((2, "(0.5, 0.5, 0.5, 0.5)"), (3, "(3, 3) numbers with mean 0.5")):
+def test_a_few_numbers_are_shown_and_more_are_counted_or_told_by_their_shape_and_mean(capsys):
+    few = "(0.5, 0.5, 0.5, 0.5)"
+    for size, told in ((2, f"yours {few}, expected {few}"), (40, "all 1,600 numbers as expected")):
         check("Z(e)", torch.full((size, size), 0.5), torch.full((size, size), 0.5))
-        assert capsys.readouterr().out == f"Z(e): right (yours {told}, expected {told})\n"
+        assert capsys.readouterr().out == f"Z(e): right ({told})\n"
+    with pytest.raises(Wrong, match=r"yours \(3, 3\) numbers with mean 1, expected \(3, 3\) numbers with mean 0.5;"):
+        check("Z(e)", torch.ones(3, 3), torch.full((3, 3), 0.5))
 
 
 def test_numbers_of_one_mean_are_told_apart():
