@@ -39,6 +39,13 @@ ForeignOptions = Annotated[Foreign, tyro.conf.arg(name="")]  # its fields are op
 NO_FOREIGN = Foreign()
 
 
+def new_file(path: Path) -> Path:
+    """The path, if no file stands there that would be lost."""
+    if path.exists():
+        raise UserError(f"{path} is there already, and would be lost: give --out another file, or remove it.")
+    return path
+
+
 def own_teacher(dataset: str, checkpoint: Path | None, foreign: Foreign) -> Classifier | None:
     """The teacher in a checkpoint: a file of this kit, or with a network anybody's; None without a checkpoint."""
     if foreign.network and not checkpoint:

@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..text.labels import read_names
 from ..text.lte_pool import agreement, build_pool, classes_of, equal_rows, pool_path, read_pool, save_pool
 from ..text.released import released_pool
+from .common import new_file
 
 
 def build(
@@ -35,9 +36,10 @@ def build(
     """
     if len(dataset) * len(prompt) > 1 and out:
         raise UserError("--out names one file: leave it out, or build one pool at a time.")
-    for name, template in itertools.product(dataset, prompt):
+    wanted = [(one, new_file(out or pool_path(one[0], encoder, one[1]))) for one in itertools.product(dataset, prompt)]
+    for (name, template), path in wanted:
         pool = build_pool(_names(name, classes), encoder, template, model, device, bar=True)
-        _save(pool, out or pool_path(name, encoder, template))
+        _save(pool, path)
         if unknown := pool.header.get("unknown_words"):
             print(f"words that {encoder} does not know: {', '.join(unknown)}")
 
@@ -62,9 +64,10 @@ def convert(
         classes: your own class names, one a line, in place of the data set's.
         out: default: data/lte/<data set>.clip.a.safetensors.
     """
+    path = new_file(out or pool_path(dataset, "clip", "a"))
     names = _names(dataset, classes)
     pool = released_pool(released, names, read_names(order) if order else None, key or dataset)
-    _save(pool, out or pool_path(dataset, "clip", "a"))
+    _save(pool, path)
     if moved := pool.header["moved_rows"]:
         print(f"{moved} of {len(names)} rows stood at another class's place; they were put right by name")
     for one, other in equal_rows(pool.table):

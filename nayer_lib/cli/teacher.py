@@ -19,7 +19,7 @@ from ..distill import choose_device
 from ..errors import MissingFile, UserError, unknown
 from ..evaluate import Evaluator, Scores
 from ..runs.card import device_name
-from .common import NO_FOREIGN, ForeignOptions, own_images, own_teacher
+from .common import NO_FOREIGN, ForeignOptions, new_file, own_images, own_teacher
 
 
 def train(
@@ -82,8 +82,8 @@ def train(
     partial = path.with_name(f"{path.name}.partial")
     if partial.exists() and not resume:
         raise UserError(f"{partial} is an unfinished training: continue it with --resume, or remove it.")
-    if path.exists() and not resume:
-        raise UserError(f"{path} is there already, and would be lost: give --out another file, or remove it.")
+    if not resume:
+        new_file(path)
     classifier = _begun(start, network, dataset) if start else None
     classifier = (classifier or make_classifier(network, facts.class_names, facts.mean, facts.std, seed)).to(on)
     data = (datasets.load_packed(images, dataset, "train") if images else datasets.load_split(dataset, split)).to(on)
@@ -184,6 +184,7 @@ def convert(
     facts = datasets.dataset(dataset)
     if not foreign.network:
         raise UserError("--network says how the checkpoint's layers are put together: resnet34, wrn40_2, vgg11, ...")
+    path = new_file(out or teacher_path(dataset, foreign.network))
     classifier = own_teacher(dataset, checkpoint, foreign)
     check_teacher(classifier, facts.image_shape)
     if half:
@@ -196,7 +197,6 @@ def convert(
     except MissingFile as error:
         accuracy, told = {}, f"not scored: {error}"
     source = {"file": checkpoint.name, "sha256": files.file_hash(checkpoint)}
-    path = out or teacher_path(dataset, foreign.network)
     _save(path, classifier, half=half, dataset=dataset, accuracy=accuracy, source=source)
     print(f"teacher {told}\n{path}")
 

@@ -80,6 +80,9 @@ def test_build_takes_sbert_and_the_prompt_a_if_nothing_is_said(clone, monkeypatc
         return torch.eye(10), {"model": "none"}
 
     monkeypatch.setitem(ENCODERS, "sbert", sbert)
+    refused(["lte", "build", "--dataset", "digits"], "digits.sbert.a.safetensors is there already", capsys)
+    assert asked == []  # nothing is encoded for nothing
+    pool_path("digits", "sbert", "a").unlink()
     assert call(capsys, "lte", "build", "--dataset", "digits").endswith("/data/lte/digits.sbert.a.safetensors\n")
     assert asked == [("a zero", None, "cpu", True)]
 
@@ -152,8 +155,10 @@ def test_convert_takes_the_table_of_the_data_set_or_the_one_that_is_named(clone,
     assert torch.equal(
         load_pool(pool_path("cifar10", "clip", "a"), class_names("cifar10")).table, table.flip(0).float()
     )
-    call(capsys, "lte", "convert", "--dataset", "cifar10", "--released", str(path), "--key", "mine")
-    assert load_pool(pool_path("cifar10", "clip", "a"), class_names("cifar10")).header["key"] == "mine"
+    again = ["lte", "convert", "--dataset", "cifar10", "--released", str(path), "--key", "mine"]
+    refused(again, "cifar10.clip.a.safetensors is there already, and would be lost: give --out another file", capsys)
+    call(capsys, *again, "--out", str(tmp_path / "mine.safetensors"))
+    assert load_pool(tmp_path / "mine.safetensors", class_names("cifar10")).header["key"] == "mine"
     refused(["lte", "convert", "--dataset", "digits", "--released", str(path)], "with --key (cifar10, mine)", capsys)
 
 
@@ -192,7 +197,7 @@ def test_compare_shows_five_classes_of_many_by_their_names(capsys):
         ("build --dataset digits cifar10 --encoder random --out x.safetensors", "--out names one file: leave it out"),
         ("build --dataset digits --prompt a p2 --encoder random --out x", "--out names one file: leave it out"),
         ("build --dataset leaves --encoder random --classes nowhere.txt", "nowhere.txt does not exist: it should hold"),
-        ("build --dataset digits --encoder doc2vec --model nowhere.txt", "no corpus at nowhere.txt"),
+        ("build --dataset digits --encoder doc2vec --prompt p3 --model nowhere.txt", "no corpus at nowhere.txt"),
         ("convert --dataset digits --released nowhere.pickle", "nowhere.pickle does not exist: the released tables"),
         (f"convert --dataset digits --released {__file__}", "is not a pickle of one table of embeddings, and nothing"),
         (f"convert --dataset digts --released {__file__}", "unknown data set 'digts'. Did you mean 'digits'"),

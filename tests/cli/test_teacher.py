@@ -319,6 +319,10 @@ def test_a_checkpoint_whose_test_images_are_not_here_is_not_scored(clone, call):
         status == 0 and said.startswith("teacher not scored: cifar10 is not whole in") and said.endswith(f"\n{path}\n")
     )
     assert files.load_tensors(path)[1]["accuracy"] == {}
+    before = path.read_bytes()
+    status, said = call("convert", source, "--dataset", "cifar10", "--network", "wrn16_1", "--half")
+    assert status == 2 and "wrn16_1.safetensors is there already, and would be lost" in said
+    assert path.read_bytes() == before
 
 
 def test_torchvisions_resnet50_becomes_imagenets_teacher(clone, call):
@@ -360,8 +364,8 @@ def test_a_published_resnet20_keeps_its_accuracy_in_half_precision(cifar10_folde
     words = ["--dataset", "cifar10", "--network", "resnet20", *IMAGENET]
     status, said = call("score", source, *words)
     assert status == 0 and said.startswith("resnet20 91.73 % of 10000 test images of cifar10; lowest class: cat, 8")
-    assert call("convert", source, *words, "--half")[0] == 0
-    header = files.load_tensors(teacher_path("cifar10", "resnet20"))[1]
+    assert call("convert", source, *words, "--half", "--out", clone / "half.safetensors")[0] == 0
+    header = files.load_tensors(clone / "half.safetensors")[1]
     assert header["accuracy"]["test"] == pytest.approx(0.9173, abs=0.001)
 
 
