@@ -1,4 +1,4 @@
-"""A short GPU run: prepared, so that whoever is lent a GPU for some minutes starts it at once and leaves with results.
+"""A short GPU run: prepared, so that whoever has a GPU for some minutes starts it at once and leaves with results.
 
     python .ci/gpu/run.py --minutes 3 --stages smoke --out first --carried carried
     python .ci/gpu/run.py --minutes 9 --stages row --out second --carried carried

@@ -215,9 +215,9 @@ def _is_printed(line: Line) -> bool:
 
 def _counts(lines: Iterable[Line]) -> str:
     """How many of some lines have which word, without its n; references are not counted."""
-    times = Counter(re.sub(r", n = \d+", "", line.word) for line in lines)
+    times = Counter(re.sub(r", n = \d+", "", line.word).replace(", exploratory", " (exploratory)") for line in lines)
     words = sorted(times.keys() - {"reference"}, key=lambda word: (word == "not run", (*ORDER, word).index(word), word))
-    return ", ".join(f"{times[word]} {word}" for word in words)
+    return "; ".join(f"{times[word]} × {word}" for word in words)
 
 
 def _files_of_cards() -> dict[str, list[str]]:

@@ -179,9 +179,10 @@ def results_table(cards: list[dict]) -> str:
             more += 1
     count = f"{sum(cell is not None for cell, _ in of_paper)} of {len(of_paper) + more}"
     return (
-        f"{markdown(columns | plain, own)}\n\n**{count} rows of the paper have been run:**\n\n"
+        f"{markdown(columns | plain, own)}\n\n"
+        f"**NAYER in Table 1, each pair at E = 300, and at another E what was run: {count} cells.**\n\n"
         + markdown(columns | {f"paper ({paper.EDITION})": "--:"} | beside, [row for _, row in of_paper])
-        + f"\n\n{more} more rows of Table 1 that were not run: [docs/tables.md](docs/tables.md)."
+        + f"\n\n{more} more of its cells that were not run: [docs/tables.md](docs/tables.md)."
     )
 
 

@@ -169,7 +169,7 @@ def sweep(
     """Run every arm and seed of a sweep file that has no finished card yet; each run's output is its log.txt.
 
     Args:
-        file: a sweep file, e.g. data/sweeps/latents_digits.json.
+        file: a sweep file, e.g. data/sweeps/table3_digits.json.
         jobs: runs at a time; default: one for each GPU, or one on the CPU, where each has one thread.
         backend: "local", or "ray" for the Ray cluster of RAY_ADDRESS, or one on this machine.
         only: one of N shares, counted from 1, for job arrays.

@@ -83,8 +83,7 @@ def test_every_problem_that_the_paper_prints_has_a_sweep():
 
 
 # A pilot, rows of docs/tables.md, what other tables took over, and studies on CIFAR-10 of which no run was made.
-ON_NO_PAGE = {"hour_pilot_cifar10", "published_cifar10", "latents_digits"}
-ON_NO_PAGE |= {"embeddings_color_digits", "inputs_cifar10", "paper_cifar10"}
+ON_NO_PAGE = {"hour_pilot_cifar10", "published_cifar10", "inputs_cifar10", "paper_cifar10"}
 
 OF_OURS = {"speed", "first_rounds", "controls_pilot", "controls", "cpnet"}  # studies on CIFAR-10 for a CPU
 

@@ -97,7 +97,7 @@ def of_paper(table: str) -> list[str]:
 def test_a_cell_that_was_not_run_says_so(card):
     table = results_table([card])
     assert of_paper(table) == not_run() and len(not_run()) == 3
-    assert "\n\n9 more rows of Table 1 that were not run: [docs/tables.md](docs/tables.md)." in table
+    assert "\n\n9 more of its cells that were not run: [docs/tables.md](docs/tables.md)." in table
     [hour] = [line for line in table.splitlines() if "hour" in line]
     assert hour.startswith("| cifar10 | resnet20 → wrn16_1 | released, hour, E = 30 | not run |")
 
@@ -105,7 +105,7 @@ def test_a_cell_that_was_not_run_says_so(card):
 def test_the_tables_name_the_papers_edition_and_have_equal_columns(card):
     own, count, papers, _ = results_table([card, full_card(card)]).split("\n\n")
     assert paper.EDITION in papers and "paper" not in own and "gap" not in own
-    assert count == "**1 of 12 rows of the paper have been run:**"
+    assert count == "**NAYER in Table 1, each pair at E = 300, and at another E what was run: 1 of 12 cells.**"
     for table in (own, papers):
         assert "best" not in table and len({line.count("|") for line in table.splitlines()}) == 1
 
