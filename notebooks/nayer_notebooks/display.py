@@ -141,7 +141,7 @@ def environment() -> dict[str, str]:
         "memory": _memory(),
         "GPU": torch.cuda.get_device_name() if gpu else none,
         "Colab": "yes" if "google.colab" in sys.modules else "no",
-        "profiles": ", ".join(PROFILES) if gpu else "quick",
+        "profiles": ", ".join(PROFILES) if gpu else "quick, hour",
     }
 
 

@@ -243,7 +243,7 @@ def test_the_environment_is_what_python_and_torch_say(monkeypatch):
     told = display.environment()
     assert told["Python"] == platform.python_version() and told["torch"] == torch.__version__
     assert told["CPU"] == f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}"
-    assert (told["GPU"], told["Colab"], told["profiles"]) == ("none that torch can use", "no", "quick")
+    assert (told["GPU"], told["Colab"], told["profiles"]) == ("none that torch can use", "no", "quick, hour")
     assert re.fullmatch(r"\d+\.\d GB (free|in all)", told["memory"])
 
 
