@@ -70,13 +70,6 @@ def test_no_pixel_gains_and_none_loses_a_whole_step(values):
     assert (loss > -1e-4).all() and (loss < 1).all()
 
 
-def test_the_memory_keeps_no_gradient():
-    images = torch.rand(2, 1, 1, 1, requires_grad=True)
-    memory = Memory((1, 1, 1), "cpu")
-    memory.add(images, torch.tensor([0, 1]), 0)
-    assert not memory.images.requires_grad and images.grad is None
-
-
 def test_what_was_drawn_is_a_copy_and_saving_makes_none_of_the_rows():
     memory = filled([3])
     images, _ = memory.draw(3, seeded())
@@ -200,7 +193,11 @@ def test_a_resumed_memory_goes_on_as_if_it_had_never_stopped(counts, capacity, n
         each.now += [each.draw(n, its_rng)[1].tolist() for _ in range(3)]
     assert memory.now == resumed.now
     assert contents(memory) == contents(resumed) == expected_contents([*counts, 4], capacity)
-    assert len(state["rows"][0]) == min(sum(counts), capacity or math.inf)  # what was saved is a copy
+
+
+def test_a_state_of_another_capacity_is_refused():
+    with pytest.raises(UserError, match="holds a memory of 5 images, not of None"):
+        filled([3]).load_state_dict(filled([3], 5).state_dict())
 
 
 # --- rows of several tensors

@@ -97,6 +97,12 @@ def test_black_and_white_are_1_apart_and_equal_images_0():
     assert measure([0.3, 0.3, 0.3], [0, 0, 0], [0, 0, 1]) == Diversity(0, 0)
 
 
+def test_equal_images_are_0_apart_however_many_there_are():
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    told = diversity(image.expand(40, -1, -1, -1), torch.zeros(40, dtype=torch.long), torch.arange(40) % 2)
+    assert (told.within, told.across) == (0, 0)  # exactly: a matrix product would leave rounding
+
+
 def test_the_distance_is_the_root_mean_square_over_pixels_and_channels():
     images = torch.zeros(2, 3, 2, 2)
     images[1, 0, 0, 0], images[1, 2, 1, 1] = 0.6, 0.8

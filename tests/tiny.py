@@ -112,17 +112,15 @@ def refused(arguments: list[str], sentence: str, capsys) -> None:
     assert said.err.count("\n") == 1
 
 
-def tensors(state) -> list[torch.Tensor]:
-    """All tensors in a nested state, in a fixed order."""
-    if isinstance(state, torch.Tensor):
-        return [state]
-    if isinstance(state, dict):
-        state = [state[key] for key in sorted(state, key=str)]
-    return [tensor for part in state for tensor in tensors(part)] if isinstance(state, (list, tuple)) else []
-
-
 def same(one, other) -> bool:
-    return len(tensors(one)) == len(tensors(other)) and all(map(torch.equal, tensors(one), tensors(other)))
+    """Whether two nested states are equal: keys, tensors and plain values."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)):
+        return isinstance(other, (list, tuple)) and len(one) == len(other) and all(map(same, one, other))
+    return one == other
 
 
 def through_a_file(state: dict) -> dict:

@@ -177,12 +177,13 @@ def registrations(sweep: Sweep) -> dict[Config, str]:
 def arm_cards(sweep: Sweep, cards: list[dict]) -> dict[str, list[dict]]:
     """The finished cards of each arm, in the order of its seeds; a seed that was not run is left out.
 
-    Of a run that another sweep made too, on another machine, the card is taken whose machine made most of this one's.
+    Of a run that was made twice the first card counts; of one that another sweep made too, on another machine, the
+    card whose machine made most of this one's.
     """
     finished: dict[Config, dict[tuple, dict]] = {config: {} for _, config in sweep.runs()}
     for card in cards:
         if card["status"] == "finished" and split_of(card) == sweep.split and (config := card_config(card)) in finished:
-            finished[config][card["device"], compute_of(card)] = card
+            finished[config].setdefault((card["device"], compute_of(card)), card)
     most = Counter(machine for found in finished.values() for machine in found)
     own = {config: found[max(found, key=most.get)] for config, found in finished.items() if found}
     return {arm: [own[config] for config in configs if config in own] for arm, configs in sweep.arms.items()}

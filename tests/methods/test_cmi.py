@@ -219,7 +219,8 @@ def test_the_first_three_terms_see_the_global_view_alone():
 def test_the_local_view_is_a_window_and_is_mirrored_where_the_data_set_allows_it():
     method = tiny_cmi()
     windows = method.draw_view(400)[1]
-    assert (windows[:, 0, 0] * windows[:, 1, 1]).min() >= 0.25  # and never negative: a mirrored 2 is no 2
+    areas = windows[:, 0, 0] * windows[:, 1, 1]
+    assert 0.25 <= areas.min() < 0.3  # and never negative: a mirrored 2 is no 2
     method.facts = dataclasses.replace(method.facts, flip=True)
     assert 100 < (method.draw_view(400)[1][:, 0, 0] < 0).sum() < 300
 
@@ -355,7 +356,7 @@ def three_rounds() -> dict:
 def test_two_processes_agree_on_weights_and_each_has_a_bank_of_its_own_images(tmp_path):
     one, other = connected(three_rounds, tmp_path)
     assert not changed(one["head"], other["head"]) and changed(one["generator"], other["generator"])
-    assert torch.equal(one["told"], other["told"]) and one["told"].isfinite().all()
+    assert torch.equal(one["told"], other["told"])
     assert len(one["bank"]) == len(other["bank"]) == 25 and not torch.equal(one["bank"], other["bank"])
 
 

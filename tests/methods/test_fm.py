@@ -1,5 +1,6 @@
 """FM: a round is first-order MAML from a generator that outlives it; what else it draws, optimises and starts over."""
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -180,13 +181,23 @@ def test_the_first_linear_and_the_first_batchnorm_start_over_once(options):
         for part in ("weight", "bias")
     }
     for epoch in range(8):
-        before, moments = weights(method.meta), method.meta_optimizer.state_dict()["state"]
+        before, moments = weights(method.meta), copy.deepcopy(method.meta_optimizer.state_dict()["state"])
         method.begin_epoch(epoch)
         assert changed(before, weights(method.meta)) == (expected if epoch == 3 + 3 else set())
         assert same(moments, method.meta_optimizer.state_dict()["state"])
     bound = 1 / math.sqrt(linear.in_features)
     assert bound * 0.9 < linear.weight.abs().max() <= bound  # as PyTorch initialises it
     assert (norm.weight == 1).all() and not norm.bias.any()
+
+
+@pytest.mark.parametrize(("epochs", "at"), [(8, 5), (4, 2), (1, 1)])
+def test_the_reset_comes_at_the_nearest_epoch(epochs, at):
+    method, moved = tiny_fm(warmup_epochs=1, epochs=epochs), []
+    for epoch in range(epochs + 2):
+        before = weights(method.meta)
+        method.begin_epoch(epoch)
+        moved += [epoch] if changed(before, weights(method.meta)) else []
+    assert moved == [1 + at]
 
 
 def test_after_all_epochs_is_never():

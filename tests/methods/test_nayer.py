@@ -437,6 +437,18 @@ def test_d11_the_images_of_the_lowest_loss_or_of_the_last_step(keep, script_of_l
     assert torch.equal(method.memory.images, floored(made[kept]))
 
 
+def test_a_trace_holds_every_steps_images_and_the_rounds_labels(monkeypatch):
+    method = tiny_nayer(generator_steps=3)
+    script(method, monkeypatch, [1.0, 2.0, 3.0] * 2)  # the first is the best
+    made, method.trace = watch_outputs(method.generator), []
+    for _ in range(2):
+        method.synthesize(AFTER)
+    assert len(method.trace) == 2
+    for r, (images, labels) in enumerate(method.trace):
+        assert torch.equal(images, torch.stack([floored(x) for x in made[3 * r : 3 * r + 3]]))
+        assert torch.equal(labels, method.memory.labels[method.memory.rounds == r])
+
+
 def test_d11_the_lowest_loss_is_that_of_eq_5_with_its_weights(monkeypatch):
     method = tiny_nayer(generator_steps=6, generator_lr=0.05)
     made, parts, terms = watch_outputs(method.generator), [], method.values

@@ -179,13 +179,20 @@ def test_it_happens_as_often_as_asked_and_to_every_channel():
 
 
 def test_a_sample_is_decoded_from_exchanged_rows_of_a_depth_drawn_at_random(monkeypatch):
-    method = tiny_spaceship()
+    method = tiny_spaceship(exchange_rate=1.0)
     method.synthesize(0)
-    depths, decode = [], method.decode
-    monkeypatch.setattr(method, "decode", lambda maps, depth: depths.append(depth) or decode(maps, depth))
+    seen, decode = [], method.decode
+    monkeypatch.setattr(method, "decode", lambda maps, depth: seen.append((maps, depth)) or decode(maps, depth))
     batches = [method.sample(16) for _ in range(60)]
+    depths = [depth for _, depth in seen]
     assert min(depths.count(depth) for depth in range(3)) > 8
     assert all(batch.images.shape == (16, 1, 8, 8) and batch.labels.shape == (16,) for batch in batches)
+    stored = method.memory
+    for (maps, depth), batch in zip(seen, batches, strict=True):
+        own = (maps[:, None] == stored.rows[depth][None]).flatten(3).all(3)  # (16, rows, channels)
+        assert not own.all(2).any(1).all()  # not all are whole rows
+        share = [channels.sum(1)[stored.labels == y].max() for channels, y in zip(own, batch.labels, strict=True)]
+        assert min(share) >= maps.shape[1] // 2  # half of row i stays with its label
 
 
 # --- where the student looks

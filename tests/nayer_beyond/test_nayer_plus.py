@@ -37,7 +37,7 @@ def test_each_at_0_leaves_nayer_bit_for_bit():
     options = {"generator_life": 1, "epochs": 3, "generator_batch": 23}
     one, other = tiny_setup(**options), setup(**options)
     told, expected = run_all(other), run_all(one)
-    assert same(other.method.state_dict(), one.method.state_dict())
+    assert same(other.method.state_dict(), one.method.state_dict() | {"slow": None})
     assert [e.student_loss for e in told] == [e.student_loss for e in expected]
     assert other.method.slow is None and other.method.beside == 0 and other.method.compilable
 

@@ -551,8 +551,8 @@ def test_the_summary_counts_the_words_without_the_references(run, sweep):
     page = ablations_page(runs_of(run, sweep, arms))
     [line] = [line for line in page.splitlines() if line.startswith("| Table 3 | digits |")]
     assert line == (
-        "| Table 3 | digits | 1 open, 1 does not show, exploratory, 1 n < 3: no word, 3 shows, exploratory, 3 not run "
-        "| 1 loss, exploratory, 3 not run |"
+        "| Table 3 | digits | 1 × open; 1 × does not show (exploratory); 1 × n < 3: no word; 3 × shows (exploratory); "
+        "3 × not run | 1 × loss (exploratory); 3 × not run |"
     )
     assert "| Table 10 | cifar10 | 15 not run |  |" in page and "| D1 to D13 | digits |  | 15 not run |" in page
 

@@ -748,6 +748,11 @@ def test_a_card_keeps_what_was_registered_before_its_run(write, no_runs, in_proc
     assert [card["registration"] for card in local_cards()] == 2 * [read.registration]
 
 
+def test_of_a_run_that_was_made_twice_the_first_counts(write):
+    first, again = (card_of(tiny_config(seed=0), id=name, accuracy_last=a) for name, a in (("a", 0.9), ("b", 0.99)))
+    assert arm_cards(read_sweep(write(SPEC)), [first, again])["text"] == [first]
+
+
 def test_a_run_of_two_registered_sweeps_belongs_to_both(write, no_runs, in_process, tmp_path, monkeypatch):
     read = read_sweep(write(SPEC | {"seeds": [5]} | PRIMARY))
     monkeypatch.setenv("NAYER_DATA", str(copy_data(tmp_path)))
