@@ -98,8 +98,8 @@ def test_black_and_white_are_1_apart_and_equal_images_0():
 
 
 def test_equal_images_are_0_apart_however_many_there_are():
-    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    told = diversity(image.expand(40, -1, -1, -1), torch.zeros(40, dtype=torch.long), torch.arange(40) % 2)
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)).repeat_interleave(40, 0)
+    told = diversity(images, torch.arange(8).repeat_interleave(40), torch.arange(320) % 2)
     assert (told.within, told.across) == (0, 0)  # exactly: a matrix product would leave rounding
 
 
