@@ -20,7 +20,7 @@ test: $(STAMP)
 # What the quick tests run of the code. Not a part of `make test`, which it would make longer by a third.
 coverage: $(STAMP)
 	@$(QUICK) $(BIN)/pytest -n 2 --dist loadscope -m "not slow" tests \
-		--cov=nayer_lib --cov=nayer_beyond --cov=nayer_notebooks --cov-report=term:skip-covered --cov-fail-under=90
+		--cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-slow: $(STAMP)
 	@$(QUICK) $(BIN)/pytest -m slow tests

@@ -118,6 +118,8 @@ def main() -> int:
     times = json.loads(TIMES.read_text()) if TIMES.is_file() else {}
     everything = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
     chosen = [path for path in everything if path.name.startswith(tuple(arguments.names) or "")]
+    if not chosen:
+        sys.exit(f"no notebook's name begins with {' or '.join(arguments.names)}: take two digits, as 04.")
     for path in [] if arguments.check else chosen:
         notebook = nbformat.read(path, as_version=4)
         os.environ.update(NAYER_PROFILE="quick", CI="1", JUPYTER_PREFER_ENV_PATH="1")

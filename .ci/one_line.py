@@ -1,25 +1,22 @@
 """`make one-line`: Algorithm 1 and five versions of it with one line changed, three seeds each, for notebook 04.
 
 Writes the student's accuracy by epoch to data/one_line.json, arm by arm, with the line that was changed. What is there
-already is not run again. No table and no word rests on these runs: they are the curves behind a learner's own.
+already, made on this machine, is not run again. No table and no word rests on these runs: they are the curves behind a
+learner's own.
 """
 
 import json
-import sys
-from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from nayer_lib import files
+from nayer_lib.algorithm1 import algorithm1
+from nayer_lib.config import make_config
+from nayer_lib.distill import prepare
+from nayer_lib.runs.card import device_name
+from nayer_notebooks.exercises import one_line
 
-from nayer_lib.algorithm1 import algorithm1  # noqa: E402
-from nayer_lib.config import make_config  # noqa: E402
-from nayer_lib.distill import prepare  # noqa: E402
-from nayer_lib.runs.card import device_name  # noqa: E402
-from nayer_notebooks.exercises import one_line  # noqa: E402
-
-KEPT = ROOT / "data" / "one_line.json"
+KEPT = files.data_dir() / "one_line.json"
 SEEDS, BUDGET = (0, 1, 2), {"epochs": 8, "warmup_rounds": 2}
 EDITS = {
     "no redraw": ("Z.redraw(rng, norm=config.redraw_norm)", "pass"),
@@ -42,9 +39,11 @@ def accuracies(function, seed: int) -> list[float]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    kept = json.loads(KEPT.read_text()) if KEPT.is_file() else {"budget": BUDGET, "arms": {}}
-    kept |= {"device": device_name(torch.device("cpu")), "torch": torch.__version__}
-    kept["teacher"] = round(100 * prepare(make_config("digits"), device="cpu").evaluate.teacher.accuracy, 2)
+    about = {"budget": BUDGET, "device": device_name(torch.device("cpu")), "torch": torch.__version__}
+    about["teacher"] = round(100 * prepare(make_config("digits"), device="cpu").evaluate.teacher.accuracy, 2)
+    kept = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
+    if {name: kept.get(name) for name in about} != about:  # runs of two machines are never one figure
+        kept = {**about, "arms": {}}
     for seed in SEEDS:
         for name, edit in {"unchanged": None, **EDITS}.items():
             arm = kept["arms"].setdefault(name, {"line": edit, "accuracy": {}})
@@ -57,7 +56,7 @@ def main() -> None:
 
 
 def write(kept: dict) -> None:
-    KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+    files.write_text(KEPT, json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """`make site`: copies README, docs and notebooks into build/site/source and has Sphinx make pages of them.
 
-The copies differ from what is committed only where a page needs it: alternative text stands where a browser reads it,
-links to files lead to a page or a download, and answers are folded. Every warning is an error.
+The copies differ from what is committed only where a page needs it: links to files lead to a page or a download. Every
+warning is an error.
 """
 
-import argparse
-import html
 import os
 import re
 import shutil
@@ -16,7 +14,6 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ("00", "04", "01", "02", "03", "05", "06", "07", "08")  # as they are taught; others come after
 PACKAGES = (ROOT / "nayer_lib", ROOT / "notebooks" / "nayer_beyond", ROOT / "notebooks" / "nayer_notebooks")
 NO_PAGE = ("__main__.py", "preload.py")  # they do something when they are imported
 BADGE = re.compile(r"!\[Open in Colab\]\(https://[^)]+\)")
@@ -55,35 +52,18 @@ class Source:
         return LINK.sub(replace, text)
 
 
-def tagged(cell: dict, tag: str) -> bool:
-    return tag in cell.metadata.get("tags", [])
-
-
-def picture(output: dict) -> None:
-    """Move a picture's alternative text from the metadata, where no page looks, into an <img>."""
-    alt = output.get("metadata", {}).pop("image/png", {}).get("alt")
-    if alt:
-        png = output.data.pop("image/png").strip()
-        output.data["text/html"] = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{png}">'
-
-
 def site_notebook(notebook: dict, source: Source, name: str) -> None:
     """Make a notebook, in place, what its page shows."""
     notebook.cells[1].metadata.setdefault("tags", []).append("remove-input")  # the bootstrap, for Colab alone
     for cell in notebook.cells:
-        if cell.cell_type == "code":
-            for output in cell.outputs:
-                picture(output)
-                if text := output.get("data", {}).get("text/markdown"):  # links in outputs are taken as they are
-                    output.data["text/markdown"] = re.sub(r"(\]\(\w+)\.ipynb\)", r"\1.html)", text)
-            continue
-        cell.source = source.linked(BADGE.sub(LOCAL_BADGE, cell.source), name)
-        if tagged(cell, "answer") and "<details" not in cell.source:
-            cell.source = f"<details><summary>Answer</summary>\n\n{cell.source}\n\n</details>"
+        if cell.cell_type == "markdown":
+            cell.source = source.linked(BADGE.sub(LOCAL_BADGE, cell.source), name)
 
 
 def teaching_order(paths: list[Path]) -> list[Path]:
-    known = {number: place for place, number in enumerate(ORDER)}
+    """As the README's table has them; a notebook without a row there comes last."""
+    taught = re.findall(r"^\| \[(\d\d) ", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    known = {number: place for place, number in enumerate(taught)}
     return sorted(paths, key=lambda path: (known.get(path.stem[:2], len(known)), path.name))
 
 
@@ -92,7 +72,7 @@ def toctree(caption: str, names: list[str]) -> str:
 
 
 def modules() -> list[Path]:
-    """The files of both packages that have a page."""
+    """The files of the three packages that have a page."""
     found = [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
     return [path for path in found if path.name not in NO_PAGE and path.read_text()]
 
@@ -157,12 +137,9 @@ def build(source: Path, out: Path) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "site")
-    out = parser.parse_args().out
-    source = Source(out / "source")
+    source = Source(ROOT / "build" / "site" / "source")
     copy(source)
-    return build(source.folder, out / "html")
+    return build(source.folder, source.folder.with_name("html"))
 
 
 if __name__ == "__main__":

@@ -60,11 +60,11 @@ def outputs(cells):
 
 
 def alternative(output) -> str | None:
-    """What a figure says in words; None if the output is no figure. Before `Picture` that stood in the metadata."""
+    """What a figure says in words; None if the output is no figure."""
     data = output.get("data", {})
     if image := BeautifulSoup(data.get("text/html", ""), "html.parser").img:
         return image.get("alt", "")
-    return output.metadata.get("image/png", {}).get("alt", "") if "image/png" in data else None
+    return None
 
 
 def figures(cell) -> list[dict]:
@@ -127,6 +127,12 @@ def test_the_last_cell_says_the_same_three_as_done(cells):
 def test_badge_time_and_bootstrap_are_as_make_notebooks_renders_them():
     done = subprocess.run([sys.executable, ROOT / ".ci" / "notebooks.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_name_that_no_notebook_has_is_told():
+    words = [sys.executable, ROOT / ".ci" / "notebooks.py", "--check", "4"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "no notebook's name begins with 4: take two digits, as 04.\n"
 
 
 def test_the_bootstrap_stands_second_and_does_nothing_but_on_colab(cells):

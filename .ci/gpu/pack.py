@@ -29,6 +29,11 @@ def pack(
     wheels: list[str],
 ) -> None:
     """Fill the folder anew."""
+    if out.exists() and not (out / "SHA256SUMS").is_file():
+        sys.exit(f"{out} is there and was not packed by this: give --out another folder, or remove it.")
+    for path in (table, *(images / f"{split}_labels.npz" for split in ("train", "test"))):
+        if not path.is_file():
+            sys.exit(f"{path} does not exist: --images is the folder of sheets and their labels, --table an .npz file.")
     shutil.rmtree(out, ignore_errors=True)
     sheets = sorted(images.glob("train_*.webp"))[train] + (sorted(images.glob("test_*.webp")) if test else [])
     for path in [*sheets, *(images / f"{split}_labels.npz" for split in ("train", "test"))]:

@@ -443,6 +443,8 @@ def main() -> int:
     parser.add_argument("--counts", type=json.loads, default={}, help="other COUNTS, as JSON: rehearse.py's")
     given = parser.parse_args()
     carried = given.carried.resolve() if given.carried else None
+    if carried and not (carried / "SHA256SUMS").is_file():
+        parser.error(f"{given.carried} is not what pack.py made: pack again, or leave --carried out")
     driver = Driver(given.minutes, given.out.resolve(), given.work.resolve(), carried, given.epochs, given.counts)
     signal.signal(signal.SIGTERM, lambda *_: setattr(driver, "stopping", True))
     stages = dict.fromkeys(stage for name in given.stages for stage in COMMANDS.get(name, (name,)))

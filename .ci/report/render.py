@@ -1,12 +1,13 @@
 """`make report`: renders README.md and docs/ anew from the kept cards, the paper's numbers beside ours.
 
-The README gets its table of results and its picture; docs/ Tables 1 and 2 (tables.md) and Figure 1 (figure1.png), the
-ablations (ablations.md), what D1-D13 do (divergences.md), the findings (findings.md), the bench and what number formats
-do (speed.md). Only what stands between a page's markers is written anew: its prose is its own.
+The README gets its table of results and its picture; docs/ Tables 1, 2 and 9 (tables.md) and Figure 1 (figure1.png),
+the ablations (ablations.md), what D1-D13 do (divergences.md), the findings (findings.md), the bench and what number
+formats do (speed.md). Only what stands between a page's markers is written anew: its prose is its own.
 """
 
 import json
 import math
+import sys
 from pathlib import Path
 
 from ablation_tables import ablations_page, with_effects
@@ -52,11 +53,12 @@ def draw_results(cards: list[dict], path: Path) -> None:
     import matplotlib.image
 
     chosen = [card for card in cards if seedless(card_config(card)) == make_config("digits")]
-    if not chosen:
+    pictures = [files.data_dir() / "runs" / f"{card['id']}.png" for card in chosen]
+    pictures = [picture for picture in pictures if picture.is_file()]
+    if not pictures:
         raise UserError("no kept run of the quick profile on digits to draw: keep one with `python -m nayer_lib runs`.")
     figure, [left, right] = new_figure(columns=2, width=4.6, height=4.2)
-    pictures = (files.data_dir() / "runs" / f"{card['id']}.png" for card in chosen)
-    left.imshow(matplotlib.image.imread(next(path for path in pictures if path.is_file())))
+    left.imshow(matplotlib.image.imread(pictures[0]))
     left.set_title("what the student learned from (10 of each class)")
     left.axis("off")
     for card in chosen:
@@ -90,12 +92,16 @@ def draw_figure_1(cards: list[dict], path: Path) -> None:
 
 def main() -> None:
     root, kept = files.data_dir().parent, kept_cards()
-    for name, text in pages(kept).items():
-        files.write_text(root / name, text)
+    texts = pages(kept)
     draw_results(kept, root / "docs" / "results.png")
     draw_figure_1(kept, root / "docs" / "figure1.png")
+    for name, text in texts.items():
+        files.write_text(root / name, text)
     print(results_table(kept))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"report: {error}")

@@ -55,7 +55,7 @@ class BlackBox(Classifier):
         if return_features:
             raise UserError(CLOSED)
         if images.requires_grad:
-            raise UserError("a black box gives no gradient to its images: a loss through its answers is constant.")
+            raise UserError("a black box gives no gradient: detach its images; a loss through its answers is constant.")
         if len(images) > self.left:
             left = f"{self.left:,} of {self.budget:,} images are left to ask about"
             raise UserError(f"{left}, and these are {len(images):,}: give a larger budget.")

@@ -49,15 +49,17 @@ def nodes(teacher: Classifier, image_shape: tuple[int, int, int]) -> tuple[list[
     """Places in `batch_norms` of layers whose inputs are the nodes, and those maps' channels and side, deep to shallow.
 
     In a network that ends in a BatchNorm, as wide ResNets do, that one and each stage's first; else each stage's last.
-    Of equal shapes the deepest alone: so WRN-40-2, ResNet-34 and VGG-11 have the authors' nodes. A `UserError` says
-    that there are none, or that a side is no multiple of the deeper one.
+    Of equal shapes the deepest alone: so WRN-40-2, ResNet-34 and VGG-11 have the authors' nodes.
+
+    Raises:
+        UserError: there are none, or a side is no multiple of the deeper one.
     """
     known = teacher.batch_norms()
     inside = [[m for m in stage.modules() if m in known] for stage in teacher.stages()]
     last, place = ([teacher.pooled()], 0) if teacher.pooled() in known else ([], -1)
     norms = [*last, *(stage[place] for stage in reversed(inside) if stage)]
     with tapped(norms, inputs=True) as maps:
-        teacher(torch.zeros(1, *image_shape, device=next(teacher.parameters()).device))
+        teacher(torch.zeros(1, *image_shape, device=teacher.device))
     found = {}
     for i, norm in enumerate(norms):
         found.setdefault(tuple(maps[i].shape[1:]), norm)

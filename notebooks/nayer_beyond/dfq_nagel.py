@@ -67,7 +67,7 @@ def without_data(teacher: Classifier, how: Quantisation) -> tuple[Classifier, in
         )
     equalise(net, pairs, known)
     absorb(net, pairs, known)
-    mean, std = (torch.tensor(x, device=next(net.parameters()).device) for x in (teacher.mean, teacher.std))
+    mean, std = (torch.tensor(x, device=teacher.device) for x in (teacher.mean, teacher.std))
     image = Moments(torch.zeros_like(mean), torch.ones_like(mean), -mean / std, (1 - mean) / std)
     read = inputs_of_layers(graph, net, image, known)
     student.quantisation = replace(how, folded=True)

@@ -7,7 +7,7 @@ behind it said so.
 import torch
 from torch import Tensor, fx, nn
 
-from .moments import KEEPING, RELUS, operation, through
+from .moments import KEEPING, RELUS, given_by, operation, through
 from .quantised import Quantised
 
 SWEEPS, STILL = 20, 2e-7  # at most so many; the mean |change| of a weight at which they end (jakc4103/DFQ)
@@ -48,8 +48,7 @@ def given_by_batch_norm(graph: fx.Graph, net: nn.Module, folded: nn.Module) -> d
     known = {}
     for node in graph.nodes:
         if operation(node, net) is nn.BatchNorm2d and operation(node, folded) is nn.Identity:
-            norm = net.get_submodule(node.target)
-            known[node.args[0].target] = norm.bias.clone(), norm.weight.abs()
+            known[node.args[0].target] = given_by(net.get_submodule(node.target))
     return known
 
 

@@ -3,8 +3,8 @@
 Behind a BatchNorm a channel is taken for normal with mean beta and deviation |gamma|, within six deviations; a ReLU, a
 sum, a layer without BatchNorm change mean and deviation as below, where what is added is taken for independent (Nagel
 et al. 2019, "Data-free quantization through weight equalization and bias correction", section 4.2 and appendix C). The
-layers' own rule for a linear layer without BatchNorm is ours. Pooling keeps a channel's numbers: the mean of a maximum
-is larger.
+rule for a layer without BatchNorm, whose weights pass mean and variance on, is ours. Pooling keeps a channel's numbers:
+the mean of a maximum is larger.
 """
 
 import operator
@@ -54,6 +54,13 @@ class Moments:
         return Moments(*(F.pad(x, (front, back)) for x in (self.mean, self.std, self.low, self.high)))
 
 
+def given_by(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """(C,) mean beta and deviation |gamma| of what a BatchNorm gives: 0 and 1 where it has no weights."""
+    if not norm.affine:
+        return torch.zeros_like(norm.running_mean), torch.ones_like(norm.running_var)
+    return norm.bias.clone(), norm.weight.abs()
+
+
 def through(layer: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
     """(C_in,) constant channels through a convolution or linear layer with another weight, no bias: (C_out,)."""
     if weight.dim() == 2:
@@ -90,15 +97,18 @@ def inputs_of_layers(
         elif node.op == "output":
             break
         elif kind in (nn.Conv2d, nn.Linear):
-            read[node.target], layer = first, net.get_submodule(node.target)
+            layer = net.get_submodule(node.target)
+            if kind is nn.Linear:  # behind flattened places a channel's numbers stand once for each of its places
+                places = layer.in_features // len(first.mean)
+                first = Moments(*(x.repeat_interleave(places) for x in vars(first).values()))
+            read[node.target] = first
             mean, std = known.get(node.target) or (
                 through(layer, layer.weight, first.mean) + layer.bias,
                 through(layer, layer.weight.square(), first.std.square()).sqrt(),
             )
             of[node] = Moments.normal(mean, std)
         elif kind is nn.BatchNorm2d:  # one that stood behind no convolution
-            layer = net.get_submodule(node.target)
-            of[node] = Moments.normal(layer.bias, layer.weight.abs())
+            of[node] = Moments.normal(*given_by(net.get_submodule(node.target)))
         elif kind in ADDING and len(entering) == 2:
             mean = sum(x.mean for x in entering)
             of[node] = Moments.normal(mean, torch.hypot(*(x.std for x in entering)))
@@ -109,5 +119,6 @@ def inputs_of_layers(
         elif kind is F.pad and len(node.args[1]) == 6:
             of[node] = first.padded(*node.args[1][4:])
         else:
-            raise UserError(f"nothing is known of what {node.name} ({node.op}) does to means and deviations.")
+            what = f"{node.name} ({node.op})"
+            raise UserError(f"nothing is known of what {what} does to means and deviations: take another method.")
     return read

@@ -86,6 +86,9 @@ class Noise(NoSynthesis):
 
     @torch.no_grad()
     def examples(self) -> Examples:
-        """500 images from random numbers of their own, labelled by the teacher as it answers here."""
+        """500 images from a generator of their own with the run's seed, so that the run does not change.
+
+        The labels are the teacher's, as it answers here.
+        """
         images = self.draw(500, torch.Generator(self.device).manual_seed(self.config.seed))
         return Examples(Memory.as_bytes(images), self._answering(images).argmax(1), None)

@@ -82,7 +82,8 @@ class Procedural(NoSynthesis):
             images = images.detach().requires_grad_()
             with self.compute.autocast(self.device):
                 t, s = self._answering(images), self.student(images)
-            loss = losses.distillation(t.float(), s.float(), self.config.temperature)
+            mean = losses.distillation(t.float(), s.float(), self.config.temperature)
+            loss = len(images) * mean  # of one image: float16 would lose the gradient of the mean
             [gradient] = torch.autograd.grad(loss, images)
             images = (images + self.config.epsilon * gradient.sign()).clamp(0, 1)
         self.student.train(training)

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from nayer_lib.base_config import QUANTISATION, Config
 from nayer_lib.classifiers.folding import fold_batch_norms, give_biases
+from nayer_lib.classifiers.teacher import Classifier
 from nayer_lib.datasets import DataSet
 from nayer_lib.errors import UserError
 
@@ -47,10 +48,8 @@ class Quantisation:
     folded: bool = False
 
 
-def quantisation_of(config: Config) -> Quantisation | None:
-    """How a config's student is quantised; None if it is not."""
-    if config.weight_bits is None:
-        return None
+def quantisation_of(config: Config) -> Quantisation:
+    """How a config with `weight_bits` quantises its student."""
     return Quantisation(**{name: getattr(config, name) for name in QUANTISATION})
 
 
@@ -133,7 +132,7 @@ def quantise(net: nn.Module, how: Quantisation) -> None:
             )
     found = [module for module in net.modules() if type(module) in QUANTISED_FORM]
     if not found:
-        raise UserError("this network has no convolution and no linear layer to quantise.")
+        raise UserError("this network has no convolution and no linear layer to quantise: take one that has.")
     for module in found:
         edge = how.edge_bits if module in (found[0], found[-1]) else None
         module.__class__ = QUANTISED_FORM[type(module)]
@@ -168,8 +167,8 @@ def calibrate(network: nn.Module, images: Tensor) -> None:
         module.training = mode
 
 
-def quantised(teacher: nn.Module, how: Quantisation, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
-    """A copy of a teacher, a `Classifier`, on few levels and ready to learn.
+def quantised(teacher: Classifier, how: Quantisation, image_shape: tuple[int, int, int], seed: int) -> nn.Module:
+    """A copy of a teacher on few levels and ready to learn.
 
     Its ranges are set on images (C, H, W) of uniform noise from a seed: no data, and no learning.
 
@@ -180,11 +179,11 @@ def quantised(teacher: nn.Module, how: Quantisation, image_shape: tuple[int, int
     quantise(student.net, how)
     student.quantisation, student.accuracy = how, {}
     noise = torch.rand(CALIBRATION_IMAGES, *image_shape, generator=torch.Generator().manual_seed(seed))
-    calibrate(student, noise.to(next(student.parameters()).device))
+    calibrate(student, noise.to(teacher.device))
     return student.train()
 
 
-def student_of(teacher: nn.Module, config: Config, facts: DataSet) -> nn.Module:
+def student_of(teacher: Classifier, config: Config, facts: DataSet) -> nn.Module:
     """The student of a config with `weight_bits`: `quantised`, its ranges set by the config's seed."""
     return quantised(teacher, quantisation_of(config), facts.image_shape, config.seed)
 

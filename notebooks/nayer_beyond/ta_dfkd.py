@@ -1,19 +1,18 @@
 """TA-DFKD (Shin & Choi 2024, "Teacher as a Lenient Expert: Teacher-Agnostic Data-Free Knowledge Distillation", AAAI).
 
-    L_G = alpha_adv (1 - JS) + alpha_bn L_BN + alpha_l2 ||x||_2 + alpha_tv TV      over G; no class prior
+    L_G = alpha_adv (1 - JS / K) + alpha_bn L_BN + alpha_l2 ||x||_2 + alpha_tv TV      over G; no class prior
     L_S = mean |t - s|                                                            over S
 
 The teacher does not say what G shall make; it says which images are clean. An image's uncertainty is -log of the
 teacher's largest probability. Over a batch, scaled to [0, 1], it is fitted by a mixture of two Gaussians, and an image
 is clean where the lower one explains it better. JS and L_S see clean images alone.
 
-Theirs (bigdata-inha/TA-DFKD-Official 03a0d7e): JS is a mean over images and classes, ours divided by K, so that 1 / K
-stands for `alpha_adv`: 0.1 is for ten classes. They sort images as they were made and show both networks cropped,
-mirrored ones; here what is shown is what is sorted in G's step, and L_BN is of all images where their hooks keep those
-of the last pass, the clean ones. For the student they draw until the batch is clean, without a bound; here at most
-`draws` times, and the surest of the others fill it up. Batches of 1,024 are a guess: their program's default is 32.
-That program scores CIFAR-100's student on CIFAR-10's test images, reports the best epoch, and draws its seed. Re-made
-from the equations; L_TV and L_2 as in `deepinv`.
+Theirs (bigdata-inha/TA-DFKD-Official 03a0d7e): JS is a mean over images and classes, so divided by K here. They sort
+images as they were made and show both networks cropped, mirrored ones; here what is shown is what is sorted in G's
+step, and L_BN is of all images where their hooks keep those of the last pass, the clean ones. For the student they draw
+until the batch is clean, without a bound; here at most `draws` times, and the surest of the others fill it up. Batches
+of 1,024 are a guess: their program's default is 32. That program scores CIFAR-100's student on CIFAR-10's test images,
+reports the best epoch, and draws its seed. Re-made from the equations; L_TV and L_2 as in `deepinv`.
 """
 
 import math
@@ -36,7 +35,6 @@ ITERATIONS = 10  # of expectation and maximisation
 class TADFKDConfig(AdversarialConfig):
     """TA-DFKD (Shin & Choi 2024), its numbers for CIFAR-10."""
 
-    alpha_adv: float = 0.1
     alpha_bn: float = 10.0
     alpha_l2: float = 6e-3
     alpha_tv: float = 1.5e-5
@@ -70,12 +68,12 @@ class TADFKD(Live):
         self.seen = self.clean = 0
 
     def against_student(self, t: Tensor, s: Tensor) -> Tensor:
-        """1 - JS, the mean over clean images."""
+        """1 - JS / K, the mean over clean images and classes."""
         if not self.config.select:
-            return 1 - terms.jensen_shannon(t, s)
+            return 1 - terms.jensen_shannon(t, s) / t.shape[1]
         kept = clean(uncertainty(t.detach()))
         own = torch.where(kept.unsqueeze(1), s, t.detach())  # JS of an unclean image is 0, and so is its gradient
-        return 1 - terms.jensen_shannon(t, own) * len(t) / kept.sum().clamp(min=1)
+        return 1 - terms.jensen_shannon(t, own) * len(t) / kept.sum().clamp(min=1) / t.shape[1]
 
     @torch.no_grad()
     def sample(self, n: int) -> Batch:

@@ -52,7 +52,7 @@ def frame(stem: str, dataset: str, cards: list[dict]) -> "pandas.DataFrame":
         "paper diff": [line.printed for line in lines],
         "ours": [statistics.mean(values) if values else None for values in ours],
         "sd": [statistics.stdev(values) if len(values) > 1 else None for values in ours],
-        "n": [len(line.cell.last) if line.cell else 0 for line in lines],
+        "n": [len(values) for values in ours],
         "diff": of("difference"),
         "low": of("low"),
         "high": of("high"),

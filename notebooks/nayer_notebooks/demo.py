@@ -1,5 +1,6 @@
 """`make demo`: the main job from the command line. Executes notebook 04 and prints the results."""
 
+import csv
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ from nayer_lib.runs.card import read_card
 from .display import profile
 
 NOTEBOOK = "04_data_free_distillation.ipynb"
+POLL = 0.5  # seconds between two looks at the run's curve
 
 
 def demo() -> None:
@@ -25,6 +27,7 @@ def demo() -> None:
     # A kernel of another environment, registered for the user, must not shadow this one's.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     try:
+        import nbclient
         import nbconvert
         import papermill
     except ImportError as error:
@@ -50,6 +53,11 @@ def demo() -> None:
         raise UserError(
             f"cell {error.exec_count} failed with {error.ename}: {error.evalue} (see {executed})."
         ) from error
+    except nbclient.exceptions.DeadKernelError as error:
+        raise UserError(
+            f"the notebook's process died, most often for want of memory (see {executed}): close other programs and "
+            "run it again."
+        ) from error
     finally:
         done.set()
         watcher.join()
@@ -72,12 +80,12 @@ def _progress(curve: Path, done: threading.Event) -> None:
     from tqdm import tqdm
 
     with tqdm(total=make_config(profile=profile()).total_epochs, unit="epoch", desc="notebook starts") as bar:
-        while not done.wait(0.5):
-            lines = curve.read_text(encoding="utf-8").splitlines()[1:] if curve.is_file() else []
-            if len(lines) > bar.n:
-                accuracy = lines[-1].split(",")[5]
+        while not done.wait(POLL):
+            rows = [*csv.DictReader(curve.read_text(encoding="utf-8").splitlines())] if curve.is_file() else []
+            if len(rows) > bar.n:
+                accuracy = rows[-1]["accuracy"]
                 bar.set_description(f"student {100 * float(accuracy):.1f} %" if accuracy else "warm-up: images only")
-                bar.update(len(lines) - bar.n)
+                bar.update(len(rows) - bar.n)
 
 
 if __name__ == "__main__":

@@ -179,8 +179,8 @@ def watch(
     points = [(row["epoch"], 100 * row["accuracy"]) for row in earlier if row["accuracy"] is not None]
     seen: list[Epoch] = []
     picture, told, begun = _Place(), _Place(), time.perf_counter()
-    stop = getattr(epochs, "stop", None)  # of a `Run`
-    with asks_to(stop) if stop else _one_line():
+    run = epochs if isinstance(epochs, Run) else None
+    with asks_to(run.stop) if run else _one_line():
         for epoch in epochs:
             seen.append(epoch)
             if epoch.scores:
@@ -188,15 +188,14 @@ def watch(
             done, last = epoch.epoch + 1, epoch.epoch + 1 == config.total_epochs
             if quiet and not last:
                 continue
-            method = epochs.setup.method if isinstance(epochs, Run) else None
+            method = run.setup.method if run else None
             picture.show(_progress(config, points, 100 * teacher_accuracy, method))
             if not quiet:
                 seconds = (time.perf_counter() - begun) / len(seen) * (config.total_epochs - done)
-                stopped = getattr(epochs, "stopped", False)
-                left = "done" if last else "stopped" if stopped else f"about {seconds:.0f} s left"
+                left = "done" if last else "stopped" if run and run.stopped else f"about {seconds:.0f} s left"
                 words = f"epoch {done} of {config.total_epochs}, warm-up included; {left}"
                 told.show({"text/plain": words}, raw=True)
-    if getattr(epochs, "stopped", False):
+    if run and run.stopped:
         raise Stopped(f"{len(earlier) + len(seen)} of {config.total_epochs} epochs are saved; run the cell to go on.")
     return seen
 

@@ -160,7 +160,8 @@ def show(
         facts = describe(pool, names, compared.get(dataset))
         print(f"{path.name}: {in_words(facts)}\n")
         if keep:
-            remember(dataset, path.name.removesuffix(".safetensors").split(".", 1)[-1], facts)
+            name = path.name.removesuffix(".safetensors")  # under its data set without that one's name
+            remember(dataset, name.split(".", 1)[-1] if dataset else name, facts)
             if dataset == "cifar10" and dataset in compared:
                 remember(dataset, "figure6", figure6(compared[dataset]))
 

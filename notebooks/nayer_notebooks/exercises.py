@@ -9,7 +9,7 @@ import torch
 
 from nayer_lib.errors import UserError
 
-SIGN, FEW = -1.0, 8  # a factor; so many numbers are shown one by one
+SIGN, FEW = -1.0, 8  # the factor of a turned sign; as many numbers are shown one by one
 LEFT_OUT = "not written yet, or not returned: fill in the lines marked TODO in the cell above, and run both cells."
 
 

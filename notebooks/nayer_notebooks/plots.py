@@ -309,7 +309,7 @@ def heat_maps(
 
 
 def ranking(ax: "Axes", names: Sequence[str], values: Tensor) -> "Axes":
-    """A bar for each name, the largest value on top."""
+    """A bar for each name, the largest value on top; values: (N,)."""
     order = values.argsort().tolist()
     ax.barh([names[k] for k in order], values[order].tolist())
     return ax
@@ -340,13 +340,13 @@ def scatter(
 
 
 def pairs(ax: "Axes", text: Tensor, images: Tensor, label: str) -> "Axes":
-    """A dot for every pair of classes: distance of their text against distance of their images."""
+    """A dot for every pair of classes: their texts' distance against their images', (K (K - 1) / 2,) each."""
     ax.plot(text.tolist(), images.tolist(), ".", markersize=4, alpha=0.5)
     return _labelled(ax, "text: 1 - cosine", "images: L2 of class means", title=label)
 
 
 def histograms(ax: "Axes", values: dict[str, Tensor], label: str) -> "Axes":
-    """Some distributions over one axis, outlined and hatched; `label` names the axis."""
+    """Some distributions over one axis, outlined and hatched: name -> (N,); `label` names the axis."""
     for (name, numbers), hatch in zip(values.items(), ("//", "..", "\\\\"), strict=False):
         ax.hist(numbers.tolist(), 30, density=True, histtype="stepfilled", alpha=0.5, hatch=hatch, label=name)
     return _labelled(ax, label, "density", {})

@@ -127,7 +127,7 @@ def _holm(family: "pandas.Series") -> np.ndarray:
     """The p of a family of rows, adjusted for their number."""
     from statsmodels.stats.multitest import multipletests
 
-    gc.freeze()  # it collects garbage first, for a third of a second where hundreds of cards lie in memory
+    gc.freeze()  # multipletests collects garbage: a third of a second where hundreds of cards lie in memory
     try:
         return multipletests(family, method="holm")[1]
     finally:

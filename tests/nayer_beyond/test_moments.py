@@ -122,3 +122,16 @@ def test_an_operation_without_a_rule_is_told():
 
     with pytest.raises(UserError, match=r"nothing is known of what tanh \(call_function\) does"):
         traced(Odd())
+
+
+def test_a_linear_layer_behind_flattened_places_reads_each_channel_at_each_place():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))  # 2 x 2 places
+    net[1].weight.data, net[1].bias.data = torch.tensor([1.0, 2.0]), torch.tensor([3.0, -4.0])
+    assert traced(net)["3"].mean.tolist() == [3.0] * 4 + [-4.0] * 4
+
+
+def test_a_batch_norm_without_weights_gives_mean_0_and_deviation_1():
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, affine=False), nn.ReLU(), nn.Conv2d(2, 2, 1))
+    for front in (net, nn.Sequential(nn.BatchNorm2d(1, affine=False), nn.Conv2d(1, 2, 1))):  # folded, and not
+        read = [*traced(front).values()][-1]
+        assert read.mean.tolist() == pytest.approx([0.3989] * 2 if front is net else [0.0], abs=1e-4)

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbclient
 import nbformat
 import papermill
 import pytest
@@ -38,8 +39,9 @@ def asked(monkeypatch) -> dict:
     return asked
 
 
-def test_the_demo_tells_what_the_run_card_says(asked, runs, capsys):
-    asked["pause"] = 0.6  # the progress bar looks every half second
+def test_the_demo_tells_what_the_run_card_says(asked, runs, capsys, monkeypatch):
+    monkeypatch.setattr("nayer_notebooks.demo.POLL", 0.01)
+    asked["pause"] = 0.05  # the progress bar looks several times an epoch
     demo()
     [folder] = runs.iterdir()
     card = read_json(folder / "run" / "card.json")
@@ -78,6 +80,15 @@ def test_a_cell_that_fails_is_named(monkeypatch):
     with pytest.raises(
         UserError, match=rf"^cell 14 failed with ZeroDivisionError: division by zero \(see .*{NOTEBOOK}"
     ):
+        demo()
+
+
+def test_a_notebook_whose_process_died_is_told(monkeypatch):
+    def killed(*_, **__):
+        raise nbclient.exceptions.DeadKernelError("Kernel died")
+
+    monkeypatch.setattr(papermill, "execute_notebook", killed)
+    with pytest.raises(UserError, match=r"^the notebook's process died, .*: close other programs and run it again\.$"):
         demo()
 
 

@@ -284,6 +284,11 @@ def test_show_keeps_what_it_tells_and_nothing_if_it_is_not_asked_to(clone, capsy
     said(capsys, *pools, keep=True)
     assert kept()["digits"]["sbert.a"]["shape"] == [10, 384]
     assert kept()["other"]["leaves"]["nearest"][0][:2] == ["class 0", "class 1"]
+    again = [pools[1].with_name(f"{name}.sbert.a.safetensors") for name in ("leaves", "birds")]
+    for path in again:
+        path.write_bytes(pools[1].read_bytes())
+    said(capsys, *again, keep=True)
+    assert {"leaves", "leaves.sbert.a", "birds.sbert.a"} <= kept()["other"].keys()  # none in place of another
 
 
 def test_show_compares_with_the_images_that_a_teacher_sees(tmp_path, capsys):
