@@ -80,25 +80,16 @@ def rank_correlation(first: Tensor, second: Tensor, permutations: int = 9999, se
     the share of shuffles (the given order among them) whose rho is at least as large. Both numbers are nan if all
     distances of one matrix are equal.
     """
-    from scipy.stats import rankdata
+    from scipy.spatial.distance import squareform
+    from scipy.stats import rankdata, zscore
 
-    classes = len(first)
-    rows, columns = torch.triu_indices(classes, classes, offset=1)
-
-    def ranks(matrix: Tensor) -> Tensor:
-        ranked = torch.from_numpy(rankdata(matrix[rows, columns].numpy()))
-        ranked = (ranked - ranked.mean()) / ranked.std(correction=0)
-        square = torch.zeros(classes, classes, dtype=ranked.dtype)
-        square[rows, columns] = ranked
-        return square + square.T
-
-    first_ranks, second_ranks = ranks(first), ranks(second)[rows, columns]
-    rng = torch.Generator().manual_seed(seed)
-    shuffles = (torch.randperm(classes, generator=rng) for _ in range(permutations))
-    rho = (first_ranks[rows, columns] * second_ranks).mean().item()
+    one, other = (zscore(rankdata(off_diagonal(matrix))) for matrix in (first, second))
+    rho = float((one * other).mean())
     if math.isnan(rho):
         return rho, rho
-    chance = [(first_ranks[order[rows], order[columns]] * second_ranks).mean().item() for order in shuffles]
+    square, rng = squareform(one), torch.Generator().manual_seed(seed)
+    orders = (torch.randperm(len(first), generator=rng).numpy() for _ in range(permutations))
+    chance = [float((squareform(square[order][:, order], checks=False) * other).mean()) for order in orders]
     return rho, (1 + sum(value >= rho - 1e-12 for value in chance)) / (1 + permutations)
 
 
