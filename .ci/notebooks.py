@@ -101,9 +101,9 @@ def execute(path: Path, notebook: nbformat.NotebookNode) -> float:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     start = time.perf_counter()
-    ExecutePreprocessor(timeout=900, kernel_name="python3", record_timing=False, store_widget_state=False).preprocess(
-        notebook, {"metadata": {"path": str(path.parent)}}
-    )
+    how = {"timeout": 900, "kernel_name": "python3", "record_timing": False, "store_widget_state": False}
+    runner = ExecutePreprocessor(**how, coalesce_streams=True)  # lines that are flushed one by one are one output
+    runner.preprocess(notebook, {"metadata": {"path": str(path.parent)}})
     notebook.metadata = {
         key: notebook.metadata[key] for key in ("accelerator", "kernelspec") if key in notebook.metadata
     } | {"language_info": {"name": "python"}}

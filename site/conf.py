@@ -34,7 +34,7 @@ toc_object_entries = False  # they would make every page's sidebar, and the buil
 nitpick_ignore_regex = [  # types of other libraries, whose pages lie on other hosts
     ("py:class", r"(collections|contextlib|numpy|pandas|pathlib|torch|tyro|types)\..*"),
     ("py:class", r"Axes|BaseFileLock|Figure|FlagCreatePairsOff|Module|Positional|nayer_lib\.text\.hub\.T"),
-    ("py:class", r"ID|dict\[str"),  # pieces of a command's annotations
+    ("py:(class|obj)", r"ID|(dict|tuple)\[str|.*\b(Annotated|Literal)\[.*"),  # pieces of a command's annotations
 ]
 
 html_theme = "sphinx_book_theme"

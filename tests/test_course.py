@@ -162,7 +162,7 @@ SLIPS = {
     "redraw-write": ("    layer.bias.zero_()\n", "", "expected"),
     "bn-write": (".norm()", ".pow(2).sum()", "expected"),
     "opponent-write": ("return -", "return ", "the sign is turned round"),
-    "step-write": ("    optimizer.step()\n", "", "expected"),
+    "step-write": ("    optimizer.zero_grad()\n", "", "expected"),
     "rule-write": ("p_equal < 0.05", "p_equal < 0", "expected"),
     "interval-write": ("0.975", "0.95", "expected"),
     "entropy-write": (
