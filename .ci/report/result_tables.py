@@ -180,7 +180,7 @@ def results_table(cards: list[dict]) -> str:
     count = f"{sum(cell is not None for cell, _ in of_paper)} of {len(of_paper) + more}"
     return (
         f"{markdown(columns | plain, own)}\n\n"
-        f"**NAYER in Table 1, each pair at E = 300, and at another E what was run: {count} cells.**\n\n"
+        f"**NAYER in Table 1, each pair at E = 300 epochs or as it was run: {count} cells have been run.**\n\n"
         + markdown(columns | {f"paper ({paper.EDITION})": "--:"} | beside, [row for _, row in of_paper])
         + f"\n\n{more} more of its cells that were not run: [docs/tables.md](docs/tables.md)."
     )

@@ -105,7 +105,7 @@ def test_a_cell_that_was_not_run_says_so(card):
 def test_the_tables_name_the_papers_edition_and_have_equal_columns(card):
     own, count, papers, _ = results_table([card, full_card(card)]).split("\n\n")
     assert paper.EDITION in papers and "paper" not in own and "gap" not in own
-    assert count == "**NAYER in Table 1, each pair at E = 300, and at another E what was run: 1 of 12 cells.**"
+    assert count == "**NAYER in Table 1, each pair at E = 300 epochs or as it was run: 1 of 12 cells have been run.**"
     for table in (own, papers):
         assert "best" not in table and len({line.count("|") for line in table.splitlines()}) == 1
 
