@@ -31,14 +31,14 @@ image_files datasets augment losses memory evaluate metrics
 algorithm1
 methods.base methods methods.terms methods.round methods.inversion methods.live
 methods.nayer methods.fm methods.deepinv methods.cmi methods.dafl methods.zskt methods.dfq_choi
-methods.mad methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr methods.with_data
+methods.mad methods.spaceship methods.dfad methods.replay methods.prekd methods.mbdfkd methods.kakr
 config checkpoint distill
 runs.lock runs.interrupts runs.entries runs.card runs.new_card runs.measured runs.run
 runs.forecast runs.sweep runs.launch
 cli.common cli.lte cli.teacher cli preload __main__
 """
 BEYOND = """
-nayer_beyond mobilenet quantised moments equalisation rounding dfq_nagel zeroq zaq
+nayer_beyond with_data mobilenet quantised moments equalisation rounding dfq_nagel zeroq zaq
 noise procedural coupled views cpnet nayer_plus ta_dfkd black_box stealing
 """
 NOTEBOOKS = "pace geometry embeddings paper rule statistics lines ablations tables plots exercises display demo"

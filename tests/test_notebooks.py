@@ -14,8 +14,8 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
+from nayer_beyond.with_data import WithData
 from nayer_lib.methods import METHODS
-from nayer_lib.methods.with_data import WithData
 from nayer_notebooks.tables import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]

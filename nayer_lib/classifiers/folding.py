@@ -3,7 +3,6 @@ running ones."""
 
 import copy
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,14 +23,6 @@ def fold_batch_norms(net: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
             result.set_submodule(name, fused.get(name) or nn.Identity())
     return result
-
-
-@torch.no_grad()
-def give_biases(net: nn.Module) -> None:
-    """Give each convolution and linear layer without a bias one of zeros."""
-    for layer in net.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is None:
-            layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
 
 
 def with_batch_statistics(network: nn.Module) -> nn.Module:

@@ -40,7 +40,11 @@ NO_FOREIGN = Foreign()
 
 
 def new_file(path: Path) -> Path:
-    """The path, if no file stands there that would be lost."""
+    """The path, if no file stands there.
+
+    Raises:
+        UserError: one does, and would be lost.
+    """
     if path.exists():
         raise UserError(f"{path} is there already, and would be lost: give --out another file, or remove it.")
     return path

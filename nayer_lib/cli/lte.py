@@ -36,8 +36,9 @@ def build(
     """
     if len(dataset) * len(prompt) > 1 and out:
         raise UserError("--out names one file: leave it out, or build one pool at a time.")
-    wanted = [(one, new_file(out or pool_path(one[0], encoder, one[1]))) for one in itertools.product(dataset, prompt)]
-    for (name, template), path in wanted:
+    wanted = list(itertools.product(dataset, prompt))
+    paths = [new_file(out or pool_path(name, encoder, template)) for name, template in wanted]
+    for (name, template), path in zip(wanted, paths, strict=True):
         pool = build_pool(_names(name, classes), encoder, template, model, device, bar=True)
         _save(pool, path)
         if unknown := pool.header.get("unknown_words"):

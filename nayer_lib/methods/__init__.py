@@ -1,4 +1,4 @@
-"""Every method behind one seam (`base.Method`): a new paper is its file, one line of METHODS and its test."""
+"""Every method behind one seam (`base.Method`): a new paper is its file and one line of METHODS."""
 
 from collections.abc import Iterator, Mapping
 
@@ -61,6 +61,6 @@ CONTROLS = Kinds(
     rounding="nayer_beyond.rounding:Rounding",
     noise="nayer_beyond.noise:Noise",
     procedural="nayer_beyond.procedural:Procedural",
-    with_data=".with_data:WithData",
+    with_data="nayer_beyond.with_data:WithData",
 )
 KINDS = Kinds(**METHODS.places, **CONTROLS.places)

@@ -25,13 +25,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from nayer_lib.classifiers.folding import fold_batch_norms, give_biases
+from nayer_lib.classifiers.folding import fold_batch_norms
 from nayer_lib.classifiers.teacher import Classifier
 from nayer_lib.errors import UserError
 
 from .equalisation import absorb, correct, equalise, given_by_batch_norm, neighbours
 from .moments import Moments, inputs_of_layers
-from .quantised import Quantisation, quantise
+from .quantised import Quantisation, give_biases, quantise
 from .rounding import Rounding, RoundingConfig
 
 

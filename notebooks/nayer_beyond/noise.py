@@ -26,7 +26,8 @@ from nayer_lib.classifiers.folding import with_batch_statistics
 from nayer_lib.errors import UserError
 from nayer_lib.memory import Memory
 from nayer_lib.methods.base import Batch, Examples
-from nayer_lib.methods.with_data import NoSynthesis, NoSynthesisConfig
+
+from .with_data import NoSynthesis, NoSynthesisConfig
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from nayer_lib.errors import UserError
 from nayer_lib.evaluate import in_batches
 from nayer_lib.memory import Memory
 from nayer_lib.methods.base import Batch
-from nayer_lib.methods.with_data import NoSynthesis, WithDataConfig
+
+from .with_data import NoSynthesis, WithDataConfig
 
 CHUNK = 1000  # pictures drawn at a time
 DISCS, STROKES, CLOUD = 16, 3, 4

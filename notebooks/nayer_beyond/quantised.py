@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nayer_lib.base_config import QUANTISATION, Config
-from nayer_lib.classifiers.folding import fold_batch_norms, give_biases
+from nayer_lib.classifiers.folding import fold_batch_norms
 from nayer_lib.classifiers.teacher import Classifier
 from nayer_lib.datasets import DataSet
 from nayer_lib.errors import UserError
@@ -113,6 +113,14 @@ def layers(net: nn.Module) -> list[Quantised]:
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def give_biases(net: nn.Module) -> None:
+    """Give each convolution and linear layer without a bias one of zeros."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is None:
+            layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))
 
 
 def quantise(net: nn.Module, how: Quantisation) -> None:

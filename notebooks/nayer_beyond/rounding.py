@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from nayer_lib.methods.base import Batch
-from nayer_lib.methods.with_data import NoSynthesis, NoSynthesisConfig
+
+from .with_data import NoSynthesis, NoSynthesisConfig
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import fx, nn
 
 from nayer_beyond.dfq_nagel import DFQNagel, without_data
 from nayer_beyond.equalisation import absorb, by_input, correct, equalise, given_by_batch_norm, neighbours
-from nayer_beyond.quantised import Quantisation, layers, quantise, quantised
-from nayer_lib.classifiers.folding import fold_batch_norms, give_biases
+from nayer_beyond.quantised import Quantisation, give_biases, layers, quantise, quantised
+from nayer_lib.classifiers.folding import fold_batch_norms
 from nayer_lib.classifiers.teacher import load_teacher, make_classifier
 from nayer_lib.config import make_config
 from nayer_lib.errors import UserError

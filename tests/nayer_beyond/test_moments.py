@@ -8,7 +8,8 @@ from torch import fx, nn
 
 from nayer_beyond.equalisation import given_by_batch_norm
 from nayer_beyond.moments import Moments, inputs_of_layers, through
-from nayer_lib.classifiers.folding import fold_batch_norms, give_biases
+from nayer_beyond.quantised import give_biases
+from nayer_lib.classifiers.folding import fold_batch_norms
 from nayer_lib.classifiers.teacher import load_teacher, make_classifier, tapped
 from nayer_lib.datasets import load_split
 from nayer_lib.errors import UserError

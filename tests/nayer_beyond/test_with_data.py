@@ -4,12 +4,12 @@ import pytest
 import torch
 from tiny import tiny_config
 
+from nayer_beyond.with_data import WithData
 from nayer_lib.classifiers.teacher import load_teacher, make_classifier
 from nayer_lib.datasets import Split, load_split
 from nayer_lib.distill import distill, prepare
 from nayer_lib.evaluate import Evaluator
 from nayer_lib.methods import METHODS
-from nayer_lib.methods.with_data import WithData
 
 
 @pytest.fixture(scope="module")

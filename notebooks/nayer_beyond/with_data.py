@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..base_config import Config
-from ..classifiers.teacher import Classifier
-from ..compute import Compute
-from ..datasets import DataSet, Split
-from ..ranks import Ranks
-from .base import Method, SynthesisReport
+from nayer_lib.base_config import Config
+from nayer_lib.classifiers.teacher import Classifier
+from nayer_lib.compute import Compute
+from nayer_lib.datasets import DataSet, Split
+from nayer_lib.methods.base import Method, SynthesisReport
+from nayer_lib.ranks import Ranks
 
 
 @dataclass(frozen=True)
